@@ -1,0 +1,1 @@
+"""Mana: a self-hosted, local-first, end-to-end-encrypted AI workbench."""

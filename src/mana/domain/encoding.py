@@ -1,0 +1,45 @@
+"""The two byte forms that keys, seals and signatures rest on.
+
+Canonical JSON: sorted keys, no spaces, UTF-8, NaN and infinities refused.
+Length prefix: each part as 4 bytes big-endian length, then its bytes, so that
+`["a", "bc"]` and `["ab", "c"]` never meet. Normative: docs/protocol/crypto.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TypeAlias
+
+from mana.domain.errors import Invalid
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+
+def canonical_json(value: object) -> bytes:
+    """Return the one byte form of a JSON value.
+
+    Raises Invalid for NaN, infinities, lone surrogates and anything that JSON cannot hold.
+    """
+    try:
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+        return text.encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise Invalid("not a JSON value that can be written in canonical form") from error
+
+
+def length_prefixed(*parts: str | bytes) -> bytes:
+    """Join parts so that no two different sequences give the same bytes."""
+    out = bytearray()
+    for part in parts:
+        raw = part.encode("utf-8") if isinstance(part, str) else part
+        out += len(raw).to_bytes(4, "big")
+        out += raw
+    return bytes(out)
+
+
+def sha256(data: bytes) -> bytes:
+    """Return the 32-byte SHA-256 digest."""
+    return hashlib.sha256(data).digest()
