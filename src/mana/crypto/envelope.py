@@ -1,0 +1,214 @@
+"""The envelope of one sealed field, and the path tokens of set elements.
+
+A hub checks the form without a key (`parse_envelope`); only a holder of the record key opens
+it, and only where it was sealed: space, table, record, path, stamp and actor are bound. The
+length is padded to a size class, so that "yes" and "no" look the same.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, cast, final
+
+from mana.crypto import keys
+from mana.crypto.errors import Malformed
+from mana.crypto.primitives import (
+    IV_BYTES,
+    TAG_BYTES,
+    Aead,
+    Random,
+    b64,
+    b64url,
+    hkdf,
+    mac,
+    require_key,
+    unb64,
+    unb64_lenient,
+)
+from mana.domain.encoding import Json, canonical_json, length_prefixed
+from mana.domain.ids import RecordId, SpaceId
+
+KeyClass: TypeAlias = Literal["s", "p", "m"]
+"""Whose key: the space's, the author's private one in it, or the mission's."""
+
+SIZE_MIN: Final = 32
+SIZE_STEP: Final = 4096
+VERSION_MAX: Final = 999_999_999
+
+_ENVELOPE: Final = re.compile(
+    r"enc:2:([spm])([1-9][0-9]{0,8}):([A-Za-z0-9+/]{16})\.([A-Za-z0-9+/]+={0,2})"
+)
+_ENC1: Final = "enc:1:"
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Where a sealed value stands. `actor` is the wire form, without what a person wrote."""
+
+    space: SpaceId
+    table: str
+    record: RecordId
+    path: str
+    at: str
+    actor: Mapping[str, Json]
+
+    def associated_data(self) -> bytes:
+        """Return the bytes that are bound to the value."""
+        return length_prefixed(
+            self.space,
+            self.table,
+            self.record,
+            self.path,
+            self.at,
+            canonical_json(dict(self.actor)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A sealed field, taken apart but not opened."""
+
+    cls: KeyClass
+    version: int
+    iv: bytes
+    ciphertext: bytes
+
+
+@final
+class RecordKey:
+    """The key of one record, expanded once, because a record has many fields."""
+
+    __slots__ = ("_raw", "aead")
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = bytes(require_key(raw))
+        self.aead: Final = Aead(self._raw)
+
+    @classmethod
+    def derive(cls, parent: bytes, table: str, record_id: RecordId) -> RecordKey:
+        """Derive from a space key, a private key or a mission key."""
+        return cls(keys.record_key(parent, table, record_id))
+
+    def __repr__(self) -> str:
+        return "RecordKey(…)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RecordKey) and hmac.compare_digest(self._raw, other._raw)
+
+    def to_bytes(self) -> bytes:
+        """Return the 32 bytes, to be put into a grant at once."""
+        return self._raw
+
+
+def seal_field(
+    key: RecordKey,
+    *,
+    cls: KeyClass,
+    version: int,
+    binding: Binding,
+    value: Json,
+    random: Random = os.urandom,
+) -> str:
+    """Seal one value for one place. Two seals of one value differ."""
+    if cls not in ("s", "p", "m") or not 1 <= version <= VERSION_MAX:
+        raise Malformed("unknown key class or key version")
+    plaintext = canonical_json(value)
+    padded = plaintext.ljust(size_class(len(plaintext)), b" ")
+    iv = random(IV_BYTES)
+    ciphertext = key.aead.seal(iv, padded, binding.associated_data())
+    return f"enc:2:{cls}{version}:{b64(iv)}.{b64(ciphertext)}"
+
+
+def open_field(key: RecordKey, text: str, *, binding: Binding) -> Json:
+    """Open what was sealed for this place; raise SealRejected anywhere else."""
+    envelope = parse_envelope(text)
+    plaintext = key.aead.open(envelope.iv, envelope.ciphertext, binding.associated_data())
+    return parse_json(plaintext)
+
+
+def parse_envelope(text: str) -> Envelope:
+    """Check the form, to the last bit, without a key; raise Malformed otherwise."""
+    match = _ENVELOPE.fullmatch(text)
+    if match is None:
+        raise Malformed("not an envelope")
+    ciphertext = unb64(match[4])
+    size = len(ciphertext) - TAG_BYTES
+    if size < SIZE_MIN or size_class(size) != size:
+        raise Malformed("not the length of an envelope")
+    return Envelope(cast(KeyClass, match[1]), int(match[2]), unb64(match[3]), ciphertext)
+
+
+def is_envelope(value: object) -> bool:
+    """Say whether a value on the wire has the form of a sealed field."""
+    if not isinstance(value, str):
+        return False
+    try:
+        parse_envelope(value)
+    except Malformed:
+        return False
+    return True
+
+
+def size_class(length: int) -> int:
+    """Return the padded length: a power of two from 32 to 4096, then multiples of 4096."""
+    if length > SIZE_STEP:
+        return -(-length // SIZE_STEP) * SIZE_STEP
+    return max(SIZE_MIN, 1 << max(0, length - 1).bit_length())
+
+
+def element_token(key: RecordKey, field: str, element: Json) -> str:
+    """Return the last part of a set element's path: equal for equal elements of one field.
+
+    Keyed by the record, so that the hub merges a set without learning that two records
+    share an element.
+    """
+    path_key = hkdf(key.to_bytes(), info=length_prefixed("mana-path:v1", field))
+    return b64url(mac(path_key, canonical_json(element))[:16])
+
+
+def is_enc1(value: object) -> bool:
+    """Say whether an imported value is in the reference's older form."""
+    return isinstance(value, str) and value.startswith(_ENC1)
+
+
+def open_enc1(master_key: bytes, text: str) -> Json:
+    """Open a value of the reference's form `enc:1`. Mana never writes it: nothing is bound.
+
+    The result may hold a lone surrogate, which the reference allows and Mana cannot seal;
+    whoever imports replaces it.
+    """
+    if not text.startswith(_ENC1):
+        raise Malformed("not an enc:1 value")
+    iv, dot, ciphertext = text[len(_ENC1) :].partition(".")
+    if not dot:
+        raise Malformed("not an enc:1 value")
+    plaintext = Aead(master_key).open(unb64_lenient(iv), unb64_lenient(ciphertext), b"")
+    return parse_json(plaintext)
+
+
+def parse_json(data: bytes) -> Json:
+    """Read authenticated JSON strictly: UTF-8, no NaN, no name twice."""
+    try:
+        return cast(
+            Json,
+            json.loads(data.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_once_each),
+        )
+    except (ValueError, RecursionError):
+        # Without a cause: a decoder's message would quote the plaintext.
+        raise Malformed("not JSON") from None
+
+
+def _refuse(constant: str) -> Json:
+    raise ValueError("not JSON")
+
+
+def _once_each(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name twice")
+    return members

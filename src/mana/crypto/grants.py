@@ -1,0 +1,182 @@
+"""Mission grants, version 2: exactly some record keys, for one runner, one scope, one life.
+
+The header is bytes to this file; `domain.grants` says what stands in it. The key that opens
+the grant is derived from the header itself, so any other scope, life or mission is another
+key; and both the device and the hub have signed it. Normative: docs/protocol/grants.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from mana.crypto.envelope import parse_json
+from mana.crypto.errors import Malformed, SealRejected, WrapRejected
+from mana.crypto.keys import new_key
+from mana.crypto.primitives import (
+    Random,
+    b64,
+    hkdf,
+    open_text,
+    require_key,
+    seal_text,
+    unb64,
+)
+from mana.crypto.signatures import SigningKey, VerifyKey
+from mana.crypto.wrapping import WrapPrivateKey, WrapPublicKey
+from mana.domain.encoding import Json, canonical_json, length_prefixed, sha256
+from mana.domain.ids import MissionId
+
+INFO_BYTES_MAX_V1: Final = 1024
+
+_SEALED_PREFIX: Final = "gk:2:"
+
+
+@dataclass(frozen=True, slots=True)
+class SealedGrant:
+    """What a device hands to the register with a header."""
+
+    wrapped_key: bytes = field(repr=False)
+    sealed_keys: str = field(repr=False)
+    signature: bytes
+
+    def to_wire(self) -> dict[str, Json]:
+        """Return the JSON members of the completed grant."""
+        return {
+            "wrappedKey": b64(self.wrapped_key),
+            "sealedKeys": self.sealed_keys,
+            "signature": b64(self.signature),
+        }
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, object]) -> SealedGrant:
+        """Read the JSON members; others beside them are not this file's business."""
+        wrapped, sealed, signature = (
+            wire.get(name) for name in ("wrappedKey", "sealedKeys", "signature")
+        )
+        if not (
+            isinstance(wrapped, str) and isinstance(sealed, str) and isinstance(signature, str)
+        ):
+            raise Malformed("not a completed grant")
+        return cls(unb64(wrapped), sealed, unb64(signature))
+
+
+def derive_mission_data_key(secret: bytes, mission_id: MissionId, header: bytes) -> bytes:
+    """Derive MDK, which seals the keys of a grant."""
+    return hkdf(require_key(secret), salt=mission_id.encode("utf-8"), info=header)
+
+
+def seal_grant(
+    header: bytes,
+    mission_id: MissionId,
+    payload: Mapping[str, Json],
+    *,
+    runner: WrapPublicKey,
+    device: SigningKey,
+    random: Random = os.urandom,
+) -> SealedGrant:
+    """Complete a grant on the device: wrap the secret, seal the keys, sign both."""
+    _require_canonical(header)
+    secret = new_key(random=random)
+    sealed_keys = seal_text(
+        _SEALED_PREFIX,
+        derive_mission_data_key(secret, mission_id, header),
+        canonical_json(dict(payload)),
+        header,
+        random=random,
+    )
+    wrapped_key = runner.wrap(secret, _wrap_info(header))
+    signature = device.sign("mana-grant:v2", *_signed_parts(header, wrapped_key, sealed_keys))
+    return SealedGrant(wrapped_key, sealed_keys, signature)
+
+
+def countersign_grant(hub: SigningKey, header: bytes, grant: SealedGrant) -> bytes:
+    """Sign, as the hub, that the register took this grant."""
+    return hub.sign("mana-grant-hub:v2", header, grant.signature)
+
+
+def verify_grant(header: bytes, grant: SealedGrant, *, device: VerifyKey) -> None:
+    """Raise SignatureRejected unless the device made this grant. Needs no private key."""
+    _require_canonical(header)
+    parts = _signed_parts(header, grant.wrapped_key, grant.sealed_keys)
+    device.verify(grant.signature, "mana-grant:v2", *parts)
+
+
+def verify_countersignature(
+    header: bytes, grant: SealedGrant, countersignature: bytes, *, hub: VerifyKey
+) -> None:
+    """Raise SignatureRejected unless the hub's register took this grant."""
+    hub.verify(countersignature, "mana-grant-hub:v2", header, grant.signature)
+
+
+def open_grant(
+    header: bytes,
+    mission_id: MissionId,
+    grant: SealedGrant,
+    countersignature: bytes,
+    *,
+    runner: WrapPrivateKey,
+    device: VerifyKey,
+    hub: VerifyKey,
+) -> dict[str, Json]:
+    """Return the payload: the record keys and the mission key.
+
+    Raises SignatureRejected, WrapRejected or Malformed: the reasons `signature-rejected`,
+    `wrap-rejected` and `malformed`. Whether the grant is the right one, in force and audited
+    is for the caller to settle first.
+    """
+    verify_grant(header, grant, device=device)
+    verify_countersignature(header, grant, countersignature, hub=hub)
+    secret = runner.unwrap(grant.wrapped_key, _wrap_info(header))
+    mission_data_key = derive_mission_data_key(secret, mission_id, header)
+    try:
+        plaintext = open_text(_SEALED_PREFIX, mission_data_key, grant.sealed_keys, header)
+    except SealRejected:
+        # The secret is not the one of this header: to the runner, a key that does not fit.
+        raise WrapRejected("the keys of the grant do not open") from None
+    payload = parse_json(plaintext)
+    if not isinstance(payload, dict):
+        raise Malformed("the payload of a grant is an object")
+    return payload
+
+
+def mission_data_key_v1(
+    master_key: bytes, mission_id: MissionId, tables: Iterable[str], record_ids: Iterable[str]
+) -> bytes:
+    """Derive the reference's version 1 key, to read what it left. Never used to write.
+
+    Its scope string is ambiguous (an id may hold a comma); version 2 exists for that too.
+    """
+    info = (
+        "mana-ai-mission-grant:v1"
+        f":tables={','.join(sorted(tables, key=_utf16))}"
+        f":ids={','.join(sorted(record_ids, key=_utf16))}"
+    ).encode()
+    if len(info) > INFO_BYTES_MAX_V1:
+        # The reference's HKDF takes no more, so it can have made no such grant.
+        raise Malformed("a scope that version 1 could not express")
+    return hkdf(require_key(master_key), salt=mission_id.encode("utf-8"), info=info)
+
+
+def _wrap_info(header: bytes) -> bytes:
+    return length_prefixed("mana-grant-wrap:v2", sha256(header).hex())
+
+
+def _signed_parts(header: bytes, wrapped_key: bytes, sealed_keys: str) -> tuple[bytes, ...]:
+    if not sealed_keys.isascii():
+        raise Malformed("not the form of sealed keys")
+    return header, sha256(wrapped_key), sha256(sealed_keys.encode("ascii"))
+
+
+def _require_canonical(header: bytes) -> None:
+    """Refuse a header of which two readers could read two things."""
+    value = parse_json(header)
+    if not isinstance(value, dict) or canonical_json(value) != header:
+        raise Malformed("a grant's header is one canonical JSON object")
+
+
+def _utf16(text: str) -> bytes:
+    """Order as the reference does: by UTF-16 code units."""
+    return text.encode("utf-16-be", "surrogatepass")
