@@ -26,15 +26,21 @@ def canonical_json(value: object) -> bytes:
             value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         )
         return text.encode("utf-8")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise Invalid("not a JSON value that can be written in canonical form") from error
 
 
 def length_prefixed(*parts: str | bytes) -> bytes:
-    """Join parts so that no two different sequences give the same bytes."""
+    """Join parts so that no two different sequences give the same bytes.
+
+    Raises Invalid for text with a lone surrogate, which has no UTF-8 form.
+    """
     out = bytearray()
     for part in parts:
-        raw = part.encode("utf-8") if isinstance(part, str) else part
+        try:
+            raw = part.encode("utf-8") if isinstance(part, str) else part
+        except UnicodeEncodeError as error:
+            raise Invalid("not text that can be written in UTF-8") from error
         out += len(raw).to_bytes(4, "big")
         out += raw
     return bytes(out)
