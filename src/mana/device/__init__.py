@@ -1,0 +1,1 @@
+"""The person's side: replica, keys and sync, without an HTTP server."""

@@ -1,0 +1,1 @@
+"""The PostgreSQL side: it keeps and serves what it cannot read."""

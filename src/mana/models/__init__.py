@@ -1,0 +1,1 @@
+"""The adapters behind the planning loop's model port."""

@@ -1,0 +1,1 @@
+"""The data modules: siblings that never meet and import the domain only."""

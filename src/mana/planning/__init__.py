@@ -1,0 +1,1 @@
+"""Agents without I/O: prompts, replies, dispatch and the planning loop."""

@@ -1,0 +1,1 @@
+"""The installed modules, checked once and then frozen."""

@@ -1,0 +1,1 @@
+"""Shipped doubles: clocks, models, stores and the simulator. Nothing imports this."""

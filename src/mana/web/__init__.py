@@ -1,0 +1,1 @@
+"""The page that the device serves; it knows the device only."""
