@@ -1,1 +1,1 @@
-"""Agents without I/O: prompts, replies, dispatch and the planning loop."""
+"""Agents without I/O: prompt, loop, dispatch and guardrails, driven through ports."""
