@@ -1,0 +1,335 @@
+"""What the page and the terminal show: opened values, ready to be put into words.
+
+Plain dataclasses without behaviour. They hold a person's text, so they never leave the device
+process except as what that person sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mana.domain.cadences import Cadence
+from mana.domain.encoding import Json
+from mana.domain.missions import InputRef
+from mana.domain.policy import Decision, Policy
+
+LinkState = Literal["online", "offline", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncStatus:
+    """The truth about sync. Times in ms since 1970; `waiting`: changes not yet acknowledged."""
+
+    link: LinkState
+    synced_ms: int | None
+    waiting: int
+    refused: int
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """A model that may work: its endpoint, name, and what it is in words."""
+
+    endpoint: str
+    model: str
+    description: str
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerView:
+    """The hub's runner as this device knows it; `fingerprint` is shown in the consent."""
+
+    key_id: str
+    fingerprint: str
+    models: tuple[ModelView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The status line: account, lock, sync, runner and model."""
+
+    account_id: str
+    login: str
+    display_name: str
+    mode: str
+    demo: bool
+    locked: bool
+    sync: SyncStatus
+    runner: RunnerView | None
+    device_model: ModelView
+    next_run_ms: int | None
+    to_decide: int
+
+
+@dataclass(frozen=True, slots=True)
+class FieldDiff:
+    """One field before and after. `words`: spans of a word difference for long text.
+
+    A span is `(kind, text)` with kind `same`, `gone` or `new`.
+    """
+
+    name: str
+    before: Json
+    after: Json
+    words: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordDiff:
+    """What one record would become, or became. `op`: insert, update or delete."""
+
+    table: str
+    record_id: str
+    title: str
+    op: str
+    fields: tuple[FieldDiff, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cited:
+    """An input that an iteration read."""
+
+    table: str
+    record_id: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One step as the person decides on it.
+
+    `state`: staged, planned, executing, approved, rejected, skipped, failed or expired.
+    `moved`: the base changed since it was planned, and the preview was made anew.
+    `verified`: the runner's signature and the grant hold; an unverified one cannot be approved.
+    """
+
+    step_id: str
+    iteration_id: str
+    mission_id: str
+    mission_title: str
+    agent_id: str
+    agent_name: str
+    agent_avatar: str
+    planned_ms: int
+    state: str
+    tool: str
+    params: Mapping[str, Json]
+    sentence: str
+    diffs: tuple[RecordDiff, ...]
+    rationale: str
+    cited: tuple[Cited, ...]
+    reach: str
+    model: str
+    tokens: int
+    expires_ms: int | None
+    verified: bool
+    moved: bool = False
+    feedback: str = ""
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineLine:
+    """One AI write, or its refusal, in a bucket. `state`: done, reverted, changed, proposed,
+    rejected, refused, failed."""
+
+    step_id: str
+    sentence: str
+    state: str
+    journal_ids: tuple[str, ...]
+    diffs: tuple[RecordDiff, ...]
+    at_ms: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One iteration on the timeline, newest bucket first."""
+
+    iteration_id: str
+    mission_id: str
+    mission_title: str
+    agent_id: str
+    agent_name: str
+    agent_avatar: str
+    at_ms: int
+    summary: str
+    source: str
+    model: str
+    tokens: int
+    lines: tuple[TimelineLine, ...]
+    revertible: bool
+    reverted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A field that revert leaves alone, and why."""
+
+    table: str
+    record_id: str
+    title: str
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevertPreview:
+    """What a revert would restore, and what it would leave."""
+
+    target: str
+    restored: tuple[RecordDiff, ...]
+    conflicts: tuple[Conflict, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GrantView:
+    """A grant, with the titles that the person granted. `state` as in the register, or `stale`."""
+
+    grant_id: str
+    mission_id: str
+    mission_title: str
+    titles: tuple[str, ...]
+    endpoints: tuple[str, ...]
+    issued_ms: int
+    expires_ms: int
+    state: str
+    stale_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """The consent text of a grant, before it is made. `lines` are whole sentences, in order."""
+
+    mission_id: str
+    mission_title: str
+    agent_name: str
+    records: tuple[Cited, ...]
+    runner_fingerprint: str
+    models: tuple[ModelView, ...]
+    days: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One line of a mission's run ledger."""
+
+    occurrence_id: str
+    scheduled_ms: int
+    kind: str
+    state: str
+    reason: str
+    reason_words: str
+    iteration_id: str | None
+    tokens: int
+    phase: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MissionView:
+    """A mission with its schedule. `next_ms` are the next three due moments by the cadence;
+    `hold_words` says why the hub waits, empty if it does not."""
+
+    mission_id: str
+    title: str
+    objective: str
+    concept: str
+    inputs: tuple[InputRef, ...]
+    input_titles: tuple[Cited, ...]
+    cadence: Cadence
+    cadence_words: str
+    zone: str
+    agent_id: str
+    agent_name: str
+    agent_avatar: str
+    state: str
+    runs_on: str
+    runs_here: bool
+    next_ms: tuple[int, ...]
+    hold: str
+    hold_words: str
+    grant: GrantView | None
+    runs: tuple[RunView, ...]
+    last_summary: str = ""
+    phase: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """An agent with its policy in words and its use of tokens in the last 24 hours."""
+
+    agent_id: str
+    name: str
+    avatar: str
+    role: str
+    system_prompt: str
+    memory: str
+    policy: Policy | None
+    preset: str | None
+    policy_words: str
+    decisions: Mapping[str, Decision]
+    state: str
+    tokens_per_day_max: int | None
+    tokens_today: int
+    concurrent_max: int
+    missions: tuple[str, ...]
+    accepted: int
+    rejected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One reading by the runner, in words: `The runner read X for Y, at …, sent to Z.`"""
+
+    seq: int
+    at_ms: int
+    sentence: str
+    mission_id: str
+    mission_title: str
+    table: str
+    record_id: str
+    title: str
+    status: str
+    reason: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataAccess:
+    """Readings newest first, active grants, and what the chain's check on this device says."""
+
+    readings: tuple[Reading, ...]
+    grants: tuple[GrantView, ...]
+    chain_ok: bool
+    chain_words: str
+    entries: int
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedChange:
+    """A change that the hub refused: parked, shown, and blocking nothing."""
+
+    change_id: str
+    table: str
+    record_id: str
+    title: str
+    code: str
+    words: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a subscriber of a device hears: tables whose records changed, or a topic.
+
+    Topics: `sync`, `missions`, `lock`, `records`.
+    """
+
+    topic: str
+    tables: frozenset[str] = field(default_factory=frozenset)
