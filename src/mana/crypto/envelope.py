@@ -31,7 +31,6 @@ from mana.crypto.primitives import (
     unb64_lenient,
 )
 from mana.domain.encoding import Json, canonical_json, length_prefixed
-from mana.domain.ids import RecordId, SpaceId
 
 KeyClass: TypeAlias = Literal["s", "p", "m"]
 """Whose key: the space's, the author's private one in it, or the mission's."""
@@ -50,9 +49,9 @@ _ENC1: Final = "enc:1:"
 class Binding:
     """Where a sealed value stands. `actor` is the wire form, without what a person wrote."""
 
-    space: SpaceId
+    space: str
     table: str
-    record: RecordId
+    record: str
     path: str
     at: str
     actor: Mapping[str, Json]
@@ -90,7 +89,7 @@ class RecordKey:
         self.aead: Final = Aead(self._raw)
 
     @classmethod
-    def derive(cls, parent: bytes, table: str, record_id: RecordId) -> RecordKey:
+    def derive(cls, parent: bytes, table: str, record_id: str) -> RecordKey:
         """Derive from a space key, a private key or a mission key."""
         return cls(keys.record_key(parent, table, record_id))
 

@@ -17,17 +17,14 @@ from mana.crypto.errors import Malformed, SealRejected, WrapRejected
 from mana.crypto.keys import new_key
 from mana.crypto.primitives import (
     Random,
-    b64,
     hkdf,
     open_text,
     require_key,
     seal_text,
-    unb64,
 )
 from mana.crypto.signatures import SigningKey, VerifyKey
 from mana.crypto.wrapping import WrapPrivateKey, WrapPublicKey
 from mana.domain.encoding import Json, canonical_json, length_prefixed, sha256
-from mana.domain.ids import MissionId
 
 INFO_BYTES_MAX_V1: Final = 1024
 
@@ -42,35 +39,15 @@ class SealedGrant:
     sealed_keys: str = field(repr=False)
     signature: bytes
 
-    def to_wire(self) -> dict[str, Json]:
-        """Return the JSON members of the completed grant."""
-        return {
-            "wrappedKey": b64(self.wrapped_key),
-            "sealedKeys": self.sealed_keys,
-            "signature": b64(self.signature),
-        }
 
-    @classmethod
-    def from_wire(cls, wire: Mapping[str, object]) -> SealedGrant:
-        """Read the JSON members; others beside them are not this file's business."""
-        wrapped, sealed, signature = (
-            wire.get(name) for name in ("wrappedKey", "sealedKeys", "signature")
-        )
-        if not (
-            isinstance(wrapped, str) and isinstance(sealed, str) and isinstance(signature, str)
-        ):
-            raise Malformed("not a completed grant")
-        return cls(unb64(wrapped), sealed, unb64(signature))
-
-
-def derive_mission_data_key(secret: bytes, mission_id: MissionId, header: bytes) -> bytes:
+def derive_mission_data_key(secret: bytes, mission_id: str, header: bytes) -> bytes:
     """Derive MDK, which seals the keys of a grant."""
     return hkdf(require_key(secret), salt=mission_id.encode("utf-8"), info=header)
 
 
 def seal_grant(
     header: bytes,
-    mission_id: MissionId,
+    mission_id: str,
     payload: Mapping[str, Json],
     *,
     runner: WrapPublicKey,
@@ -113,7 +90,7 @@ def verify_countersignature(
 
 def open_grant(
     header: bytes,
-    mission_id: MissionId,
+    mission_id: str,
     grant: SealedGrant,
     countersignature: bytes,
     *,
@@ -143,7 +120,7 @@ def open_grant(
 
 
 def mission_data_key_v1(
-    master_key: bytes, mission_id: MissionId, tables: Iterable[str], record_ids: Iterable[str]
+    master_key: bytes, mission_id: str, tables: Iterable[str], record_ids: Iterable[str]
 ) -> bytes:
     """Derive the reference's version 1 key, to read what it left. Never used to write.
 

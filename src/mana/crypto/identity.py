@@ -2,49 +2,91 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mana.crypto.errors import Malformed
-from mana.crypto.hpke import HpkePublicKey
-from mana.crypto.primitives import b64, unb64
+from mana.crypto.hpke import PRIVATE_BYTES, HpkePrivateKey, HpkePublicKey
+from mana.crypto.keys import open_secret, seal_secret
+from mana.crypto.primitives import Random, b64, unb64
 from mana.crypto.signatures import SigningKey, VerifyKey
 from mana.domain.encoding import Json, canonical_json, sha256
-from mana.domain.ids import AccountId, DeviceId
 
 
 @dataclass(frozen=True, slots=True)
 class PublicIdentity:
     """What others need of an account: where to wrap keys, and how to know its hand."""
 
-    account_id: AccountId
-    wrap_key: HpkePublicKey
-    verify_key: VerifyKey
+    account_id: str
+    hpke_key: HpkePublicKey
+    signing_key: VerifyKey
 
     def to_wire(self) -> dict[str, Json]:
-        """Return the JSON object that the hub hands to other members."""
+        """Return the bundle that the fingerprint covers."""
         return {
             "version": "v1",
             "accountId": self.account_id,
-            "encryptionKey": b64(self.wrap_key.to_bytes()),
-            "signingKey": b64(self.verify_key.to_bytes()),
+            "hpkeKey": b64(self.hpke_key.to_bytes()),
+            "signingKey": b64(self.signing_key.to_bytes()),
         }
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, object]) -> PublicIdentity:
-        """Read the JSON object; raise Malformed for any other form."""
-        texts = _texts(wire, "version", "accountId", "encryptionKey", "signingKey")
+        """Read the bundle; raise Malformed for any other form."""
+        texts = _texts(wire, "version", "accountId", "hpkeKey", "signingKey")
         if texts["version"] != "v1":
             raise Malformed("unknown version of an identity")
         return cls(
-            AccountId(texts["accountId"]),
-            HpkePublicKey(unb64(texts["encryptionKey"])),
+            texts["accountId"],
+            HpkePublicKey(unb64(texts["hpkeKey"])),
             VerifyKey(unb64(texts["signingKey"])),
         )
 
     def fingerprint(self) -> str:
         """Return what two people compare before they trust each other's keys."""
         return fingerprint(canonical_json(self.to_wire()))
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateIdentity:
+    """Both private halves of an account, in a device's memory only."""
+
+    account_id: str
+    hpke_key: HpkePrivateKey
+    signing_key: SigningKey
+
+    @classmethod
+    def generate(cls, account_id: str, *, random: Random = os.urandom) -> PrivateIdentity:
+        """Draw both pairs."""
+        hpke_key = HpkePrivateKey.generate(random=random)
+        return cls(account_id, hpke_key, SigningKey.generate(random=random))
+
+    def public(self) -> PublicIdentity:
+        """Return the public halves."""
+        return PublicIdentity(self.account_id, self.hpke_key.public(), self.signing_key.public())
+
+    def seal(self, master_key: bytes, *, random: Random = os.urandom) -> str:
+        """Seal both halves under MK, bound to the public ones, for the hub to keep."""
+        plaintext = self.hpke_key.to_bytes() + self.signing_key.to_bytes()
+        context = self.public().fingerprint()
+        return seal_secret(
+            master_key, plaintext, "identity", self.account_id, context, random=random
+        )
+
+    @classmethod
+    def open(cls, master_key: bytes, sealed: str, public: PublicIdentity) -> PrivateIdentity:
+        """Open both halves; raise unless they are the halves of `public`."""
+        context = public.fingerprint()
+        plaintext = open_secret(master_key, sealed, "identity", public.account_id, context)
+        identity = cls(
+            public.account_id,
+            HpkePrivateKey(plaintext[:PRIVATE_BYTES]),
+            SigningKey(plaintext[PRIVATE_BYTES:]),
+        )
+        if identity.public() != public:
+            raise Malformed("private halves of another identity")
+        return identity
 
 
 def fingerprint(public: bytes) -> str:
@@ -57,8 +99,8 @@ def fingerprint(public: bytes) -> str:
 class DeviceCertificate:
     """The account's word that a device key is one of its own."""
 
-    account_id: AccountId
-    device_id: DeviceId
+    account_id: str
+    device_id: str
     public_key: VerifyKey
     created_at: str
     signature: bytes
@@ -85,8 +127,8 @@ class DeviceCertificate:
         if texts["version"] != "v1":
             raise Malformed("unknown version of a certificate")
         return cls(
-            AccountId(texts["accountId"]),
-            DeviceId(texts["deviceId"]),
+            texts["accountId"],
+            texts["deviceId"],
             VerifyKey(unb64(texts["publicKey"])),
             texts["createdAt"],
             unb64(texts["signature"]),
@@ -95,8 +137,8 @@ class DeviceCertificate:
 
 def certify_device(
     identity: SigningKey,
-    account_id: AccountId,
-    device_id: DeviceId,
+    account_id: str,
+    device_id: str,
     public_key: VerifyKey,
     created_at: str,
 ) -> DeviceCertificate:
@@ -107,7 +149,7 @@ def certify_device(
 
 
 def verify_certificate(
-    certificate: DeviceCertificate, identity: VerifyKey, account_id: AccountId
+    certificate: DeviceCertificate, identity: VerifyKey, account_id: str
 ) -> VerifyKey:
     """Return the device's key; raise unless `account_id` certified it with `identity`."""
     if certificate.account_id != account_id:

@@ -23,7 +23,6 @@ from mana.crypto.primitives import (
     unb64,
 )
 from mana.domain.encoding import length_prefixed
-from mana.domain.ids import AccountId, MissionId, RecordId, SpaceId
 
 WrapPurpose: TypeAlias = Literal["unlock", "kek", "recovery"]
 KeyKind: TypeAlias = Literal["s", "p"]
@@ -41,7 +40,7 @@ def wrap_master_key(
     master_key: bytes,
     wrapping_key: bytes,
     purpose: WrapPurpose,
-    account_id: AccountId,
+    account_id: str,
     key_id: str,
     *,
     random: Random = os.urandom,
@@ -53,7 +52,7 @@ def wrap_master_key(
 
 
 def unwrap_master_key(
-    wrapped: str, wrapping_key: bytes, purpose: WrapPurpose, account_id: AccountId, key_id: str
+    wrapped: str, wrapping_key: bytes, purpose: WrapPurpose, account_id: str, key_id: str
 ) -> bytes:
     """Return MK; raise WrapRejected if key, purpose, account or key id is another."""
     associated_data = length_prefixed("mana-mk:v1", purpose, account_id, key_id)
@@ -69,12 +68,12 @@ def key_check(key: bytes, label: str, version: int) -> str:
     return b64(hkdf(require_key(key), info=info)[:16])
 
 
-def record_key(parent: bytes, table: str, record_id: RecordId) -> bytes:
+def record_key(parent: bytes, table: str, record_id: str) -> bytes:
     """Derive the key of one record from its space key, private key or mission key."""
     return hkdf(require_key(parent), info=length_prefixed("mana-record:v1", table, record_id))
 
 
-def mission_key(space_key: bytes, mission_id: MissionId) -> bytes:
+def mission_key(space_key: bytes, mission_id: str) -> bytes:
     """Derive the parent of the record keys of a mission's iterations and steps."""
     return hkdf(require_key(space_key), info=length_prefixed("mana-mission:v1", mission_id))
 
@@ -83,7 +82,7 @@ def seal_secret(
     master_key: bytes,
     plaintext: bytes,
     purpose: str,
-    account_id: AccountId,
+    account_id: str,
     *context: str,
     random: Random = os.urandom,
 ) -> str:
@@ -93,7 +92,7 @@ def seal_secret(
 
 
 def open_secret(
-    master_key: bytes, sealed: str, purpose: str, account_id: AccountId, *context: str
+    master_key: bytes, sealed: str, purpose: str, account_id: str, *context: str
 ) -> bytes:
     """Open what `seal_secret` made for the same purpose, account and context."""
     associated_data = length_prefixed("mana-secret:v1", purpose, account_id, *context)
@@ -108,9 +107,9 @@ class SpaceKeyName:
     """
 
     kind: KeyKind
-    space: SpaceId
+    space: str
     version: int
-    recipient: AccountId
+    recipient: str
 
     def info(self) -> bytes:
         """Return the bytes that HPKE binds."""

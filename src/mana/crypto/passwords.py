@@ -67,7 +67,6 @@ class KdfParameters:
     def to_wire(self) -> dict[str, str | int]:
         """Return the JSON object that the hub stores and hands out."""
         return {
-            "kdf": "argon2id",
             "salt": b64(self.salt),
             "t": self.t,
             "mKib": self.m_kib,
@@ -79,8 +78,7 @@ class KdfParameters:
         """Read the JSON object; raise Malformed for any other form. Checks no floor."""
         salt, t, m_kib, p = wire.get("salt"), wire.get("t"), wire.get("mKib"), wire.get("p")
         if (
-            wire.get("kdf") != "argon2id"
-            or type(salt) is not str
+            type(salt) is not str
             or type(t) is not int
             or type(m_kib) is not int
             or type(p) is not int

@@ -18,7 +18,6 @@ from mana.crypto.errors import Malformed, SignatureRejected
 from mana.crypto.pem import from_pem, to_pem
 from mana.crypto.primitives import KEY_BYTES, Random, b64, require_key
 from mana.domain.encoding import Json, canonical_json, length_prefixed, sha256
-from mana.domain.ids import AccountId, ChangeId, GrantId, MissionId, RecordId, SpaceId
 
 SIGNATURE_BYTES: Final = 64
 AUDIT_START: Final = "0" * 64
@@ -127,26 +126,25 @@ def _unwrap_der(text: str, label: str, prefix: bytes) -> bytes:
 class ChangeFacts:
     """What a change signature states.
 
-    `values` holds, by path, the stamp and the value *as it is on the wire*: the envelope
-    where the field is sealed. Over the plaintext, a signature would let anyone who has it
-    try out guesses of a short value.
+    `entries` holds, by path, the stamp and the hash of the value *as it is on the wire*: the
+    envelope where the field is sealed. Over the plaintext, a signature would let anyone who
+    has it try out guesses of a short value.
     """
 
-    space: SpaceId
+    space: str
     table: str
-    record: RecordId
-    change: ChangeId
-    author: AccountId
+    record: str
+    change: str
+    author: str
     visibility: str
     actor: Mapping[str, Json]
     origin: str
-    values: Mapping[str, tuple[str, Json]]
+    entries: Mapping[str, tuple[str, str]]
 
     def parts(self) -> tuple[str | bytes, ...]:
         """Return the statement that follows the purpose."""
-        written = {
-            path: [at, sha256(canonical_json(value)).hex()]
-            for path, (at, value) in self.values.items()
+        entries: dict[str, Json] = {
+            path: [at, digest] for path, (at, digest) in self.entries.items()
         }
         return (
             self.space,
@@ -157,8 +155,13 @@ class ChangeFacts:
             self.visibility,
             canonical_json(dict(self.actor)),
             self.origin,
-            canonical_json(written),
+            canonical_json(entries),
         )
+
+
+def value_hash(value: Json) -> str:
+    """Return the hex SHA-256 of a wire value, as it stands in the entries of a change."""
+    return sha256(canonical_json(value)).hex()
 
 
 def change_digest(facts: ChangeFacts) -> bytes:
@@ -195,18 +198,29 @@ def entry_hash(entry: Mapping[str, Json], signature: bytes) -> str:
 class RunnerWrite:
     """What the runner's signature states: which occurrence, under what, and what it wrote.
 
-    `scheduled_for` is ISO with milliseconds and Z; `digest` the hex SHA-256 of the write.
+    `scheduled_for` is ISO with milliseconds and Z; `digest` the hex SHA-256 of the write;
+    `audit_seq` and `audit_hash` the head of the account's audit that the runner knows.
     """
 
-    mission: MissionId
+    mission: str
     scheduled_for: str
-    grant: GrantId
+    grant: str
     fence: int
     digest: str
+    audit_seq: int
+    audit_hash: str
 
     def parts(self) -> tuple[str, ...]:
         """Return the statement that follows the purpose."""
-        return (self.mission, self.scheduled_for, self.grant, str(self.fence), self.digest)
+        return (
+            self.mission,
+            self.scheduled_for,
+            self.grant,
+            str(self.fence),
+            self.digest,
+            str(self.audit_seq),
+            self.audit_hash,
+        )
 
 
 def sign_runner_write(key: SigningKey, write: RunnerWrite) -> bytes:

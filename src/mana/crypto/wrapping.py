@@ -1,7 +1,4 @@
-"""One door to both wrapping suites: by name, by PEM, by key id.
-
-The runner's key is a setting (`MANA_AI_PUBLIC_KEY_PEM`); the block's label tells the suite.
-"""
+"""One door to both wrapping suites, by name or by PEM, whose label tells the suite."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ from mana.crypto.hpke import HpkePrivateKey, HpkePublicKey
 from mana.crypto.pem import from_pem, to_pem
 from mana.crypto.primitives import Random
 from mana.crypto.rsa import RsaPrivateKey, RsaPublicKey
-from mana.domain.encoding import length_prefixed, sha256
 
 SuiteName: TypeAlias = Literal["hpke-mlkem768-x25519", "rsa-oaep-2048-sha256"]
 WrapPublicKey: TypeAlias = HpkePublicKey | RsaPublicKey
@@ -75,8 +71,3 @@ def wrap_private_from_pem(text: str) -> WrapPrivateKey:
     if label == "PRIVATE KEY":
         return RsaPrivateKey(raw)
     raise Malformed("not a private wrapping key")
-
-
-def wrap_key_id(key: WrapPublicKey) -> str:
-    """Return the 32 hex digits by which a grant's header names the runner's key."""
-    return sha256(length_prefixed("mana-wrap-key:v1", key.suite, key.to_bytes())).hex()[:32]
