@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 
 from tools import browser
 
+pytest_plugins = ["mana.testing.plugin"]
+
 # Deadlines and "too slow" would measure the machine, which other work shares.
 settings.register_profile(
     "ci",

@@ -152,7 +152,7 @@ def _copied(binaries: Binaries, parent: Path, mark: str) -> Path:
         for part in binaries.parts:
             shutil.copytree(binaries.root / part, draft / part, symlinks=True)
         for folder, _, files in os.walk(draft):
-            os.chmod(folder, 0o755)
+            Path(folder).chmod(0o755)
             for name in files:
                 path = Path(folder) / name
                 if not path.is_symlink():

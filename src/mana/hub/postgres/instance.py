@@ -33,6 +33,7 @@ SUPERUSER: Final = "postgres"
 SOCKET_NAME: Final = ".s.PGSQL.5432"
 SOCKET_PATH_BYTES_MAX: Final = 107
 LOG_BYTES_MAX: Final = 4 * 1024 * 1024
+SOCKET_PARENTS: Final = ("/tmp", "/var/tmp")
 POLL_S: Final = 0.02
 
 # Values written by people may stand in statements, parameters and error texts: none is logged.
@@ -307,7 +308,7 @@ class Instance:
         folder = self.socket_dir
         if folder is not None:
             return folder
-        for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):  # noqa: S108
+        for parent in dict.fromkeys((tempfile.gettempdir(), *SOCKET_PARENTS)):
             room = SOCKET_PATH_BYTES_MAX - len(os.fsencode(parent)) - len(SOCKET_NAME) - 2
             if room < 13 or not self._can_enter(Path(parent)):
                 continue

@@ -1,0 +1,161 @@
+"""The only way to SQL: a transaction that carries whose data it may touch.
+
+`begin` and the tenant travel in one message, and PostgreSQL forgets the tenant at the end of the
+transaction, so no query can run under the tenant of an earlier one. There are two further doors,
+and a test knows them by name: `door` for the log-in functions, `lease` for the runner's look at
+occurrences across accounts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
+
+from mana.domain.ids import require_uuid
+from mana.hub.db.errors import (
+    CommitLost,
+    DatabaseFailed,
+    RoleUnsafe,
+    SerializationFailed,
+    translated,
+)
+from mana.hub.db.pool import Pool, Role
+from mana.hub.tenants import Tenant
+
+_T = TypeVar("_T")
+
+Row: TypeAlias = Mapping[str, Any]
+
+RETRIES_MAX: Final = 5
+_ROLLBACK_S_MAX: Final = 5.0
+
+
+class Isolation(enum.Enum):
+    """How much a transaction may see of others that commit meanwhile."""
+
+    READ_COMMITTED = "begin"
+    REPEATABLE_READ = "begin isolation level repeatable read"
+    SERIALIZABLE = "begin isolation level serializable"
+
+
+class Transaction:
+    """An open transaction. Statements use `$1`, `$2`, …; there is no other way to pass values."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def all(self, sql: str, *args: object) -> list[Row]:
+        """Return every row."""
+        rows: list[Row] = await translated(self._connection.fetch(sql, *args))
+        return rows
+
+    async def one(self, sql: str, *args: object) -> Row | None:
+        """Return the first row, or None."""
+        row: Row | None = await translated(self._connection.fetchrow(sql, *args))
+        return row
+
+    async def value(self, sql: str, *args: object) -> Any:
+        """Return the first column of the first row, or None."""
+        return await translated(self._connection.fetchval(sql, *args))
+
+    async def execute(self, sql: str, *args: object) -> int:
+        """Run a statement and return how many rows it touched."""
+        tag: str = await translated(self._connection.execute(sql, *args))
+        last = tag.rpartition(" ")[2]
+        return int(last) if last.isdigit() else 0
+
+    async def execute_many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
+        """Run one statement for each row of arguments."""
+        await translated(self._connection.executemany(sql, rows))
+
+    @contextlib.asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Undo only what follows if it fails; the transaction itself lives on."""
+        await translated(self._connection.execute("savepoint inner_part"))
+        try:
+            yield
+        except BaseException:
+            await translated(
+                self._connection.execute(
+                    "rollback to savepoint inner_part; release savepoint inner_part"
+                )
+            )
+            raise
+        await translated(self._connection.execute("release savepoint inner_part"))
+
+
+class Tenancy:
+    """Opens transactions on the connections of one role."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    @contextlib.asynccontextmanager
+    async def transaction(
+        self, tenant: Tenant, *, isolation: Isolation = Isolation.READ_COMMITTED
+    ) -> AsyncIterator[Transaction]:
+        """Open a transaction that sees one account's rows; commit, or roll back on any error."""
+        account = require_uuid(tenant.account, "account id")
+        begin = f"{isolation.value}; set local app.current_user_id = '{account}'"
+        async with self._opened(begin) as transaction:
+            yield transaction
+
+    @contextlib.asynccontextmanager
+    async def door(self) -> AsyncIterator[Transaction]:
+        """Open a transaction without an account, for the SECURITY DEFINER functions of log-in.
+
+        Row-level security shows it no person's row.
+        """
+        async with self._opened("begin; set local app.current_user_id = ''") as transaction:
+            yield transaction
+
+    @contextlib.asynccontextmanager
+    async def lease(self) -> AsyncIterator[Transaction]:
+        """Open a transaction of the runner that leases occurrences across accounts."""
+        if self._pool.role is not Role.RUNNER:
+            raise RoleUnsafe("only the runner's pool leases occurrences")
+        async with self._opened("begin; set local app.current_user_id = ''") as transaction:
+            yield transaction
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, begin: str) -> AsyncIterator[Transaction]:
+        async with self._pool.connection() as connection:
+            await translated(connection.execute(begin))
+            try:
+                yield Transaction(connection)
+            except BaseException:
+                await _roll_back(connection)
+                raise
+            tag = await translated(connection.execute("commit"), lost=CommitLost)
+            if tag != "COMMIT":
+                # PostgreSQL answers the commit of a failed transaction with a quiet rollback.
+                raise DatabaseFailed("25P02")
+
+
+async def _roll_back(connection: Any) -> None:
+    """Roll back, or throw the connection away: it must never return with a tenant in force."""
+    try:
+        await asyncio.wait_for(connection.execute("rollback"), _ROLLBACK_S_MAX)
+    except BaseException as error:
+        connection.terminate()
+        if not isinstance(error, Exception):
+            raise
+
+
+async def retried(work: Callable[[], Awaitable[_T]], *, attempts: int = RETRIES_MAX) -> _T:
+    """Run a whole transaction again while another one came first.
+
+    `work` must open its transaction itself and have no effect outside it.
+    """
+    for attempt in range(1, attempts):
+        try:
+            return await work()
+        except SerializationFailed:
+            await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))
+    return await work()

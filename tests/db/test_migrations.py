@@ -1,0 +1,154 @@
+"""Numbered files, each applied once; the schema in the repository is the real one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mana.hub.db import Migration, ensure_database, migrate, read_migrations
+from mana.hub.db.dump import SCHEMA_FILE, migrated_schema
+from mana.hub.db.migrating import (
+    MigrationChanged,
+    MigrationFailed,
+    MigrationMissing,
+    MigrationOutOfOrder,
+)
+from mana.hub.db.urls import url_to
+from mana.testing.postgres import (
+    Cluster,
+    Database,
+    connected,
+    open_policies,
+    tables_without_forced_rls,
+    unsafe_roles,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+
+ONE = Migration(1, "one", "create table mana.one (x int);")
+TWO = Migration(2, "two", "create table mana.two (x int); create table mana.three (x int);")
+
+
+async def test_schema_file_is_true(empty_database: Database) -> None:
+    """`schema.sql` is what the migrations make; after a change: python -m mana.hub.db.dump."""
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == await migrated_schema(
+        empty_database.owner_url
+    )
+
+
+async def test_numbers_are_gapless() -> None:
+    """The files are numbered from 1 without a gap, so that order is never in doubt."""
+    numbers = [migration.number for migration in read_migrations()]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_each_once(empty_database: Database) -> None:
+    """A second run applies nothing, and a later release applies only what is new."""
+    url = empty_database.owner_url
+    assert await migrate(url, [ONE]) == (1,)
+    assert await migrate(url, [ONE]) == ()
+    assert await migrate(url, [ONE, TWO]) == (2,)
+
+
+async def test_racing_starts(empty_database: Database) -> None:
+    """Of processes that start together, one migrates and the others find it done."""
+    results = await asyncio.gather(*(migrate(empty_database.owner_url) for _ in range(5)))
+    applied = [numbers for numbers in results if numbers]
+    assert applied == [tuple(migration.number for migration in read_migrations())]
+
+
+async def test_all_or_nothing(empty_database: Database) -> None:
+    """A file that fails takes the whole run back and is named, without any row's values."""
+    url = empty_database.owner_url
+    broken = Migration(2, "broken", "select 'zanzibar'::int;")
+    with pytest.raises(MigrationFailed, match="0002_broken") as caught:
+        await migrate(url, [ONE, broken])
+    assert "zanzibar" not in str(caught.value)
+    with pytest.raises(MigrationFailed, match=r"line 2"):
+        await migrate(url, [ONE, Migration(2, "typo", "select 1;\nselect nothing;")])
+    async with connected(url) as owner:
+        assert await owner.fetchval("select to_regclass('mana.one')") is None
+
+
+async def test_no_own_transaction(empty_database: Database) -> None:
+    """A file that commits by itself is refused."""
+    with pytest.raises(MigrationFailed):
+        await migrate(empty_database.owner_url, [Migration(1, "early", "commit;")])
+
+
+async def test_changed_file(empty_database: Database) -> None:
+    """An applied file that was changed since is an error; other line ends are not."""
+    url = empty_database.owner_url
+    await migrate(url, [Migration(1, "one", "create table mana.one\n(x int);")])
+    assert await migrate(url, [Migration(1, "one", "create table mana.one\r\n(x int);")]) == ()
+    with pytest.raises(MigrationChanged):
+        await migrate(url, [Migration(1, "one", "create table mana.one (x bigint);")])
+
+
+async def test_newer_database(empty_database: Database) -> None:
+    """A database that a newer release wrote is left alone."""
+    url = empty_database.owner_url
+    await migrate(url, [ONE, TWO])
+    with pytest.raises(MigrationMissing):
+        await migrate(url, [ONE])
+
+
+async def test_out_of_order(empty_database: Database) -> None:
+    """A number below the newest applied one is refused, and so is a doubled one."""
+    url = empty_database.owner_url
+    await migrate(url, [TWO])
+    with pytest.raises(MigrationOutOfOrder):
+        await migrate(url, [ONE, TWO])
+    with pytest.raises(MigrationOutOfOrder):
+        await migrate(url, [ONE, ONE])
+
+
+async def test_database_is_made(postgres: Cluster) -> None:
+    """The owner's database is created if it lacks, once, although several ask."""
+    url = url_to(postgres.instance.url(), "mana made")
+    await asyncio.gather(*(ensure_database(url) for _ in range(3)))
+    await ensure_database(url)
+    async with connected(url) as owner:
+        assert await owner.fetchval("select current_database()::text") == "mana made"
+    postgres.drop(Database("mana made", url))
+
+
+async def test_every_table_is_guarded(database: Database) -> None:
+    """Row-level security is enabled and forced on every table but the list of migrations."""
+    async with connected(database.owner_url) as owner:
+        assert await tables_without_forced_rls(owner) == ["mana.migrations"]
+
+
+async def test_no_policy_lets_all_through(database: Database) -> None:
+    """Every policy has a condition and names its roles."""
+    async with connected(database.owner_url) as owner:
+        assert await open_policies(owner) == []
+
+
+async def test_roles_have_no_way_around(database: Database) -> None:
+    """Neither serving role is a superuser, owns a table, or is a member of another role."""
+    async with connected(database.owner_url) as owner:
+        assert await unsafe_roles(owner) == []
+
+
+async def test_public_may_do_nothing(empty_database: Database) -> None:
+    """A role without grants cannot connect, and a new function is nobody's by default."""
+    await migrate(empty_database.owner_url)
+    async with connected(empty_database.owner_url) as owner:
+        await owner.execute("create function mana.quiet() returns int language sql as 'select 1'")
+        query = "select has_function_privilege('mana_app', 'mana.quiet()', 'execute')"
+        assert await owner.fetchval(query) is False
+        query = "select count(*) from aclexplode((select datacl from pg_database where datname ="
+        assert await owner.fetchval(f"{query} current_database())) where grantee = 0") == 0
+
+
+async def test_walker_sees_gaps(database: Database) -> None:
+    """The walk through the catalogue finds a table that is only enabled, not forced."""
+    async with connected(database.owner_url) as owner:
+        await owner.execute(
+            "create table mana.half (x int); alter table mana.half enable row level security;"
+            " create policy all_in on mana.half using (true)"
+        )
+        assert "mana.half" in await tables_without_forced_rls(owner)
+        assert await open_policies(owner) == ["mana.half all_in"]
