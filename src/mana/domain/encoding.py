@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from mana.domain.errors import Invalid
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 def canonical_json(value: object) -> bytes:

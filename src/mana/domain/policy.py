@@ -34,7 +34,7 @@ class Policy:
 
     def to_wire(self) -> dict[str, Json]:
         """Return the stored form, `{tools, defaultsByEffect}`."""
-        effects: dict[str, Json] = {effect: word for effect, word in self.by_effect.items()}
+        effects: dict[str, Json] = dict(self.by_effect.items())
         return {"tools": dict(self.by_tool), "defaultsByEffect": effects}
 
 

@@ -118,11 +118,15 @@ def assemble(table: Table, opened: Mapping[str, Json]) -> dict[str, Json]:
             unique = {canonical_json(value): value for _, value in found}
             values[name] = [unique[key] for key in sorted(unique)]
         else:
-            ordered = sorted(
-                (str(value["position"]), element, value["value"])
-                for element, value in found
-                if isinstance(value, dict)
-            ) if all(isinstance(value, dict) for _, value in found) else []
+            ordered = (
+                sorted(
+                    (str(value["position"]), element, value["value"])
+                    for element, value in found
+                    if isinstance(value, dict)
+                )
+                if all(isinstance(value, dict) for _, value in found)
+                else []
+            )
             values[name] = [value for _, _, value in ordered]
     return values
 
