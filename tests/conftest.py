@@ -23,6 +23,17 @@ settings.register_profile(
 settings.register_profile("deep", settings.get_profile("ci"), max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# Of the person's settings the tests keep these. With the others they would meet the person's own
+# data, database and paid model.
+KEPT_SETTINGS = frozenset({"MANA_CHROMIUM", "MANA_POSTGRES_BIN", "MANA_REQUIRE_BROWSER"})
+
+
+def pytest_configure() -> None:
+    """Forget the person's settings before any test or fixture can see them."""
+    for name in list(os.environ):
+        if name.startswith(("MANA_", "TICK_")) and name not in KEPT_SETTINGS:
+            del os.environ[name]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Count every test that drives a browser as slow, marked or not."""
@@ -31,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def throw_away_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Point whatever names no home of its own at a folder that goes away, not at the person's."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ["MANA_HOME"] = str(home)
 
 
 @pytest.fixture(scope="session")

@@ -208,7 +208,8 @@ def main(arguments: list[str]) -> int:
         set_up(group)
     except (SetupFailed, OSError) as error:
         print(getattr(error, "said", ""), file=sys.stderr)
-        print(f"mana: set-up stopped: {error} (the first one needs the network)", file=sys.stderr)
+        advice = "if the network was away, the same command goes on when it is back"
+        print(f"mana: set-up stopped: {error}; {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("mana: set-up interrupted; the next one starts over", file=sys.stderr)
