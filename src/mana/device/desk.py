@@ -1,0 +1,303 @@
+"""One unlocked account: everything that the page and the terminal may ask of it.
+
+A facade. Each group of methods belongs to one operation beside this file, which holds the
+rules; this class only names them in one place, so that page and terminal need to know no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Unpack
+
+from mana.device.views import (
+    AgentView,
+    Bucket,
+    Consent,
+    DataAccess,
+    GrantView,
+    MissionView,
+    Notice,
+    Proposal,
+    RefusedChange,
+    RevertPreview,
+    RunView,
+    Status,
+    SyncStatus,
+)
+from mana.domain.cadences import MANUAL, Cadence
+from mana.domain.encoding import Json
+from mana.domain.missions import RUNS_ON_HUB, InputRef
+from mana.domain.records import View
+from mana.domain.tools import Outcome
+
+if TYPE_CHECKING:
+    from mana.device.agents import AgentEdit
+    from mana.device.missions import MissionEdit
+    from mana.device.operations import Operations
+
+
+class Device:
+    """One unlocked account of this device.
+
+    Every method that reads or writes raises `Locked` once the account is locked. Errors are
+    those of `mana.domain.errors`; `Unavailable` with code OFFLINE where the hub is needed.
+    """
+
+    def __init__(self, operations: Operations) -> None:
+        self._of = operations
+        self.account_id: str = operations.opened.account_id
+        self.login: str = operations.opened.login
+
+    async def status(self) -> Status:
+        """Return the status line: account, lock, sync, runner, model, next run, to decide."""
+        return await self._of.status()
+
+    def subscribe(self) -> AsyncIterator[Notice]:
+        """Return notices from now on; a slow subscriber gets them merged, never all lost."""
+        return self._of.notices.subscribe()
+
+    async def sync_now(self) -> SyncStatus:
+        """Push and pull once; raise Unavailable (OFFLINE) when the hub cannot be reached."""
+        return await self._of.sync_now()
+
+    async def start(self) -> None:
+        """Start what runs by itself: sync, due missions of this device, planned steps."""
+        await self._of.start()
+
+    async def close(self) -> None:
+        """Stop what runs by itself and wait until it has stopped."""
+        await self._of.close()
+
+    # Records
+
+    async def list(self, table: str, *, include_deleted: bool = False) -> builtins.list[View]:
+        """Return the records of a table, newest written first."""
+        return await self._of.records.list(table, include_deleted=include_deleted)
+
+    async def get(self, table: str, record_id: str) -> View:
+        """Return one record, also a deleted one; raise NotFound if it never was."""
+        return await self._of.records.get(table, record_id)
+
+    async def create(self, table: str, values: Mapping[str, Json]) -> str:
+        """Create a record with these values by field name and return its id."""
+        return await self._of.records.create(table, values)
+
+    async def edit(self, table: str, record_id: str, values: Mapping[str, Json]) -> None:
+        """Write these values by field name; fields that are not named stay."""
+        await self._of.records.edit(table, record_id, values)
+
+    async def delete(self, table: str, record_id: str) -> None:
+        """Delete a record; it can be restored."""
+        await self._of.records.delete(table, record_id)
+
+    async def restore(self, table: str, record_id: str) -> None:
+        """Bring a deleted record back."""
+        await self._of.records.restore(table, record_id)
+
+    async def use_tool(self, name: str, arguments: Mapping[str, Json]) -> Outcome:
+        """Run a tool as the person, and apply its changes at once."""
+        return await self._of.records.use_tool(name, arguments)
+
+    async def inputs(self) -> builtins.list[tuple[InputRef, str]]:
+        """Return what can be picked as a mission's input, each with its title."""
+        return await self._of.records.inputs()
+
+    # Agents
+
+    async def agents(self) -> builtins.list[AgentView]:
+        """Return the agents, archived ones last."""
+        return await self._of.agents.list()
+
+    async def agent(self, agent_id: str) -> AgentView:
+        """Return one agent; raise NotFound."""
+        return await self._of.agents.get(agent_id)
+
+    async def create_agent(
+        self,
+        name: str,
+        *,
+        role: str = "",
+        avatar: str = "",
+        system_prompt: str = "",
+        memory: str = "",
+        preset: str = "standard",
+        tokens_per_day_max: int | None = None,
+    ) -> str:
+        """Create an agent with a preset's policy and return its id."""
+        return await self._of.agents.create(
+            name,
+            role=role,
+            avatar=avatar,
+            system_prompt=system_prompt,
+            memory=memory,
+            preset=preset,
+            tokens_per_day_max=tokens_per_day_max,
+        )
+
+    async def edit_agent(self, agent_id: str, **fields: Unpack[AgentEdit]) -> None:
+        """Write the named fields: name, avatar, role, system_prompt, memory, preset or policy,
+        state, tokens_per_day_max, concurrent_max."""
+        await self._of.agents.edit(agent_id, fields)
+
+    # Missions
+
+    async def missions(self) -> builtins.list[MissionView]:
+        """Return the missions, newest written first, archived ones last."""
+        return await self._of.missions.list()
+
+    async def mission(self, mission_id: str) -> MissionView:
+        """Return one mission with its runs; raise NotFound."""
+        return await self._of.missions.get(mission_id)
+
+    async def create_mission(
+        self,
+        title: str,
+        objective: str,
+        *,
+        agent_id: str,
+        inputs: Sequence[InputRef] = (),
+        cadence: Cadence = MANUAL,
+        zone: str | None = None,
+        concept: str = "",
+        runs_on: str = RUNS_ON_HUB,
+    ) -> str:
+        """Create a mission and return its id.
+
+        `zone` None: the person's. `runs_on` is `hub`, or `device` for this device.
+        """
+        return await self._of.missions.create(
+            title,
+            objective,
+            agent_id=agent_id,
+            inputs=inputs,
+            cadence=cadence,
+            zone=zone,
+            concept=concept,
+            runs_on=runs_on,
+        )
+
+    async def edit_mission(self, mission_id: str, **fields: Unpack[MissionEdit]) -> None:
+        """Write the named fields: title, objective, concept, inputs, cadence, zone, agent_id,
+        runs_on, state. Moving it between hub and device needs the hub."""
+        await self._of.missions.edit(mission_id, fields)
+
+    async def delete_mission(self, mission_id: str) -> None:
+        """Delete a mission and revoke its grant."""
+        await self._of.missions.delete(mission_id)
+
+    async def run_now(self, mission_id: str) -> RunView | None:
+        """Run a mission now.
+
+        On the hub: asks for an occurrence and returns it as it stands (needs the hub). On this
+        device: runs here and returns when it has finished.
+        """
+        return await self._of.run_now(mission_id)
+
+    async def stop_run(self, mission_id: str) -> None:
+        """Stop a run of this device; what it had not done is not done."""
+        await self._of.runner.stop(mission_id)
+
+    # Grants
+
+    async def consent(
+        self, mission_id: str, *, inputs: Sequence[InputRef] | None = None, days: int = 7
+    ) -> Consent:
+        """Return the consent text of a grant: who reads what, where it goes, how long.
+
+        `inputs` None: the mission's. Nothing is granted.
+        """
+        return await self._of.grants.consent(mission_id, inputs=inputs, days=days)
+
+    async def grant(self, mission_id: str, *, days: int = 7) -> GrantView:
+        """Grant the mission's inputs to the runner whose fingerprint the consent showed.
+
+        Raises Conflict (CONSENT_STALE) if runner, models or inputs are not those shown.
+        """
+        return await self._of.grants.grant(mission_id, days=days)
+
+    async def revoke(self, grant_id: str) -> None:
+        """End a grant for ever, before the next reading."""
+        await self._of.grants.revoke(grant_id)
+
+    async def grants(self) -> builtins.list[GrantView]:
+        """Return the grants of this account, newest first."""
+        return await self._of.grants.list()
+
+    # Inbox
+
+    async def inbox(self, *, decided: bool = False) -> builtins.list[Proposal]:
+        """Return what waits for a decision, newest first; with `decided`, what was decided."""
+        return await self._of.inbox.list(decided=decided)
+
+    async def proposal(self, step_id: str) -> Proposal:
+        """Return one proposal in any state; raise NotFound."""
+        return await self._of.inbox.get(step_id)
+
+    async def approve(self, step_id: str, *, feedback: str = "") -> Proposal:
+        """Approve and execute exactly what was shown, once.
+
+        Raises Conflict: PROPOSAL_MOVED (shown again, approve the new preview),
+        PROPOSAL_DECIDED (by another device), PROPOSAL_UNVERIFIED, PROPOSAL_DENIED,
+        PROPOSAL_EXPIRED.
+        """
+        return await self._of.inbox.approve(step_id, feedback=feedback)
+
+    async def reject(self, step_id: str, *, reason: str = "") -> Proposal:
+        """Reject a proposal; the reason is the agent's feedback."""
+        return await self._of.inbox.reject(step_id, reason=reason)
+
+    # Timeline
+
+    async def timeline(
+        self, *, limit: int = 100, mission_id: str | None = None
+    ) -> builtins.list[Bucket]:
+        """Return what AI did, one bucket per iteration, newest first."""
+        return await self._of.timeline.buckets(limit=limit, mission_id=mission_id)
+
+    async def revert_preview(self, target: str) -> RevertPreview:
+        """Return what a revert would restore and what it would leave.
+
+        `target`: `step:<id>`, `iteration:<id>`, `mission:<id>`, or `revert:<journal id>`,
+        which takes a revert back.
+        """
+        return await self._of.journal.preview(target)
+
+    async def revert(self, target: str) -> RevertPreview:
+        """Revert, and return what was restored and what was left."""
+        return await self._of.journal.revert(target)
+
+    # Data access
+
+    async def data_access(
+        self, *, mission_id: str | None = None, limit: int = 200, before: int | None = None
+    ) -> DataAccess:
+        """Return the runner's readings, newest first, and what the chain's check says."""
+        return await self._of.audit.data_access(mission_id=mission_id, limit=limit, before=before)
+
+    async def refused(self) -> builtins.list[RefusedChange]:
+        """Return the changes that the hub refused; they block nothing."""
+        return await self._of.records.refused()
+
+    async def retry_refused(self, change_id: str) -> None:
+        """Send a refused change again."""
+        await self._of.records.retry_refused(change_id)
+
+    async def drop_refused(self, change_id: str) -> None:
+        """Forget a refused change; the record shows again what the hub holds."""
+        await self._of.records.drop_refused(change_id)
+
+    async def set_display_name(self, name: str) -> None:
+        """Set the name by which the person is addressed."""
+        await self._of.records.set_display_name(name)
+
+    # Waiting
+
+    async def wait_for_notice(self, timeout_s: float) -> Notice | None:
+        """Return the next notice, or None after `timeout_s`: for the terminal's `--wait`."""
+        stream = self.subscribe()
+        try:
+            return await asyncio.wait_for(anext(stream), timeout_s)
+        except TimeoutError:
+            return None
