@@ -1,1 +1,1 @@
-"""The data modules: siblings that never meet and import the domain only."""
+"""Data modules: siblings that never meet, reached through the catalogue only."""

@@ -1,0 +1,1 @@
+"""To-do: tasks with a due day and a priority."""
