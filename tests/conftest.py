@@ -36,10 +36,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count every test that drives a browser as slow, marked or not."""
+    """Mark what a test needs by the fixtures that it asks for; a browser counts as slow."""
     for item in items:
-        if "browser_path" in getattr(item, "fixturenames", ()):
+        needed = getattr(item, "fixturenames", ())
+        if "browser_path" in needed:
             item.add_marker(pytest.mark.browser)
+        if "postgres" in needed:
+            item.add_marker(pytest.mark.postgres)
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.slow)
 
