@@ -1,0 +1,570 @@
+"""Adds vectors to the files beside it; never changes one that stands.
+
+`python tests/vectors/make.py` computes what is in `CASES` and not yet in a file. A vector is
+`{name, operation, input, output}`: `OPERATIONS` says how each operation reads its input, and
+the tests replay every stored vector through it. Randomness is the bytes 00, 01, 02 … in the
+order in which they are drawn. HPKE and RSA draw for themselves, so their vectors are of
+opening only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from mana.crypto import (
+    envelope,
+    grants,
+    hpke,
+    identity,
+    keys,
+    passwords,
+    rsa,
+    runners,
+    signatures,
+    wrapping,
+)
+from mana.crypto.primitives import b64, unb64
+from mana.domain.encoding import canonical_json, length_prefixed
+
+HERE = Path(__file__).parent
+Operation = Callable[..., Any]
+
+
+def counting() -> Callable[[int], bytes]:
+    """Return a source of the bytes 00, 01, 02 … for a vector."""
+
+    def numbers() -> Iterator[int]:
+        while True:
+            yield from range(256)
+
+    source = numbers()
+    return lambda count: bytes(next(source) for _ in range(count))
+
+
+def repeated(byte: int, length: int = 32) -> str:
+    return bytes([byte] * length).hex()
+
+
+def raw(text: str) -> bytes:
+    return bytes.fromhex(text)
+
+
+# ------------------------------------------------------------------ operations
+
+
+def _password_keys(password: str, login: str, kdf: dict[str, Any]) -> dict[str, str]:
+    found = passwords.derive_password_keys(
+        password,
+        login,
+        passwords.KdfParameters.from_wire(kdf),
+        floor=passwords.KdfFloor(t=1, m_kib=8, p=1),
+    )
+    return {"loginKey": found.login_key.hex(), "unlockKey": found.unlock_key.hex()}
+
+
+def _binding(wire: dict[str, Any]) -> envelope.Binding:
+    return envelope.Binding(**wire)
+
+
+def _seal_field(key: str, cls: Any, version: int, binding: dict[str, Any], value: Any) -> str:
+    record_key = envelope.RecordKey(raw(key))
+    bound = _binding(binding)
+    text = envelope.seal_field(
+        record_key, cls=cls, version=version, binding=bound, value=value, random=counting()
+    )
+    assert envelope.open_field(record_key, text, binding=bound) == value
+    return text
+
+
+def _seal_grant(
+    header: dict[str, Any], missionId: str, secret: str, iv: str, payload: dict[str, Any]
+) -> dict[str, str]:
+    """The part of a grant that draws no randomness of its own."""
+    head = canonical_json(header)
+    data_key = grants.derive_mission_data_key(raw(secret), missionId, head)
+    drawn = iter((raw(secret), raw(iv)))
+    sealed = grants.seal_grant(
+        head,
+        missionId,
+        payload,
+        runner=hpke.HpkePrivateKey(bytes(96)).public(),
+        device=signatures.SigningKey(bytes(32)),
+        random=lambda count: next(drawn)[:count],
+    )
+    return {"missionDataKey": data_key.hex(), "sealedKeys": sealed.sealed_keys}
+
+
+def _open_grant(
+    header: dict[str, Any],
+    missionId: str,
+    suite: str,
+    runnerKey: str,
+    deviceKey: str,
+    hubKey: str,
+    wrappedKey: str,
+    sealedKeys: str,
+    signature: str,
+    countersignature: str,
+) -> dict[str, Any]:
+    private = {hpke.SUITE: hpke.HpkePrivateKey, rsa.SUITE: rsa.RsaPrivateKey}[suite]
+    runner = cast(wrapping.WrapPrivateKey, private(unb64(runnerKey)))
+    return grants.open_grant(
+        canonical_json(header),
+        missionId,
+        grants.SealedGrant(unb64(wrappedKey), sealedKeys, unb64(signature)),
+        unb64(countersignature),
+        runner=runner,
+        device=signatures.VerifyKey(unb64(deviceKey)),
+        hub=signatures.VerifyKey(unb64(hubKey)),
+    )
+
+
+def _facts(wire: dict[str, Any]) -> signatures.ChangeFacts:
+    entries = {
+        path: (at, signatures.value_hash(value)) for path, (at, value) in wire["values"].items()
+    }
+    rest = {name: value for name, value in wire.items() if name != "values"}
+    return signatures.ChangeFacts(entries=entries, **rest)
+
+
+def _change(key: str, facts: dict[str, Any]) -> dict[str, str]:
+    signing, stated = signatures.SigningKey(raw(key)), _facts(facts)
+    signature = signatures.sign_change(signing, stated)
+    signatures.verify_change(signing.public(), stated, signature)
+    return {"digest": signatures.change_digest(stated).hex(), "signature": b64(signature)}
+
+
+def _membership(key: str, entry: dict[str, Any]) -> dict[str, str]:
+    signing = signatures.SigningKey(raw(key))
+    signature = signatures.sign_entry(signing, entry)
+    signatures.verify_entry(signing.public(), entry, signature)
+    return {"signature": b64(signature), "hash": signatures.entry_hash(entry, signature)}
+
+
+def _certificate(
+    key: str, accountId: str, deviceId: str, publicKey: str, createdAt: str
+) -> dict[str, Any]:
+    device = signatures.VerifyKey(unb64(publicKey))
+    signing = signatures.SigningKey(raw(key))
+    made = identity.certify_device(signing, accountId, deviceId, device, createdAt)
+    identity.verify_certificate(made, signing.public(), accountId)
+    return made.to_wire()
+
+
+def _runner_write(key: str, write: dict[str, Any]) -> str:
+    signing, stated = signatures.SigningKey(raw(key)), signatures.RunnerWrite(**write)
+    signature = signatures.sign_runner_write(signing, stated)
+    signatures.verify_runner_write(signing.public(), stated, signature)
+    return b64(signature)
+
+
+def _identity(masterKey: str, accountId: str) -> dict[str, Any]:
+    draw = counting()
+    made = identity.PrivateIdentity.generate(accountId, random=draw)
+    sealed = made.seal(raw(masterKey), random=draw)
+    opened = identity.PrivateIdentity.open(raw(masterKey), sealed, made.public())
+    assert opened.public() == made.public()
+    return {
+        "public": made.public().to_wire(),
+        "fingerprint": made.public().fingerprint(),
+        "sealedPrivate": sealed,
+    }
+
+
+def _runner_bundle(publicPem: str) -> dict[str, str]:
+    bundle = runners.RunnerPublicKey.from_pem(publicPem)
+    assert bundle.to_pem() == publicPem
+    return {"keyId": bundle.key_id(), "fingerprint": bundle.fingerprint()}
+
+
+def _unwrap_space_key(privateKey: str, wrapped: str, name: dict[str, Any]) -> str:
+    recipient = hpke.HpkePrivateKey(raw(privateKey))
+    return keys.unwrap_space_key(wrapped, recipient, keys.SpaceKeyName(**name)).hex()
+
+
+def _master_wrap(masterKey: str, wrappingKey: str, purpose: Any, accountId: str, keyId: str) -> str:
+    where = (raw(wrappingKey), purpose, accountId, keyId)
+    text = keys.wrap_master_key(raw(masterKey), *where, random=counting())
+    assert keys.unwrap_master_key(text, *where) == raw(masterKey)
+    return text
+
+
+def _secret(
+    masterKey: str, plaintext: str, purpose: str, accountId: str, context: list[str]
+) -> str:
+    where = (purpose, accountId, *context)
+    text = keys.seal_secret(raw(masterKey), raw(plaintext), *where, random=counting())
+    assert keys.open_secret(raw(masterKey), text, *where) == raw(plaintext)
+    return text
+
+
+OPERATIONS: dict[str, Operation] = {
+    "length-prefixed": lambda parts: length_prefixed(*parts).hex(),
+    "canonical-json": lambda value: canonical_json(value).hex(),
+    "password-keys": _password_keys,
+    "login-hash": lambda loginKey: passwords.hash_login_key(
+        raw(loginKey), cost=passwords.HashCost(t=1, m_kib=64), random=counting()
+    ),
+    "token-hash": lambda token: passwords.token_hash(raw(token)).hex(),
+    "master-wrap": _master_wrap,
+    "key-check": lambda key, label, version: keys.key_check(raw(key), label, version),
+    "record-key": lambda parent, table, recordId: keys.record_key(
+        raw(parent), table, recordId
+    ).hex(),
+    "mission-key": lambda spaceKey, missionId: keys.mission_key(raw(spaceKey), missionId).hex(),
+    "secret": _secret,
+    "unwrap-space-key": _unwrap_space_key,
+    "seal-field": _seal_field,
+    "element-token": lambda key, field, element: envelope.element_token(
+        envelope.RecordKey(raw(key)), field, element
+    ),
+    "change": _change,
+    "membership": _membership,
+    "device-certificate": _certificate,
+    "runner-write": _runner_write,
+    "audit-hash": lambda previous, row: signatures.audit_hash(previous, row),
+    "identity": _identity,
+    "runner-bundle": _runner_bundle,
+    "grant-seal": _seal_grant,
+    "grant-open": _open_grant,
+}
+
+
+# ---------------------------------------------------------------------- cases
+
+ACCOUNT = "5f0c2c56-7e1c-4a52-9d0e-0c1f6d1c8a01"
+OTHER = "5f0c2c56-7e1c-4a52-9d0e-0c1f6d1c8a02"
+DEVICE = "0b7f63f4-2d55-4a3b-8a7e-9a1b7f6d2c11"
+SPACE = "ab" * 32
+NOTE = "018f3b9e-0000-7000-8000-000000000001"
+MISSION = "018f3b9e-0000-7000-8000-0000000000aa"
+GRANT = "018f3b9e-0000-4000-8000-0000000000bb"
+AT = f"2026-11-21T05:23:00.123Z-0000-{DEVICE}"
+ACTOR = {"kind": "user", "principalId": ACCOUNT}
+AGENT_ACTOR = {
+    "kind": "ai",
+    "principalId": "018f3b9e-0000-7000-8000-0000000000cc",
+    "missionId": MISSION,
+    "iterationId": "018f3b9e-0000-8000-8000-0000000000dd",
+}
+BINDING = {
+    "space": SPACE,
+    "table": "notes",
+    "record": NOTE,
+    "path": "title",
+    "at": AT,
+    "actor": ACTOR,
+}
+HEADER = {
+    "version": "v2",
+    "grantId": GRANT,
+    "accountId": ACCOUNT,
+    "spaceId": SPACE,
+    "missionId": MISSION,
+    "agentId": AGENT_ACTOR["principalId"],
+    "tables": ["notes"],
+    "recordIds": [f"notes:{NOTE}"],
+    "endpoints": ["rules"],
+    "issuedAt": "2026-11-21T05:23:00.123Z",
+    "expiresAt": "2026-11-28T05:23:00.123Z",
+    "suite": "hpke-mlkem768-x25519",
+    "runnerKeyId": repeated(0xCD),
+}
+PAYLOAD = {
+    "records": {f"notes:{NOTE}": {"k": b64(raw(repeated(1))), "e": "s1"}},
+    "support": {f"aiMissions:{MISSION}": {"k": b64(raw(repeated(2))), "e": "s1"}},
+    "iterationKey": {"k": b64(raw(repeated(3))), "e": "m1"},
+}
+FACTS = {
+    "space": SPACE,
+    "table": "aiMissions",
+    "record": MISSION,
+    "change": "018f3b9e-0000-4000-8000-0000000000ee",
+    "author": ACCOUNT,
+    "visibility": "space",
+    "actor": ACTOR,
+    "origin": "user",
+    "values": {"state": [AT, "active"], "title": [AT, "enc:2:s1:AAECAwQFBgcICQoL.AA=="]},
+}
+ENTRY = {
+    "version": "v1",
+    "previous": "",
+    "type": "personal",
+    "members": [{"accountId": ACCOUNT, "role": "owner", "signingKey": "A", "hpkeKey": "B"}],
+    "keyVersion": 1,
+    "keyCheck": "AAAAAAAAAAAAAAAAAAAAAA==",
+    "createdAt": "2026-11-21T05:23:00.123Z",
+    "authorId": ACCOUNT,
+    "nonce": "00",
+}
+CHEAP_KDF = {"salt": b64(bytes(range(16))), "t": 1, "mKib": 64, "p": 1}
+REAL_KDF = {"salt": b64(bytes(range(16))), "t": 3, "mKib": 65536, "p": 4}
+
+Case = tuple[str, str, dict[str, Any]]
+
+CASES: dict[str, list[Case]] = {
+    "encoding.json": [
+        ("no parts", "length-prefixed", {"parts": []}),
+        ("an empty part is a part", "length-prefixed", {"parts": [""]}),
+        ("a, bc", "length-prefixed", {"parts": ["a", "bc"]}),
+        ("ab, c", "length-prefixed", {"parts": ["ab", "c"]}),
+        ("bytes, not characters, are counted", "length-prefixed", {"parts": ["ü", "日本"]}),
+        (
+            "keys sorted, no spaces, not escaped",
+            "canonical-json",
+            {"value": {"b": [1, 1.5, None, True], "a": "Grüße", "ä": {}, "A": '\n"\\/'}},
+        ),
+    ],
+    "passwords.json": [
+        (
+            "cheap parameters",
+            "password-keys",
+            {"password": "correct horse", "login": "ada", "kdf": CHEAP_KDF},
+        ),
+        (
+            "the name is lower-cased, the password is not",
+            "password-keys",
+            {"password": "Correct horse", "login": "ADA", "kdf": CHEAP_KDF},
+        ),
+        (
+            "decomposed letters are composed",
+            "password-keys",
+            {"password": "Schlu\u0308ssel", "login": "Zoe\u0308", "kdf": CHEAP_KDF},
+        ),
+        (
+            "the parameters of new accounts",
+            "password-keys",
+            {"password": "correct horse", "login": "ada", "kdf": REAL_KDF},
+        ),
+        ("stored hash of a login key", "login-hash", {"loginKey": repeated(0x11)}),
+        ("stored hash of a refresh token", "token-hash", {"token": repeated(0x22)}),
+    ],
+    "keys.json": [
+        (
+            "a record of a space",
+            "record-key",
+            {"parent": repeated(7), "table": "notes", "recordId": NOTE},
+        ),
+        ("a mission", "mission-key", {"spaceKey": repeated(7), "missionId": MISSION}),
+        ("check of a space key", "key-check", {"key": repeated(7), "label": SPACE, "version": 1}),
+        ("check of version 12", "key-check", {"key": repeated(7), "label": SPACE, "version": 12}),
+        *(
+            (
+                f"the master key under {purpose}",
+                "master-wrap",
+                {
+                    "masterKey": repeated(0x42),
+                    "wrappingKey": repeated(0x24),
+                    "purpose": purpose,
+                    "accountId": ACCOUNT,
+                    "keyId": "k1",
+                },
+            )
+            for purpose in ("unlock", "kek", "recovery")
+        ),
+        (
+            "a secret with context",
+            "secret",
+            {
+                "masterKey": repeated(0x42),
+                "plaintext": "00ff10",
+                "purpose": "device-sign",
+                "accountId": ACCOUNT,
+                "context": [DEVICE],
+            },
+        ),
+        ("an identity", "identity", {"masterKey": repeated(0x42), "accountId": ACCOUNT}),
+    ],
+    "envelope.json": [
+        *(
+            (
+                f"{name}",
+                "seal-field",
+                {
+                    "key": repeated(9),
+                    "cls": cls,
+                    "version": version,
+                    "binding": BINDING,
+                    "value": value,
+                },
+            )
+            for name, cls, version, value in (
+                ("text", "s", 1, "Buy milk"),
+                ("empty text", "s", 1, ""),
+                ("false", "p", 2, False),
+                ("zero", "s", 1, 0),
+                ("beyond ASCII", "s", 1, "Schlüssel — 日本語 — 🔐"),
+                ("a list", "m", 999_999_999, [1, "two", {"three": True}, None]),
+                ("30 bytes of text fill the smallest class", "s", 1, "x" * 30),
+                ("31 bytes of text need the next", "s", 1, "x" * 31),
+                ("4094 bytes of text fill 4096", "s", 1, "x" * 4094),
+                ("4095 bytes of text need 8192", "s", 1, "x" * 4095),
+            )
+        ),
+        (
+            "written by an agent",
+            "seal-field",
+            {
+                "key": repeated(9),
+                "cls": "m",
+                "version": 1,
+                "binding": {**BINDING, "actor": AGENT_ACTOR, "path": "tags/abc"},
+                "value": "x",
+            },
+        ),
+        (
+            "the token of a tag",
+            "element-token",
+            {"key": repeated(9), "field": "tags", "element": "urgent"},
+        ),
+        (
+            "the token of an object",
+            "element-token",
+            {"key": repeated(9), "field": "links", "element": {"b": 1, "a": "ü"}},
+        ),
+    ],
+    "signatures.json": [
+        ("a change", "change", {"key": repeated(5), "facts": FACTS}),
+        ("the first membership entry", "membership", {"key": repeated(5), "entry": ENTRY}),
+        (
+            "a device",
+            "device-certificate",
+            {
+                "key": repeated(5),
+                "accountId": ACCOUNT,
+                "deviceId": DEVICE,
+                "publicKey": b64(signatures.SigningKey(raw(repeated(6))).public().to_bytes()),
+                "createdAt": "2026-11-21T05:23:00.123Z",
+            },
+        ),
+        (
+            "a write of the runner",
+            "runner-write",
+            {
+                "key": repeated(5),
+                "write": {
+                    "mission": MISSION,
+                    "scheduled_for": "2026-11-21T06:00:00.000Z",
+                    "grant": GRANT,
+                    "fence": 3,
+                    "digest": repeated(0xEE),
+                    "audit_seq": 17,
+                    "audit_hash": repeated(0xDD),
+                },
+            },
+        ),
+        (
+            "the first audit row",
+            "audit-hash",
+            {"previous": signatures.AUDIT_START, "row": {"seq": 1, "status": "ok"}},
+        ),
+        (
+            "a later audit row",
+            "audit-hash",
+            {"previous": repeated(0xDD), "row": {"seq": 2, "status": "failed"}},
+        ),
+    ],
+    "grants.json": [
+        (
+            "mission data key and sealed keys",
+            "grant-seal",
+            {
+                "header": HEADER,
+                "missionId": MISSION,
+                "secret": repeated(0x77),
+                "iv": bytes(range(12)).hex(),
+                "payload": PAYLOAD,
+            },
+        ),
+    ],
+    "hpke.json": [],
+}
+
+
+# ------------------------------------------------- cases that are drawn only once
+
+
+def drawn_once() -> dict[str, list[Callable[[], Case]]]:
+    """Return makers of vectors whose input holds randomness that no one can fix."""
+    return {
+        "hpke.json": [lambda: _space_case("s"), lambda: _space_case("p")],
+        "grants.json": [lambda: _grant_case(hpke.SUITE), lambda: _grant_case(rsa.SUITE)],
+        "runners.json": [_runner_case],
+    }
+
+
+def _space_case(kind: Any) -> Case:
+    private = hpke.HpkePrivateKey(bytes(range(96)))
+    name = keys.SpaceKeyName(kind, SPACE, 3, OTHER)
+    wrapped = keys.wrap_space_key(raw(repeated(7)), private.public(), name)
+    return (
+        f"a key of kind {kind}, unwrapped",
+        "unwrap-space-key",
+        {
+            "privateKey": private.to_bytes().hex(),
+            "wrapped": wrapped,
+            "name": {"kind": kind, "space": SPACE, "version": 3, "recipient": OTHER},
+        },
+    )
+
+
+def _grant_case(suite: str) -> Case:
+    header = {**HEADER, "suite": suite}
+    head = canonical_json(header)
+    runner = wrapping.generate_wrap_key(suite)
+    device, hub = signatures.SigningKey.generate(), signatures.SigningKey.generate()
+    sealed = grants.seal_grant(head, MISSION, PAYLOAD, runner=runner.public(), device=device)
+    return (
+        f"a grant by {suite}, opened",
+        "grant-open",
+        {
+            "header": header,
+            "missionId": MISSION,
+            "suite": suite,
+            "runnerKey": b64(runner.to_bytes()),
+            "deviceKey": b64(device.public().to_bytes()),
+            "hubKey": b64(hub.public().to_bytes()),
+            "wrappedKey": b64(sealed.wrapped_key),
+            "sealedKeys": sealed.sealed_keys,
+            "signature": b64(sealed.signature),
+            "countersignature": b64(grants.countersign_grant(hub, head, sealed)),
+        },
+    )
+
+
+def _runner_case() -> Case:
+    bundle = runners.RunnerPrivateKey.generate().public()
+    return ("a runner's bundle", "runner-bundle", {"publicPem": bundle.to_pem()})
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    """Return the vectors that stand in a file."""
+    path = HERE / name
+    return json.loads(path.read_text("utf-8")) if path.exists() else []
+
+
+def add() -> int:
+    """Append what is missing, and return how many vectors were added."""
+    added = 0
+    once = drawn_once()
+    for name in sorted({*CASES, *once}):
+        standing = load(name)
+        names = {vector["name"] for vector in standing}
+        for case in [*CASES.get(name, []), *(make() for make in once.get(name, []))]:
+            title, operation, inputs = case
+            if title not in names:
+                output = OPERATIONS[operation](**inputs)
+                standing.append(
+                    {"name": title, "operation": operation, "input": inputs, "output": output}
+                )
+                added += 1
+        text = json.dumps(standing, ensure_ascii=False, indent=1)
+        (HERE / name).write_text(text + "\n", encoding="utf-8")
+    return added
+
+
+if __name__ == "__main__":
+    print(f"{add()} vectors added")
