@@ -1,1 +1,1 @@
-"""The installed modules, checked once and then frozen."""
+"""The installed modules, checked once, then frozen."""
