@@ -1,0 +1,1 @@
+"""The hub's HTTP edge: endpoints as declarations, problem documents, and one description."""

@@ -1,0 +1,54 @@
+"""What a hub refuses about accounts, as both sides name it."""
+
+from __future__ import annotations
+
+from mana.domain.errors import Conflict, Forbidden, ManaError, Unauthenticated
+
+
+class InvalidCredentials(Unauthenticated):
+    """The login or the password is not right; which of them is never said."""
+
+    code = "INVALID_CREDENTIALS"
+    advice = "Check the login name and the password."
+
+
+class SessionEnded(Unauthenticated):
+    """The session was ended, or its refresh token was used twice."""
+
+    code = "SESSION_ENDED"
+    advice = "Sign in again."
+
+
+class RateLimited(ManaError):
+    """Too many attempts; `detail.retryAfterS` says when the next one counts."""
+
+    code = "RATE_LIMITED"
+    advice = "Wait a while and try again."
+
+
+class LoginTaken(Conflict):
+    """Another account has this login name."""
+
+    code = "LOGIN_TAKEN"
+    advice = "Choose another login name."
+
+
+class AccountExists(Conflict):
+    """An account, device or space with this id exists."""
+
+    code = "ACCOUNT_EXISTS"
+    advice = "Start the sign-up again."
+
+
+class InviteNeeded(Forbidden):
+    """This hub takes new accounts by invitation only, and the invitation does not hold."""
+
+    code = "INVITE_NEEDED"
+    advice = "Ask the administrator of this hub for an invitation."
+
+
+class SignupClosed(Forbidden):
+    """This hub takes no new accounts."""
+
+    code = "SIGNUP_CLOSED"
+    advice = "Ask the administrator of this hub."
