@@ -39,6 +39,7 @@ from mana.crypto.grants import (
     SealedGrant,
     countersign_grant,
     derive_mission_data_key,
+    mission_data_key_v1,
     open_grant,
     seal_grant,
     verify_grant,
@@ -700,6 +701,26 @@ def test_grant_header_is_canonical(header: bytes) -> None:
         seal_grant(header, "m", PAYLOAD, runner=RUNNER.hpke_key.public(), device=GRANTOR)
     with pytest.raises(Malformed):
         verify_grant(header, SealedGrant(b"", "", b""), device=GRANTOR.public())
+
+
+def test_text_without_bytes_is_refused() -> None:
+    """Text that has no UTF-8 form raises one of our errors, wherever it is bound."""
+    lone = "\ud800"
+    calls: list[Callable[[], object]] = [
+        lambda: derive_mission_data_key(bytes(32), lone, b"{}"),
+        lambda: mission_data_key_v1(bytes(32), lone, [], []),
+        lambda: mission_data_key_v1(bytes(32), "m", [lone], []),
+        lambda: record_key(bytes(32), lone, "r"),
+        lambda: Binding("s", "t", "r", lone, "a", {}).associated_data(),
+        lambda: Binding("s", "t", "r", "p", "a", {"kind": lone}).associated_data(),
+        lambda: SigningKey(bytes(32)).sign(lone),
+        lambda: unb64(lone),
+        lambda: parse_envelope(lone),
+        lambda: wrap_public_from_pem(lone),
+    ]
+    for call in calls:
+        with pytest.raises((CryptoFailed, Invalid)):
+            call()
 
 
 # -------------------------------------------------------------------- hygiene

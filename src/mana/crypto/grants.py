@@ -42,7 +42,7 @@ class SealedGrant:
 
 def derive_mission_data_key(secret: bytes, mission_id: str, header: bytes) -> bytes:
     """Derive MDK, which seals the keys of a grant."""
-    return hkdf(require_key(secret), salt=mission_id.encode("utf-8"), info=header)
+    return hkdf(require_key(secret), salt=_utf8(mission_id), info=header)
 
 
 def seal_grant(
@@ -126,15 +126,15 @@ def mission_data_key_v1(
 
     Its scope string is ambiguous (an id may hold a comma); version 2 exists for that too.
     """
-    info = (
+    info = _utf8(
         "mana-ai-mission-grant:v1"
         f":tables={','.join(sorted(tables, key=_utf16))}"
         f":ids={','.join(sorted(record_ids, key=_utf16))}"
-    ).encode()
+    )
     if len(info) > INFO_BYTES_MAX_V1:
         # The reference's HKDF takes no more, so it can have made no such grant.
         raise Malformed("a scope that version 1 could not express")
-    return hkdf(require_key(master_key), salt=mission_id.encode("utf-8"), info=info)
+    return hkdf(require_key(master_key), salt=_utf8(mission_id), info=info)
 
 
 def _wrap_info(header: bytes) -> bytes:
@@ -152,6 +152,13 @@ def _require_canonical(header: bytes) -> None:
     value = parse_json(header)
     if not isinstance(value, dict) or canonical_json(value) != header:
         raise Malformed("a grant's header is one canonical JSON object")
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Malformed("not text that can be written in UTF-8") from None
 
 
 def _utf16(text: str) -> bytes:
