@@ -8,12 +8,248 @@ create schema mana_ai;
 grant usage on schema mana_ai to mana_app;
 grant usage on schema mana_ai to mana_runner;
 
+CREATE OR REPLACE FUNCTION mana.admit_sign_up(p_demo boolean, p_invite bytea, p_invites_only boolean)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+ SET "app.door" TO 'open'
+AS $function$
+begin
+  perform pg_catalog.pg_advisory_xact_lock(1835101793, 1);
+  if not p_demo and not exists (select from mana.accounts a where not a.demo) then
+    return 'administrator';
+  end if;
+  if p_invites_only then
+    delete from mana.invites i
+     where i.invite_hash = p_invite and i.expires_at > pg_catalog.now();
+    if not found then
+      return null;
+    end if;
+  end if;
+  return 'member';
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.clear_attempts(p_login_mac bytea)
+ RETURNS void
+ LANGUAGE sql
+ SECURITY DEFINER
+ SET search_path TO ''
+ SET "app.door" TO 'open'
+AS $function$
+  delete from mana.login_attempts l where l.login_mac = p_login_mac
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.count_attempt(p_login_mac bytea, p_now timestamp with time zone, p_window interval, p_attempts_max integer)
+ RETURNS timestamp with time zone
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+ SET "app.door" TO 'open'
+AS $function$
+declare
+  counted bigint;
+  oldest timestamptz;
+begin
+  perform pg_catalog.pg_advisory_xact_lock(
+    pg_catalog.hashtextextended(pg_catalog.encode(p_login_mac, 'hex'), 1835101793));
+  delete from mana.login_attempts l where l.ctid in (
+    select d.ctid from mana.login_attempts d
+     where d.attempted_at <= p_now - p_window limit 100 for update skip locked);
+  select pg_catalog.count(*), pg_catalog.min(l.attempted_at) into counted, oldest
+    from mana.login_attempts l
+   where l.login_mac = p_login_mac and l.attempted_at > p_now - p_window;
+  if counted >= p_attempts_max then
+    return oldest + p_window;
+  end if;
+  insert into mana.login_attempts (login_mac, attempted_at) values (p_login_mac, p_now);
+  return null;
+end
+$function$;
+-- execute: mana_app
+
 CREATE OR REPLACE FUNCTION mana.current_account()
  RETURNS text
  LANGUAGE sql
  STABLE PARALLEL SAFE
 AS $function$ select nullif(pg_catalog.current_setting('app.current_user_id', true), '') $function$;
 -- execute: mana_app, mana_runner
+
+CREATE OR REPLACE FUNCTION mana.login_facts(p_login_key text)
+ RETURNS TABLE(account_id text, kdf jsonb, login_hash text)
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO ''
+ SET "app.door" TO 'open'
+AS $function$
+  select a.account_id, a.kdf, a.login_hash from mana.accounts a where a.login_key = p_login_key
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.rotate_token(p_old bytea, p_new bytea, p_now timestamp with time zone, p_grace interval, p_life interval)
+ RETURNS TABLE(outcome text, account_id text, session_id text)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+ SET "app.door" TO 'open'
+AS $function$
+#variable_conflict use_column
+declare
+  held record;
+  sess record;
+begin
+  select * into held from mana.refresh_tokens t where t.token_hash = p_old;
+  if not found then
+    return query select 'unknown', null::text, null::text;
+    return;
+  end if;
+  select * into sess from mana.sessions s where s.session_id = held.session_id for update;
+  -- Read again: another exchange may have come first while this one waited for the session.
+  select * into held from mana.refresh_tokens t where t.token_hash = p_old;
+  if held.token_hash is null or sess.session_id is null then
+    return query select 'unknown', null::text, null::text;
+    return;
+  end if;
+  if sess.ended_at is not null or held.issued_at <= p_now - p_life then
+    return query select 'ended', null::text, null::text;
+    return;
+  end if;
+  if held.replaced or held.used_at is not null then
+    if held.replaced or held.used_at <= p_now - p_grace or exists (
+      select from mana.refresh_tokens t where t.parent_hash = p_old and t.used_at is not null)
+    then
+      update mana.sessions s set ended_at = p_now where s.session_id = held.session_id;
+      return query select 'reused', null::text, null::text;
+      return;
+    end if;
+    update mana.refresh_tokens t set replaced = true where t.parent_hash = p_old;
+  else
+    update mana.refresh_tokens t set used_at = p_now where t.token_hash = p_old;
+  end if;
+  delete from mana.refresh_tokens t
+   where t.session_id = held.session_id and t.issued_at <= p_now - p_life;
+  insert into mana.refresh_tokens (token_hash, session_id, account_id, parent_hash, issued_at)
+    values (p_new, held.session_id, held.account_id, p_old, p_now);
+  return query select 'ok', held.account_id, held.session_id;
+end
+$function$;
+-- execute: mana_app
+
+create table mana.accounts (
+  account_id text not null,
+  login text not null,
+  login_key text not null,
+  mode text not null,
+  role text not null,
+  demo boolean not null,
+  kdf jsonb not null,
+  login_hash text not null,
+  master_wrap text not null,
+  master_check text not null,
+  kek_wrap text,
+  signing_key text not null,
+  hpke_key text not null,
+  sealed_private text not null,
+  created_at timestamp with time zone not null,
+  constraint accounts_pkey PRIMARY KEY (account_id),
+  constraint accounts_check CHECK (((mode = 'standard'::text) = (kek_wrap IS NOT NULL))),
+  constraint accounts_login UNIQUE (login_key),
+  constraint accounts_mode_check CHECK ((mode = ANY (ARRAY['standard'::text, 'zero-knowledge'::text]))),
+  constraint accounts_role_check CHECK ((role = ANY (ARRAY['administrator'::text, 'member'::text])))
+);
+alter table mana.accounts enable row level security;
+alter table mana.accounts force row level security;
+create policy door on mana.accounts as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana.accounts as permissive for all to mana_app, mana_runner using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant delete, insert, select on mana.accounts to mana_app;
+grant select(account_id), select(mode), select(role), select(signing_key), select(hpke_key) on mana.accounts to mana_runner;
+
+create table mana.devices (
+  device_id text not null,
+  account_id text not null,
+  public_key text not null,
+  created_at text not null,
+  signature text not null,
+  registered_at timestamp with time zone not null,
+  constraint devices_pkey PRIMARY KEY (device_id),
+  constraint devices_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE
+);
+CREATE INDEX devices_of_account ON mana.devices USING btree (account_id);
+alter table mana.devices enable row level security;
+alter table mana.devices force row level security;
+create policy own on mana.devices as permissive for all to mana_app, mana_runner using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+create policy shared on mana.devices as permissive for select to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (devices.account_id = ANY (s.members)))));
+grant insert, select on mana.devices to mana_app;
+grant select on mana.devices to mana_runner;
+
+create table mana.invites (
+  invite_hash bytea not null,
+  account_id text not null,
+  created_at timestamp with time zone not null,
+  expires_at timestamp with time zone not null,
+  constraint invites_pkey PRIMARY KEY (invite_hash),
+  constraint invites_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE
+);
+CREATE INDEX invites_of_account ON mana.invites USING btree (account_id);
+alter table mana.invites enable row level security;
+alter table mana.invites force row level security;
+create policy door on mana.invites as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana.invites as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant insert on mana.invites to mana_app;
+
+create table mana.login_attempts (
+  login_mac bytea not null,
+  attempted_at timestamp with time zone not null
+);
+CREATE INDEX login_attempts_by_age ON mana.login_attempts USING btree (attempted_at);
+CREATE INDEX login_attempts_of_login ON mana.login_attempts USING btree (login_mac, attempted_at);
+alter table mana.login_attempts enable row level security;
+alter table mana.login_attempts force row level security;
+create policy door on mana.login_attempts as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+
+create table mana.membership_entries (
+  space_id text not null,
+  number integer not null,
+  entry jsonb not null,
+  signature text not null,
+  hash text not null,
+  constraint membership_entries_pkey PRIMARY KEY (space_id, number),
+  constraint membership_entries_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
+);
+alter table mana.membership_entries enable row level security;
+alter table mana.membership_entries force row level security;
+create policy member on mana.membership_entries as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = membership_entries.space_id)))) with check ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = membership_entries.space_id))));
+grant insert, select on mana.membership_entries to mana_app;
+grant select on mana.membership_entries to mana_runner;
+
+create table mana.memberships (
+  space_id text not null,
+  account_id text not null,
+  role text not null,
+  constraint memberships_pkey PRIMARY KEY (space_id, account_id),
+  constraint memberships_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint memberships_role_check CHECK ((role = ANY (ARRAY['owner'::text, 'admin'::text, 'member'::text, 'viewer'::text]))),
+  constraint memberships_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
+);
+CREATE INDEX memberships_of_account ON mana.memberships USING btree (account_id);
+alter table mana.memberships enable row level security;
+alter table mana.memberships force row level security;
+create policy member on mana.memberships as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = memberships.space_id)))) with check ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE ((s.space_id = memberships.space_id) AND (memberships.account_id = ANY (s.members))))));
+grant insert, select on mana.memberships to mana_app;
+grant select on mana.memberships to mana_runner;
 
 create table mana.migrations (
   number integer not null,
@@ -22,3 +258,151 @@ create table mana.migrations (
   applied_at timestamp with time zone not null default now(),
   constraint migrations_pkey PRIMARY KEY (number)
 );
+
+create table mana.records (
+  space_id text not null,
+  table_name text not null,
+  record_id text not null,
+  author_id text not null,
+  visibility text not null,
+  fields jsonb not null,
+  proofs jsonb not null,
+  seq bigint not null,
+  deleted boolean not null,
+  constraint records_pkey PRIMARY KEY (space_id, table_name, record_id),
+  constraint records_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
+  constraint records_visibility_check CHECK ((visibility = ANY (ARRAY['space'::text, 'private'::text])))
+);
+alter table mana.records enable row level security;
+alter table mana.records force row level security;
+create policy member on mana.records as permissive for all to mana_app, mana_runner using (((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = records.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account())))) with check (((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = records.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account()))));
+grant insert, select, update(fields), update(proofs), update(seq), update(deleted) on mana.records to mana_app;
+grant insert, select, update(fields), update(proofs), update(seq), update(deleted) on mana.records to mana_runner;
+
+create table mana.refresh_tokens (
+  token_hash bytea not null,
+  session_id text not null,
+  account_id text not null,
+  parent_hash bytea,
+  issued_at timestamp with time zone not null,
+  used_at timestamp with time zone,
+  replaced boolean not null default false,
+  constraint refresh_tokens_pkey PRIMARY KEY (token_hash),
+  constraint refresh_tokens_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint refresh_tokens_session_id_fkey FOREIGN KEY (session_id) REFERENCES mana.sessions(session_id) ON DELETE CASCADE
+);
+CREATE INDEX refresh_tokens_of_account ON mana.refresh_tokens USING btree (account_id);
+CREATE INDEX refresh_tokens_of_session ON mana.refresh_tokens USING btree (session_id);
+alter table mana.refresh_tokens enable row level security;
+alter table mana.refresh_tokens force row level security;
+create policy door on mana.refresh_tokens as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana.refresh_tokens as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant insert on mana.refresh_tokens to mana_app;
+
+create table mana.sessions (
+  session_id text not null,
+  account_id text not null,
+  created_at timestamp with time zone not null,
+  ended_at timestamp with time zone,
+  constraint sessions_pkey PRIMARY KEY (session_id),
+  constraint sessions_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE
+);
+CREATE INDEX sessions_of_account ON mana.sessions USING btree (account_id);
+alter table mana.sessions enable row level security;
+alter table mana.sessions force row level security;
+create policy door on mana.sessions as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana.sessions as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant insert, select, update(ended_at) on mana.sessions to mana_app;
+
+create table mana.space_heads (
+  space_id text not null,
+  seq bigint not null,
+  constraint space_heads_pkey PRIMARY KEY (space_id),
+  constraint space_heads_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
+);
+alter table mana.space_heads enable row level security;
+alter table mana.space_heads force row level security;
+create policy member on mana.space_heads as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = space_heads.space_id)))) with check ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = space_heads.space_id))));
+grant insert, select, update(seq) on mana.space_heads to mana_app;
+grant select, update(seq) on mana.space_heads to mana_runner;
+
+create table mana.space_keys (
+  space_id text not null,
+  account_id text not null,
+  kind text not null,
+  version integer not null,
+  wrapped text not null,
+  constraint space_keys_pkey PRIMARY KEY (space_id, account_id, kind, version),
+  constraint space_keys_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint space_keys_kind_check CHECK ((kind = ANY (ARRAY['s'::text, 'p'::text]))),
+  constraint space_keys_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
+  constraint space_keys_version_check CHECK ((version > 0))
+);
+CREATE INDEX space_keys_of_account ON mana.space_keys USING btree (account_id);
+alter table mana.space_keys enable row level security;
+alter table mana.space_keys force row level security;
+create policy own on mana.space_keys as permissive for all to mana_app using ((account_id = mana.current_account())) with check (((account_id = mana.current_account()) AND (EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = space_keys.space_id)))));
+grant insert, select on mana.space_keys to mana_app;
+
+create table mana.spaces (
+  space_id text not null,
+  type text not null,
+  members text[] not null,
+  key_version integer not null,
+  created_at timestamp with time zone not null,
+  constraint spaces_pkey PRIMARY KEY (space_id)
+);
+alter table mana.spaces enable row level security;
+alter table mana.spaces force row level security;
+create policy member on mana.spaces as permissive for all to mana_app, mana_runner using ((mana.current_account() = ANY (members))) with check ((mana.current_account() = ANY (members)));
+grant delete, insert, select on mana.spaces to mana_app;
+grant select on mana.spaces to mana_runner;
+
+create table mana.sync_changes (
+  space_id text not null,
+  seq bigint not null,
+  change_id text not null,
+  app_id text not null,
+  table_name text not null,
+  record_id text not null,
+  user_id text not null,
+  author_id text not null,
+  visibility text not null,
+  op text not null,
+  data jsonb not null,
+  field_meta jsonb not null,
+  client_id text not null,
+  created_at timestamp with time zone not null,
+  schema_version integer not null default 1,
+  actor jsonb not null,
+  origin text not null,
+  group_id text,
+  guards jsonb,
+  signature jsonb,
+  constraint sync_changes_pkey PRIMARY KEY (space_id, seq),
+  constraint sync_changes_once UNIQUE (space_id, change_id),
+  constraint sync_changes_op_check CHECK ((op = ANY (ARRAY['insert'::text, 'update'::text, 'delete'::text]))),
+  constraint sync_changes_origin_check CHECK ((origin = ANY (ARRAY['user'::text, 'agent'::text, 'system'::text, 'migration'::text]))),
+  constraint sync_changes_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
+  constraint sync_changes_visibility_check CHECK ((visibility = ANY (ARRAY['space'::text, 'private'::text])))
+);
+CREATE INDEX sync_changes_of_record ON mana.sync_changes USING btree (space_id, table_name, record_id, seq);
+alter table mana.sync_changes enable row level security;
+alter table mana.sync_changes force row level security;
+create policy member on mana.sync_changes as permissive for all to mana_app, mana_runner using (((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = sync_changes.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account())))) with check (((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = sync_changes.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account())) AND (user_id = mana.current_account())));
+grant insert, select on mana.sync_changes to mana_app;
+grant insert, select on mana.sync_changes to mana_runner;
