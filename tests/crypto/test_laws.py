@@ -603,6 +603,10 @@ def test_identity() -> None:
         PrivateIdentity.open(bytes([1] * 32), sealed, public)
     with pytest.raises(SealRejected):
         PrivateIdentity.open(bytes(32), sealed, PrivateIdentity.generate("ada").public())
+    swapped = PrivateIdentity.generate("ada").hpke_key.to_bytes() + made.signing_key.to_bytes()
+    foreign = seal_secret(bytes(32), swapped, "identity", "ada", public.fingerprint())
+    with pytest.raises(Malformed):
+        PrivateIdentity.open(bytes(32), foreign, public)
     assert public.fingerprint() != PrivateIdentity.generate("ada").public().fingerprint()
     for change in ({"version": "v2"}, {"extra": "x"}, {"signingKey": 1}):
         with pytest.raises(Malformed):
@@ -616,6 +620,8 @@ def test_certificates(member: str) -> None:
     made = certify_device(key, "ada", "phone", device, "now")
     assert DeviceCertificate.from_wire(made.to_wire()) == made
     assert verify_certificate(made, key.public(), "ada") == device
+    with pytest.raises(Malformed):
+        verify_certificate(made, key.public(), "bob")
     other = b64(key.public().to_bytes()) if member == "publicKey" else "x"
     changed = DeviceCertificate.from_wire({**made.to_wire(), member: other})
     with pytest.raises(CryptoFailed):

@@ -137,7 +137,7 @@ def parse_envelope(text: str) -> Envelope:
         raise Malformed("not an envelope")
     ciphertext = unb64(match[4])
     size = len(ciphertext) - TAG_BYTES
-    if size < SIZE_MIN or size_class(size) != size:
+    if size_class(size) != size:
         raise Malformed("not the length of an envelope")
     return Envelope(cast(KeyClass, match[1]), int(match[2]), unb64(match[3]), ciphertext)
 
