@@ -1,0 +1,145 @@
+"""Opening what a grant covers: keys first, then records as views. Worker processes only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from mana.crypto.envelope import Binding, RecordKey, is_envelope, open_field, parse_envelope
+from mana.crypto.errors import Malformed
+from mana.crypto.grants import SealedGrant, open_grant
+from mana.crypto.primitives import unb64
+from mana.crypto.runners import RunnerPrivateKey
+from mana.crypto.signatures import VerifyKey
+from mana.domain.actors import Actor, actor_from_wire
+from mana.domain.encoding import Json
+from mana.domain.errors import CryptoFailed
+from mana.domain.grants import GrantHeader
+from mana.domain.records import View, assemble
+from mana.domain.tables import DELETED_AT, Table
+from mana.hub.runner.dialogue import GrantMaterial
+from mana.protocol.messages import StateRecord
+
+_MEMBERS: Final = frozenset({"records", "support", "iterationKey"})
+
+
+class KeyRotated(CryptoFailed):
+    """The record is sealed under another key version than the one that was granted."""
+
+    code = "KEY_ROTATED"
+    advice = "The device mints the same grant again under the new key."
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedKey:
+    """A key of a grant, and the class and version of the envelopes that it opens."""
+
+    key: bytes = field(repr=False)
+    opens: str
+
+
+@dataclass(frozen=True, slots=True)
+class GrantKeys:
+    """The opened keys of a grant."""
+
+    records: Mapping[str, GrantedKey]
+    support: Mapping[str, GrantedKey]
+    iteration: GrantedKey
+
+    def of(self, name: str) -> GrantedKey | None:
+        """Return the key of `table:id`, if it was granted."""
+        return self.records.get(name) or self.support.get(name)
+
+
+def sealed_grant(material: GrantMaterial) -> SealedGrant:
+    """Return the material in the form that is verified and opened."""
+    return SealedGrant(
+        unb64(material.wrapped_key), material.sealed_keys, unb64(material.signature.value)
+    )
+
+
+def open_keys(
+    header: GrantHeader,
+    material: GrantMaterial,
+    *,
+    runner: RunnerPrivateKey,
+    device: VerifyKey,
+    hub: VerifyKey,
+) -> GrantKeys:
+    """Open a grant's keys; raise unless it holds exactly the header's records."""
+    payload = open_grant(
+        material.header.encode("utf-8"),
+        header.mission_id,
+        sealed_grant(material),
+        unb64(material.hub_signature),
+        runner=runner.unwrap_key(header.suite),
+        device=device,
+        hub=hub,
+    )
+    if set(payload) != _MEMBERS:
+        raise Malformed("the payload of a grant has other members")
+    records = _keys(payload["records"])
+    support = _keys(payload["support"])
+    if set(records) != set(header.record_ids):
+        raise Malformed("a grant holds exactly the keys of its records")
+    allowed = {
+        f"aiMissions:{header.mission_id}",
+        f"agents:{header.agent_id}",
+        f"agentMemory:{header.agent_id}",
+    }
+    if not set(support) <= allowed:
+        raise Malformed("a grant supports its own mission and agent only")
+    return GrantKeys(records, support, _key(payload["iterationKey"]))
+
+
+def open_record(space_id: str, record: StateRecord, table: Table, granted: GrantedKey) -> View:
+    """Return the record opened; raise if one sealed path does not open under this key."""
+    key = RecordKey(granted.key)
+    values: dict[str, Json] = {}
+    stamps: dict[str, str] = {}
+    actors: dict[str, Actor] = {}
+    for path, entry in record.fields.items():
+        declared = table.field_at(path)
+        value: Json = entry.value
+        if declared.sealed and value is not None:
+            if not isinstance(value, str) or not is_envelope(value):
+                raise Malformed("a sealed field holds no envelope")
+            envelope = parse_envelope(value)
+            if f"{envelope.cls}{envelope.version}" != granted.opens:
+                raise KeyRotated("the record is sealed under another key version")
+            binding = Binding(
+                space_id, record.table, record.id, path, entry.at, dict(entry.actor)
+            )
+            value = open_field(key, value, binding=binding)
+        values[path] = value
+        stamps[path] = entry.at
+        actors[path] = actor_from_wire(dict(entry.actor))
+    tombstone = record.fields.get(DELETED_AT)
+    deleted = tombstone is not None and tombstone.value is not None
+    return View(
+        table=record.table,
+        id=record.id,  # type: ignore[arg-type]
+        values=assemble(table, values),
+        stamps=stamps,
+        actors=actors,
+        author_id=record.author_id,
+        visibility="private" if record.visibility == "private" else "space",
+        deleted=deleted,
+    )
+
+
+def _keys(value: Json) -> dict[str, GrantedKey]:
+    if not isinstance(value, dict):
+        raise Malformed("the keys of a grant are an object")
+    return {name: _key(item) for name, item in value.items()}
+
+
+def _key(item: Json) -> GrantedKey:
+    match item:
+        case {"k": str(key), "e": str(opens)} if len(item) == 2:
+            return GrantedKey(unb64(key), opens)
+    raise Malformed("a key of a grant is {k, e}")
+
+
+TableByName = Callable[[str], Table]

@@ -1,0 +1,103 @@
+"""Settings of the runner, read once from the environment that `build` is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from mana.domain.errors import Invalid
+from mana.domain.occurrences import FAIL_POINTS
+
+PORT_DEFAULT: Final = 3067
+TICK_INTERVAL_MS_DEFAULT: Final = 60_000
+CONCURRENCY_DEFAULT: Final = 4
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"0", "false", "no", "off"})
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """What the runner is told. Secrets are never shown.
+
+    `llm_url` empty: the offline model `rules`. `concurrency`: workers at one time. `run_s_max`:
+    after this long a run is given up as failed.
+    """
+
+    home: Path
+    database_url: str = field(repr=False)
+    host: str = "127.0.0.1"
+    port: int = PORT_DEFAULT
+    llm_url: str = ""
+    llm_key: str = field(default="", repr=False)
+    llm_model: str = ""
+    tick_interval_ms: int = TICK_INTERVAL_MS_DEFAULT
+    tick_enabled: bool = True
+    service_key: str = field(default="", repr=False)
+    private_key_pem: str = field(default="", repr=False)
+    concurrency: int = CONCURRENCY_DEFAULT
+    run_s_max: int = 600
+    lease_s: int = 60
+    heartbeat_s: int = 15
+    fail_point: str | None = None
+    jwks_url: str = ""
+
+    @property
+    def secrets_dir(self) -> Path:
+        """Return the folder with the secrets of this machine (mode 0700)."""
+        return self.home / "secrets"
+
+    @classmethod
+    def from_env(
+        cls, environ: Mapping[str, str], *, database_url: str, home: Path
+    ) -> RunnerSettings:
+        """Read the settings; raise Invalid naming the variable that is wrong."""
+        fail_point = environ.get("MANA_FAIL_POINT", "").strip() or None
+        if fail_point is not None and fail_point not in FAIL_POINTS:
+            raise Invalid("MANA_FAIL_POINT is one of: " + ", ".join(FAIL_POINTS))
+        return cls(
+            home=home,
+            database_url=database_url,
+            host=environ.get("MANA_RUNNER_HOST", "").strip() or "127.0.0.1",
+            port=_number(environ, "MANA_RUNNER_PORT", PORT_DEFAULT, 0, 65_535),
+            llm_url=environ.get("MANA_LLM_URL", "").strip(),
+            llm_key=environ.get("MANA_LLM_KEY", "").strip(),
+            llm_model=environ.get("MANA_LLM_MODEL", "").strip(),
+            tick_interval_ms=_number(
+                environ, "TICK_INTERVAL_MS", TICK_INTERVAL_MS_DEFAULT, 10, 86_400_000
+            ),
+            tick_enabled=_flag(environ, "TICK_ENABLED", True),
+            service_key=environ.get("MANA_SERVICE_KEY", "").strip(),
+            private_key_pem=environ.get("MANA_AI_PRIVATE_KEY_PEM", "").strip(),
+            concurrency=_number(environ, "MANA_RUNNER_CONCURRENCY", CONCURRENCY_DEFAULT, 1, 64),
+            run_s_max=_number(environ, "MANA_RUNNER_RUN_S_MAX", 600, 1, 86_400),
+            lease_s=_number(environ, "MANA_RUNNER_LEASE_S", 60, 1, 3_600),
+            heartbeat_s=_number(environ, "MANA_RUNNER_HEARTBEAT_S", 15, 1, 600),
+            fail_point=fail_point,
+            jwks_url=environ.get("MANA_JWKS_URL", "").strip(),
+        )
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        number = int(text)
+    except ValueError:
+        raise Invalid(f"{name} is not a whole number") from None
+    if not low <= number <= high:
+        raise Invalid(f"{name} is from {low} to {high}")
+    return number
+
+
+def _flag(environ: Mapping[str, str], name: str, default: bool) -> bool:
+    text = environ.get(name, "").strip().lower()
+    if not text:
+        return default
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise Invalid(f"{name} is true or false")
