@@ -1,0 +1,435 @@
+"""Every call to the hub, typed. Errors come back as the hub raised them; no hub is `Offline`.
+
+The client holds an access token in memory only. A refresh token is exchanged under the session's
+own lock and kept before the new pair is used, so that neither a crash nor a second process loses
+the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from mana.crypto.primitives import b64
+from mana.device.errors import HubDistrusted, Offline
+from mana.domain.encoding import Json
+from mana.domain.errors import Invalid, ManaError, TooLarge, Unauthenticated, Unavailable
+from mana.domain.grants import GrantHeader, header_from_wire
+from mana.protocol.codec import decode, encode
+from mana.protocol.errors import InvalidCredentials, SessionEnded
+from mana.protocol.messages import (
+    Account,
+    AuditAnswer,
+    DeleteAccountRequest,
+    DeviceCertificate,
+    DevicesAnswer,
+    GrantCompletion,
+    GrantHeaderAnswer,
+    GrantInfo,
+    GrantRequest,
+    GrantsAnswer,
+    InviteAnswer,
+    KdfParameters,
+    KdfRequest,
+    LoginRequest,
+    MissionsAnswer,
+    OccurrenceInfo,
+    PullAnswer,
+    PushAnswer,
+    PushRequest,
+    RefreshRequest,
+    RunnerInfo,
+    SignUpRequest,
+    SpaceInfo,
+    SpacesAnswer,
+    StateAnswer,
+    Tokens,
+    Vault,
+)
+from mana.protocol.problems import error_of
+
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+LIVE_SILENCE_S: Final = 45.0
+"""The hub comments every 15 s; three of them missing mean that the stream is dead."""
+_EVENT_BYTES_MAX: Final = 65_536
+
+_T = TypeVar("_T")
+
+
+class Session(Protocol):
+    """Where a session's refresh token is kept, and how to begin a new session."""
+
+    def exclusively(self) -> AbstractAsyncContextManager[None]:
+        """Keep every other process of this machine from refreshing meanwhile."""
+
+    async def refresh_token(self) -> str | None:
+        """Return the newest refresh token that was kept."""
+
+    async def keep(self, tokens: Tokens) -> None:
+        """Keep the refresh token of a new pair, durably."""
+
+    def credentials(self) -> tuple[str, bytes] | None:
+        """Return login name and login key while the account is unlocked."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveEvent:
+    """One event of the live stream: `hello`, `space`, `mission` or `bye`."""
+
+    name: str
+    data: Mapping[str, Json]
+
+
+class HubClient:
+    """The hub as one account sees it. Without a session only the open calls work."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        session: Session | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        timeout_s: float = 30.0,
+        answer_bytes_max: int = ANSWER_BYTES_MAX,
+    ) -> None:
+        self._session = session
+        self._access: str | None = None
+        self._signing_in = asyncio.Lock()
+        self._answer_bytes_max = answer_bytes_max
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            transport=transport,
+            timeout=httpx.Timeout(timeout_s, connect=10.0),
+            follow_redirects=False,
+            trust_env=False,
+            headers={"user-agent": "mana-device", "accept": "application/json"},
+        )
+
+    async def close(self) -> None:
+        """End all connections."""
+        self._access = None
+        await self._http.aclose()
+
+    # Accounts
+
+    async def sign_up(self, request: SignUpRequest) -> Tokens:
+        """Make an account."""
+        return await self._open_call("/api/v1/auth/signup", request, Tokens)
+
+    async def kdf(self, login: str) -> KdfParameters:
+        """Return the password parameters of a login name."""
+        return await self._open_call("/api/v1/auth/kdf", KdfRequest(login=login), KdfParameters)
+
+    async def login(self, login: str, login_key: bytes) -> Tokens:
+        """Begin a session; raise InvalidCredentials."""
+        request = LoginRequest(login=login, login_key=b64(login_key))
+        return await self._open_call("/api/v1/auth/login", request, Tokens)
+
+    async def logout(self) -> None:
+        """End the session."""
+        await self._do("POST", "/api/v1/auth/logout")
+        self._access = None
+
+    def use(self, tokens: Tokens) -> None:
+        """Use the access token of a pair that was just made."""
+        self._access = tokens.access_token
+
+    async def create_invite(self) -> InviteAnswer:
+        """Make an invitation; only the administrator may."""
+        return await self._call("POST", "/api/v1/auth/invites", InviteAnswer)
+
+    async def account(self) -> Account:
+        """Return the signed-in account."""
+        return await self._call("GET", "/api/v1/me", Account)
+
+    async def delete_account(self, login_key: bytes) -> None:
+        """Remove the account and every row of it."""
+        request = DeleteAccountRequest(login_key=b64(login_key))
+        await self._do("DELETE", "/api/v1/me", body=request)
+        self._access = None
+
+    async def vault(self) -> Vault:
+        """Return what unlocks the account's keys."""
+        return await self._call("GET", "/api/v1/me/vault", Vault)
+
+    async def devices(self) -> list[DeviceCertificate]:
+        """Return the certificates of the account's devices."""
+        return (await self._call("GET", "/api/v1/me/devices", DevicesAnswer)).devices
+
+    async def register_device(self, certificate: DeviceCertificate) -> None:
+        """Register a device of this account."""
+        await self._do("POST", "/api/v1/me/devices", body=certificate)
+
+    async def spaces(self) -> list[SpaceInfo]:
+        """Return the account's spaces, with logs and wraps."""
+        return (await self._call("GET", "/api/v1/spaces", SpacesAnswer)).spaces
+
+    async def space_devices(self, space_id: str) -> list[DeviceCertificate]:
+        """Return the certificates of all devices of a space's members."""
+        path = f"/api/v1/spaces/{_part(space_id)}/devices"
+        return (await self._call("GET", path, DevicesAnswer)).devices
+
+    # Sync
+
+    async def push(self, space_id: str, request: PushRequest) -> PushAnswer:
+        """Push a batch of changes."""
+        path = f"/api/v1/spaces/{_part(space_id)}/changes"
+        return await self._call("POST", path, PushAnswer, body=request)
+
+    async def pull(self, space_id: str, after: int, limit: int) -> PullAnswer:
+        """Return the changes after a cursor."""
+        path = f"/api/v1/spaces/{_part(space_id)}/changes"
+        return await self._call("GET", path, PullAnswer, query={"after": after, "limit": limit})
+
+    async def state(self, space_id: str, page: str | None = None) -> StateAnswer:
+        """Return one page of a space's merged records."""
+        path = f"/api/v1/spaces/{_part(space_id)}/records"
+        return await self._call("GET", path, StateAnswer, query={"page": page})
+
+    @asynccontextmanager
+    async def live(self) -> AsyncIterator[AsyncIterator[LiveEvent]]:
+        """Lend the live stream: `async with hub.live() as events`. It ends with the token."""
+        token = await self._token(None)
+        response = await self._begin_live(token)
+        if response.status_code == 401:
+            await response.aclose()
+            response = await self._begin_live(await self._token(token))
+        try:
+            if response.status_code != 200:
+                raise error_of(await self._read(response), response.status_code)
+            yield _events(response)
+        finally:
+            await response.aclose()
+
+    # Grants, missions, audit
+
+    async def runner(self) -> RunnerInfo:
+        """Return the runner's public keys and models."""
+        return await self._call("GET", "/api/v1/runner", RunnerInfo)
+
+    async def request_grant(self, request: GrantRequest) -> GrantHeader:
+        """Ask for the header of a grant. The caller checks that it is what was asked for."""
+        path = "/api/v1/me/ai-mission-grant"
+        answer = await self._call("POST", path, GrantHeaderAnswer, body=request)
+        return header_from_wire(answer.header)
+
+    async def complete_grant(self, grant_id: str, completion: GrantCompletion) -> None:
+        """Hand over the sealed keys of a grant."""
+        path = f"/api/v1/me/ai-mission-grant/{_part(grant_id)}/complete"
+        await self._do("POST", path, body=completion)
+
+    async def grants(self) -> list[GrantInfo]:
+        """Return the grants of this account, newest first."""
+        return (await self._call("GET", "/api/v1/me/ai-mission-grants", GrantsAnswer)).grants
+
+    async def revoke_grant(self, grant_id: str) -> None:
+        """End a grant for ever."""
+        await self._do("DELETE", f"/api/v1/me/ai-mission-grant/{_part(grant_id)}")
+
+    async def run_mission(self, space_id: str, mission_id: str) -> OccurrenceInfo:
+        """Ask for an occurrence now."""
+        path = f"/api/v1/spaces/{_part(space_id)}/missions/{_part(mission_id)}/run"
+        return await self._call("POST", path, OccurrenceInfo)
+
+    async def missions(self) -> MissionsAnswer:
+        """Return the schedule of the account's missions."""
+        return await self._call("GET", "/api/v1/me/missions", MissionsAnswer)
+
+    async def audit(
+        self, *, mission_id: str | None = None, before: int | None = None, limit: int = 200
+    ) -> AuditAnswer:
+        """Return the runner's readings, newest first."""
+        query: dict[str, str | int | None] = {
+            "missionId": mission_id,
+            "before": before,
+            "limit": limit,
+        }
+        return await self._call("GET", "/api/v1/me/ai-audit", AuditAnswer, query=query)
+
+    # The transport
+
+    async def _open_call(self, path: str, body: object, answer: type[_T]) -> _T:
+        raw, status = await self._send("POST", path, body=body, query={}, token=None)
+        if status >= 300:
+            raise error_of(raw, status)
+        return _read_answer(raw, answer)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        answer: type[_T],
+        *,
+        body: object | None = None,
+        query: Mapping[str, str | int | None] | None = None,
+    ) -> _T:
+        return _read_answer(await self._ask(method, path, body=body, query=query), answer)
+
+    async def _do(self, method: str, path: str, *, body: object | None = None) -> None:
+        await self._ask(method, path, body=body)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object | None = None,
+        query: Mapping[str, str | int | None] | None = None,
+    ) -> bytes:
+        token = await self._token(None)
+        for attempt in (1, 2):
+            raw, status = await self._send(method, path, body=body, query=query or {}, token=token)
+            if status == 401 and attempt == 1:
+                error = error_of(raw, status)
+                if isinstance(error, InvalidCredentials):
+                    raise error
+                token = await self._token(token)
+                continue
+            if status >= 300:
+                raise error_of(raw, status)
+            return raw
+        raise Unauthenticated("the hub takes no token of this session")
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object | None,
+        query: Mapping[str, str | int | None],
+        token: str | None,
+    ) -> tuple[bytes, int]:
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        content: bytes | None = None
+        if body is not None:
+            content = encode(body)
+            headers["content-type"] = "application/json"
+        asked = {name: str(value) for name, value in query.items() if value is not None}
+        request = self._http.build_request(
+            method, path, params=asked or None, content=content, headers=headers
+        )
+        try:
+            response = await self._http.send(request, stream=True)
+            try:
+                return await self._read(response), response.status_code
+            finally:
+                await response.aclose()
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error:
+            raise Offline("the hub cannot be reached") from error
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        """Return the body, refusing more than a device can hold."""
+        out = bytearray()
+        try:
+            async for piece in response.aiter_bytes():
+                out += piece
+                if len(out) > self._answer_bytes_max:
+                    raise TooLarge("the hub's answer is larger than this device takes")
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise Offline("the connection to the hub broke") from error
+        return bytes(out)
+
+    async def _begin_live(self, token: str) -> httpx.Response:
+        request = self._http.build_request(
+            "GET",
+            "/api/v1/live",
+            headers={"authorization": f"Bearer {token}", "accept": "text/event-stream"},
+            timeout=httpx.Timeout(10.0, read=LIVE_SILENCE_S),
+        )
+        try:
+            return await self._http.send(request, stream=True)
+        except (httpx.HTTPError, OSError) as error:
+            raise Offline("the hub cannot be reached") from error
+
+    async def _token(self, stale: str | None) -> str:
+        """Return an access token other than `stale`, from a refresh or a new log-in."""
+        if self._access is not None and self._access != stale:
+            return self._access
+        if self._session is None:
+            raise Unauthenticated("nobody is signed in")
+        async with self._signing_in:
+            if self._access is not None and self._access != stale:
+                return self._access
+            async with self._session.exclusively():
+                tokens = await self._new_tokens(self._session)
+                # Kept before it is used: the old refresh token has ended on the hub already.
+                await self._session.keep(tokens)
+            self._access = tokens.access_token
+            return self._access
+
+    async def _new_tokens(self, session: Session) -> Tokens:
+        kept = await session.refresh_token()
+        if kept is not None:
+            request = RefreshRequest(refresh_token=kept)
+            try:
+                return await self._open_call("/api/v1/auth/refresh", request, Tokens)
+            except (Unavailable, TooLarge):
+                raise
+            except ManaError as error:
+                if not isinstance(error, Unauthenticated | Invalid):
+                    raise
+        credentials = session.credentials()
+        if credentials is None:
+            raise SessionEnded("the session has ended")
+        return await self.login(*credentials)
+
+
+def jittered(attempt: int, *, first_s: float = 0.5, most_s: float = 60.0) -> float:
+    """Return how long to wait before the next attempt, so that devices do not come at once."""
+    whole: float = min(most_s, first_s * 2.0 ** min(attempt, 16))
+    return whole * random.uniform(0.5, 1.0)
+
+
+def _read_answer(raw: bytes, answer: type[_T]) -> _T:
+    try:
+        return decode(raw, answer)
+    except Invalid as error:
+        raise HubDistrusted("the hub's answer is malformed", detail=error.detail) from None
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="")
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[LiveEvent]:
+    name, data, size = "message", [], 0
+    lines = response.aiter_lines()
+    while True:
+        try:
+            line = await anext(lines, None)
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise Offline("the live stream broke") from error
+        if line is None:
+            return
+        size += len(line)
+        if size > _EVENT_BYTES_MAX:
+            raise HubDistrusted("an event of the hub is larger than any that it sends")
+        if line.startswith("event:"):
+            name = line[6:].strip()
+        elif line.startswith("data:"):
+            data.append(line[5:].strip())
+        elif not line:
+            if name != "message" or data:
+                yield LiveEvent(name, _event_data("\n".join(data)))
+            if name == "bye":
+                return
+            name, data, size = "message", [], 0
+        elif line.startswith(":"):
+            size = 0
+
+
+def _event_data(text: str) -> dict[str, Json]:
+    if not text:
+        return {}
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        raise HubDistrusted("an event of the hub is malformed") from None

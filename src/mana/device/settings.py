@@ -1,0 +1,79 @@
+"""What a device process is told from outside, read once when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from mana.crypto.passwords import FLOOR, KdfFloor
+from mana.domain.errors import Invalid
+
+PORT: Final = 5173
+HUB_URL: Final = "http://127.0.0.1:3050"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """Where this device keeps its data, where its hub is, and which model it may ask."""
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = PORT
+    hub_url: str = HUB_URL
+    llm_url: str | None = None
+    llm_key: str | None = field(default=None, repr=False)
+    llm_model: str | None = None
+    kdf_floor: KdfFloor = FLOOR
+    """The least cost of a password that this device accepts; only tests set less."""
+    poll_s: float = 30.0
+    """How often to pull although no notice came."""
+    debounce_s: float = 0.05
+    """How long a push waits for more changes."""
+    watch_s: float = 0.5
+    """How often to look whether another process of this machine wrote."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the device's data."""
+        return self.home / "device"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> DeviceSettings:
+        """Return the settings of an environment; raise Invalid that names the variable."""
+        home = environ.get("MANA_HOME", "").strip()
+        return cls(
+            home=Path(home).expanduser() if home else Path.home() / ".mana",
+            host=environ.get("MANA_DEVICE_HOST", "").strip() or "127.0.0.1",
+            port=_port(environ.get("MANA_DEVICE_PORT", "").strip()),
+            hub_url=_url("MANA_HUB_URL", environ.get("MANA_HUB_URL", "").strip() or HUB_URL),
+            llm_url=_optional_url(environ, "MANA_LLM_URL"),
+            llm_key=environ.get("MANA_LLM_KEY", "").strip() or None,
+            llm_model=environ.get("MANA_LLM_MODEL", "").strip() or None,
+        )
+
+
+def _port(text: str) -> int:
+    if not text:
+        return PORT
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise Invalid("MANA_DEVICE_PORT is a number from 0 to 65535")
+    return int(text)
+
+
+def _optional_url(environ: Mapping[str, str], name: str) -> str | None:
+    text = environ.get(name, "").strip()
+    return _url(name, text) if text else None
+
+
+def _url(name: str, text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise Invalid(f"{name} is an address such as http://127.0.0.1:3050")
+    return text.rstrip("/")
