@@ -1,1 +1,1 @@
-"""The adapters behind the planning loop's model port."""
+"""Adapters behind planning's model port."""
