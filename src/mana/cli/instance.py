@@ -1,0 +1,100 @@
+"""A whole Mana on one machine: the database, hub, runner and device, as `mana up` runs them.
+
+Also what `mana demo` and the tests start, in a folder of its own and on ports that the system
+chooses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from mana.cli.places import PORTS, Places
+from mana.cli.supervisor import Part, Supervisor
+from mana.hub.postgres import Instance, Outcome, find_binaries
+from mana.hub.schema.store import bring_up_to_date
+
+DATABASE: Final = "mana"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Addresses and facts of a started Mana."""
+
+    supervisor: Supervisor
+    hub_url: str
+    runner_url: str
+    device_url: str
+    model: str
+    demo_url: str | None
+    database_url: str
+
+
+@asynccontextmanager
+async def started(
+    places: Places,
+    environ: Mapping[str, str],
+    *,
+    say: Callable[[str], None],
+    with_device: bool = True,
+) -> AsyncIterator[Running]:
+    """Start everything on the folder of `places`, and stop all of it at the end.
+
+    An external database (MANA_DATABASE_URL) is used and left running; an embedded one is
+    started here and stopped here.
+    """
+    embedded: Instance | None = None
+    supervisor = Supervisor(say=say)
+    try:
+        owner_url = environ.get("MANA_DATABASE_URL", "").strip()
+        began = time.monotonic()
+        if not owner_url:
+            embedded = Instance(find_binaries(environ), places.home / "postgres")
+            outcome = embedded.ensure()
+            word = "started" if outcome is Outcome.STARTED else "already running"
+            say(f"PostgreSQL {word} ({_seconds(began)})")
+            owner_url = embedded.url(DATABASE)
+        number, applied = await bring_up_to_date(owner_url)
+        say(f"database schema {number}" + (f", {applied} steps applied" if applied else ""))
+        base = {
+            **environ,
+            "MANA_HOME": str(places.home),
+            "MANA_DATABASE_URL": owner_url,
+            **{PORTS[part][0]: str(port) for part, port in places.ports.items()},
+        }
+        # The runner makes its keys before the hub hands them out, so it comes first.
+        runner = await supervisor.start(_part(places, "runner", base))
+        say(f"runner on {runner['url']}, model: {runner['model']}")
+        hub = await supervisor.start(_part(places, "hub", base))
+        say(f"hub on {hub['url']}")
+        device: dict[str, object] = {}
+        if with_device:
+            device = await supervisor.start(
+                _part(places, "device", {**base, "MANA_HUB_URL": str(hub["url"])})
+            )
+            say(f"device on {device['url']} ({_seconds(began)} in all)")
+        yield Running(
+            supervisor=supervisor,
+            hub_url=str(hub["url"]),
+            runner_url=str(runner["url"]),
+            device_url=str(device.get("url", "")),
+            model=str(runner["model"]),
+            demo_url=str(device["demo_url"]) if device.get("demo_url") else None,
+            database_url=owner_url,
+        )
+    finally:
+        await supervisor.close()
+        if embedded is not None:
+            embedded.stop()
+
+
+def _part(places: Places, name: str, environ: Mapping[str, str]) -> Part:
+    return Part(name, (name,), dict(environ), places.home / "logs" / f"{name}.log")
+
+
+def _seconds(began: float) -> str:
+    return f"{time.monotonic() - began:.1f} s"
+

@@ -1,0 +1,100 @@
+"""Where a Mana on this machine keeps its data, and which addresses it takes.
+
+Read once, by the command that starts something; nothing else in the command line reads the
+environment.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mana.domain.errors import Conflict, Invalid
+
+PORTS: Final[Mapping[str, tuple[str, int]]] = {
+    "hub": ("MANA_HUB_PORT", 3050),
+    "runner": ("MANA_RUNNER_PORT", 3067),
+    "device": ("MANA_DEVICE_PORT", 5173),
+}
+
+
+class PortTaken(Invalid):
+    """Another program listens where a part of Mana would."""
+
+    code = "PORT_TAKEN"
+
+
+class AlreadyRunning(Conflict):
+    """A Mana runs on this data folder already."""
+
+    code = "ALREADY_RUNNING"
+    advice = "Use the one that runs, stop it first, or set MANA_HOME to another folder."
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The data folder and the ports; 0 lets the system choose."""
+
+    home: Path
+    ports: Mapping[str, int]
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Places:
+        """Read MANA_HOME and the ports; raise Invalid naming the variable that is wrong."""
+        ports: dict[str, int] = {}
+        for part, (name, default) in PORTS.items():
+            text = environ.get(name, "").strip()
+            if text and not (text.isascii() and text.isdigit() and int(text) <= 65_535):
+                raise Invalid(f"{name} is a port number from 0 to 65535")
+            ports[part] = int(text) if text else default
+        return cls(home_of(environ), ports)
+
+    def make_home(self) -> None:
+        """Create the data folder for its owner alone; an existing one keeps its mode."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.home / "logs").mkdir(exist_ok=True, mode=0o700)
+
+    def require_free_ports(self) -> None:
+        """Raise PortTaken, naming the variable, before anything starts."""
+        taken: dict[int, str] = {}
+        for part, port in self.ports.items():
+            name = PORTS[part][0]
+            if port and port in taken:
+                raise PortTaken(f"{name} and {taken[port]} are both {port}")
+            taken[port] = name
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError as error:
+                    raise PortTaken(
+                        f"port {port} is taken; set {name} to a free one"
+                    ) from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold this data folder; raise AlreadyRunning if another start holds it."""
+        handle = os.open(self.home / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise AlreadyRunning(f"another mana runs on {self.home}") from error
+            yield
+        finally:
+            os.close(handle)
+
+
+def home_of(environ: Mapping[str, str]) -> Path:
+    """Return the data folder: MANA_HOME, else `mana` in the person's data folder."""
+    named = environ.get("MANA_HOME", "").strip()
+    if named:
+        return Path(named).expanduser().absolute()
+    data = environ.get("XDG_DATA_HOME", "").strip()
+    return (Path(data) if data else Path("~/.local/share").expanduser()) / "mana"
