@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import traceback
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -55,10 +54,10 @@ INSERT = "insert into probe (account_id, id, words) values ($1, $2, $3)"
 
 
 @pytest.fixture
-async def probed(database: Database, tenancy: Tenancy) -> AsyncIterator[Tenancy]:
+async def probed(database: Database, tenancy: Tenancy) -> Tenancy:
     async with connected(database.owner_url) as owner:
         await owner.execute(PROBE)
-    yield tenancy
+    return tenancy
 
 
 async def count(tenancy: Tenancy, tenant: Tenant) -> int:

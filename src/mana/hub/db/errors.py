@@ -102,8 +102,10 @@ async def translated(work: Awaitable[_T], *, lost: type[DatabaseFailed] | None =
 
 def _failure(error: Exception, unavailable: type[DatabaseFailed]) -> DatabaseFailed:
     if not isinstance(error, asyncpg.PostgresError):
-        is_misuse = isinstance(error, asyncpg.InterfaceError) and "closed" not in str(error)
-        return DatabaseFailed("driver") if is_misuse else unavailable("08006")
+        gone = not isinstance(error, asyncpg.InterfaceError) or any(
+            word in str(error) for word in ("closed", "closing", "released")
+        )
+        return unavailable("08006") if gone else DatabaseFailed("driver")
     state = str(error.sqlstate or "XX000")
     constraint = getattr(error, "constraint_name", None)
     return _class_of(state, unavailable)(state, constraint)

@@ -125,11 +125,23 @@ class Pool:
         try:
             yield connection
         finally:
-            # A terminated connection has left the pool already and answers with this error.
-            with contextlib.suppress(asyncpg.InterfaceError):
-                if not connection.is_closed() and connection.is_in_transaction():
-                    connection.terminate()
+            if _is_in_transaction(connection):
+                drop(connection)
             await translated(self._pool.release(connection))
+
+
+def drop(connection: Any) -> None:
+    """Throw a connection away, so that nobody gets it again."""
+    # A connection that the server ended has left the pool already and answers with this error.
+    with contextlib.suppress(asyncpg.InterfaceError):
+        connection.terminate()
+
+
+def _is_in_transaction(connection: Any) -> bool:
+    try:
+        return bool(not connection.is_closed() and connection.is_in_transaction())
+    except asyncpg.InterfaceError:
+        return False
 
 
 async def _close_within(pool: Any) -> None:

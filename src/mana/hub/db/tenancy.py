@@ -23,7 +23,7 @@ from mana.hub.db.errors import (
     SerializationFailed,
     translated,
 )
-from mana.hub.db.pool import Pool, Role
+from mana.hub.db.pool import Pool, Role, drop
 from mana.hub.tenants import Tenant
 
 _T = TypeVar("_T")
@@ -52,42 +52,43 @@ class Transaction:
 
     async def all(self, sql: str, *args: object) -> list[Row]:
         """Return every row."""
-        rows: list[Row] = await translated(self._connection.fetch(sql, *args))
+        rows: list[Row] = await self._run("fetch", sql, *args)
         return rows
 
     async def one(self, sql: str, *args: object) -> Row | None:
         """Return the first row, or None."""
-        row: Row | None = await translated(self._connection.fetchrow(sql, *args))
+        row: Row | None = await self._run("fetchrow", sql, *args)
         return row
 
     async def value(self, sql: str, *args: object) -> Any:
         """Return the first column of the first row, or None."""
-        return await translated(self._connection.fetchval(sql, *args))
+        return await self._run("fetchval", sql, *args)
 
     async def execute(self, sql: str, *args: object) -> int:
         """Run a statement and return how many rows it touched."""
-        tag: str = await translated(self._connection.execute(sql, *args))
+        tag: str = await self._run("execute", sql, *args)
         last = tag.rpartition(" ")[2]
         return int(last) if last.isdigit() else 0
 
     async def execute_many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
         """Run one statement for each row of arguments."""
-        await translated(self._connection.executemany(sql, rows))
+        await self._run("executemany", sql, rows)
+
+    async def _run(self, method: str, *args: Any) -> Any:
+        return await translated(_called(self._connection, method, *args))
 
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """Undo only what follows if it fails; the transaction itself lives on."""
-        await translated(self._connection.execute("savepoint inner_part"))
+        await self._run("execute", "savepoint inner_part")
         try:
             yield
         except BaseException:
-            await translated(
-                self._connection.execute(
-                    "rollback to savepoint inner_part; release savepoint inner_part"
-                )
+            await self._run(
+                "execute", "rollback to savepoint inner_part; release savepoint inner_part"
             )
             raise
-        await translated(self._connection.execute("release savepoint inner_part"))
+        await self._run("execute", "release savepoint inner_part")
 
 
 class Tenancy:
@@ -126,16 +127,21 @@ class Tenancy:
     @contextlib.asynccontextmanager
     async def _opened(self, begin: str) -> AsyncIterator[Transaction]:
         async with self._pool.connection() as connection:
-            await translated(connection.execute(begin))
+            await translated(_called(connection, "execute", begin))
             try:
                 yield Transaction(connection)
             except BaseException:
                 await _roll_back(connection)
                 raise
-            tag = await translated(connection.execute("commit"), lost=CommitLost)
+            tag = await translated(_called(connection, "execute", "commit"), lost=CommitLost)
             if tag != "COMMIT":
                 # PostgreSQL answers the commit of a failed transaction with a quiet rollback.
                 raise DatabaseFailed("25P02")
+
+
+async def _called(connection: Any, method: str, *args: Any) -> Any:
+    # A lost connection answers before there is anything to await; here that is one failure too.
+    return await getattr(connection, method)(*args)
 
 
 async def _roll_back(connection: Any) -> None:
@@ -143,7 +149,7 @@ async def _roll_back(connection: Any) -> None:
     try:
         await asyncio.wait_for(connection.execute("rollback"), _ROLLBACK_S_MAX)
     except BaseException as error:
-        connection.terminate()
+        drop(connection)
         if not isinstance(error, Exception):
             raise
 

@@ -22,6 +22,13 @@ from mana.hub.postgres.errors import PostgresFolderUnreachable
 _TRY_S_MAX = 20
 
 
+class _Detached(subprocess.Popen[bytes]):
+    """A process that may outlive this one: leaving it running is no leak to warn of."""
+
+    def __del__(self) -> None:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """An owner for the files and a way to start a program as that owner.
@@ -49,7 +56,7 @@ class Identity:
     ) -> subprocess.Popen[bytes]:
         """Start a command under this identity, with nothing of our environment."""
         switch = self.uid is not None and not self.wrap
-        return subprocess.Popen(
+        return _Detached(
             list(command),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -120,9 +127,14 @@ def choose_identity(binaries: Binaries, base: Path, *, data: Path) -> Identity:
         copied = replace(plain, binaries=readable_copy(binaries))
         if _works(copied, base, data):
             return copied
-    passing = Identity(binaries, uid, gid, wrap=_capability(uid, gid))
-    if passing.wrap and _works(passing, base, data):
-        return passing
+    wrap = _capability(uid, gid)
+    if wrap and _reaches(Identity(binaries, uid, gid, wrap), base, data):
+        # PostgreSQL asks access(2) about its programs, which knows no capability.
+        passing = Identity(binaries, uid, gid, wrap)
+        if not _works(passing, base, data):
+            passing = replace(passing, binaries=readable_copy(binaries))
+        if _works(passing, base, data):
+            return passing
     raise PostgresFolderUnreachable("no identity other than root can reach the data folder")
 
 
@@ -168,9 +180,9 @@ def _copied(binaries: Binaries, parent: Path, mark: str) -> Path:
 
 
 def _works(identity: Identity, base: Path, data: Path) -> bool:
-    return identity.can(identity.command("postgres", "--version")) and _reaches(
-        identity, base, data
-    )
+    # This loads the libraries and looks for every file that a first start needs.
+    probe = identity.command("initdb", "--show", "-D", "/nonexistent")
+    return identity.can(probe) and _reaches(identity, base, data)
 
 
 def _reaches(identity: Identity, base: Path, data: Path) -> bool:

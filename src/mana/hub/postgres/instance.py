@@ -307,6 +307,10 @@ class Instance:
     def _make_socket_dir(self) -> Path:
         folder = self.socket_dir
         if folder is not None:
+            # The address stays; what a killed server left there would stop the next one, because
+            # its lock file may name a zombie or a process id that was given away since.
+            for name in (SOCKET_NAME, f"{SOCKET_NAME}.lock"):
+                (folder / name).unlink(missing_ok=True)
             return folder
         for parent in dict.fromkeys((tempfile.gettempdir(), *SOCKET_PARENTS)):
             room = SOCKET_PATH_BYTES_MAX - len(os.fsencode(parent)) - len(SOCKET_NAME) - 2
