@@ -20,11 +20,23 @@ from mana.testing.postgres import (
     Database,
     connected,
     open_policies,
+    security_definer_functions,
     tables_without_forced_rls,
     unsafe_roles,
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+
+# The two doors besides the tenant transaction. Nothing else may join these lists
+# without a decision of its own.
+LEASE_POLICIES = ["mana_ai.occurrences runner_finds", "mana_ai.occurrences runner_leases"]
+LOGIN_FUNCTIONS = [
+    "mana.admit_sign_up",
+    "mana.clear_attempts",
+    "mana.count_attempt",
+    "mana.login_facts",
+    "mana.rotate_token",
+]
 
 ONE = Migration(1, "one", "create table mana.one (x int);")
 TWO = Migration(2, "two", "create table mana.two (x int); create table mana.three (x int);")
@@ -121,9 +133,33 @@ async def test_every_table_is_guarded(database: Database) -> None:
 
 
 async def test_no_policy_lets_all_through(database: Database) -> None:
-    """Every policy has a condition and names its roles."""
+    """Every policy has a condition and names its roles, but the runner's lease on occurrences."""
     async with connected(database.owner_url) as owner:
-        assert await open_policies(owner) == []
+        assert await open_policies(owner) == LEASE_POLICIES
+        query = "select distinct unnest(roles)::text from pg_policies where policyname ~ '^runner_'"
+        assert [row[0] for row in await owner.fetch(query)] == ["mana_runner"]
+
+
+async def test_doors_of_log_in(database: Database) -> None:
+    """Only the functions of log-in run with their owner's rights, all made in one file."""
+    async with connected(database.owner_url) as owner:
+        names = [name.partition("(")[0] for name in await security_definer_functions(owner)]
+    assert names == LOGIN_FUNCTIONS
+    files = [m.name for m in read_migrations() if "security definer" in m.sql.lower()]
+    assert len(files) == 1
+
+
+async def test_doors_keep_their_search_path(database: Database) -> None:
+    """A function with its owner's rights fixes its search path, and is not everybody's."""
+    async with connected(database.owner_url) as owner:
+        assert (
+            await owner.fetch(
+                "select proname from pg_proc where prosecdef and (proacl is null"
+                " or not exists (select from unnest(proconfig) c where c ~ '^search_path=')"
+                " or exists (select from aclexplode(proacl) where grantee = 0))"
+            )
+            == []
+        )
 
 
 async def test_roles_have_no_way_around(database: Database) -> None:
@@ -151,4 +187,4 @@ async def test_walker_sees_gaps(database: Database) -> None:
             " create policy all_in on mana.half using (true)"
         )
         assert "mana.half" in await tables_without_forced_rls(owner)
-        assert await open_policies(owner) == ["mana.half all_in"]
+        assert await open_policies(owner) == ["mana.half all_in", *LEASE_POLICIES]

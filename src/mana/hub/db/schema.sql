@@ -138,6 +138,30 @@ end
 $function$;
 -- execute: mana_app
 
+CREATE OR REPLACE FUNCTION mana_ai.guard_grant()
+ RETURNS trigger
+ LANGUAGE plpgsql
+AS $function$
+begin
+  if old.state in ('expired', 'revoked', 'replaced') then
+    raise exception 'an ended grant does not change' using errcode = '42501';
+  end if;
+  if (new.grant_id, new.account_id, new.space_id, new.mission_id, new.agent_id, new.header,
+      new.suite, new.runner_key_id, new.expires_at, new.created_at)
+     is distinct from
+     (old.grant_id, old.account_id, old.space_id, old.mission_id, old.agent_id, old.header,
+      old.suite, old.runner_key_id, old.expires_at, old.created_at) then
+    raise exception 'the scope and life of a grant do not change' using errcode = '42501';
+  end if;
+  if old.state = 'active' and new.state = 'active' and new is distinct from old
+     or old.state = 'active' and new.state = 'pending' then
+    raise exception 'an active grant only ends' using errcode = '42501';
+  end if;
+  return new;
+end
+$function$;
+-- execute: the owner only
+
 create table mana.accounts (
   account_id text not null,
   login text not null,
@@ -406,3 +430,202 @@ create policy member on mana.sync_changes as permissive for all to mana_app, man
   WHERE (s.space_id = sync_changes.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account())) AND (user_id = mana.current_account())));
 grant insert, select on mana.sync_changes to mana_app;
 grant insert, select on mana.sync_changes to mana_runner;
+
+create table mana_ai.agent_snapshots (
+  space_id text not null,
+  agent_id text not null,
+  account_id text not null,
+  state text not null,
+  max_tokens_per_day bigint,
+  max_concurrent_missions integer not null,
+  deleted boolean not null,
+  constraint agent_snapshots_pkey PRIMARY KEY (space_id, agent_id),
+  constraint agent_snapshots_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
+);
+alter table mana_ai.agent_snapshots enable row level security;
+alter table mana_ai.agent_snapshots force row level security;
+create policy members on mana_ai.agent_snapshots as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = agent_snapshots.space_id)))) with check ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = agent_snapshots.space_id))));
+grant delete, insert, select, update on mana_ai.agent_snapshots to mana_app;
+grant select on mana_ai.agent_snapshots to mana_runner;
+
+create table mana_ai.audit_heads (
+  account_id text not null,
+  seq bigint not null,
+  hash text not null,
+  constraint audit_heads_pkey PRIMARY KEY (account_id),
+  constraint audit_heads_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE
+);
+alter table mana_ai.audit_heads enable row level security;
+alter table mana_ai.audit_heads force row level security;
+create policy own on mana_ai.audit_heads as permissive for all to mana_app, mana_runner using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant select on mana_ai.audit_heads to mana_app;
+grant insert, select, update(seq), update(hash) on mana_ai.audit_heads to mana_runner;
+
+create table mana_ai.decrypt_audit (
+  account_id text not null,
+  seq bigint not null,
+  mission_id text not null,
+  iteration_id text,
+  grant_id text,
+  table_name text not null,
+  record_id text not null,
+  status text not null,
+  reason text,
+  endpoint text,
+  runner_key_id text not null,
+  ts text not null,
+  previous text not null,
+  hash text not null,
+  constraint decrypt_audit_pkey PRIMARY KEY (account_id, seq),
+  constraint decrypt_audit_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint decrypt_audit_seq_check CHECK ((seq > 0)),
+  constraint decrypt_audit_status_check CHECK ((status = ANY (ARRAY['ok'::text, 'failed'::text, 'scope-violation'::text, 'revoked'::text])))
+);
+CREATE INDEX decrypt_audit_mission ON mana_ai.decrypt_audit USING btree (account_id, mission_id, seq DESC);
+alter table mana_ai.decrypt_audit enable row level security;
+alter table mana_ai.decrypt_audit force row level security;
+create policy own on mana_ai.decrypt_audit as permissive for all to mana_app, mana_runner using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant select on mana_ai.decrypt_audit to mana_app;
+grant insert, select on mana_ai.decrypt_audit to mana_runner;
+
+create table mana_ai.grants (
+  grant_id text not null,
+  account_id text not null,
+  space_id text not null,
+  mission_id text not null,
+  agent_id text not null,
+  header text not null,
+  suite text not null,
+  runner_key_id text not null,
+  expires_at timestamp with time zone not null,
+  state text not null default 'pending'::text,
+  wrapped_key text,
+  sealed_keys text,
+  signer text,
+  signature text,
+  hub_signature text,
+  created_at timestamp with time zone not null default clock_timestamp(),
+  completed_at timestamp with time zone,
+  ended_at timestamp with time zone,
+  constraint grants_pkey PRIMARY KEY (grant_id),
+  constraint grants_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint grants_check CHECK (((state = 'active'::text) = ((sealed_keys IS NOT NULL) AND (wrapped_key IS NOT NULL)))),
+  constraint grants_check1 CHECK (((state = ANY (ARRAY['expired'::text, 'revoked'::text, 'replaced'::text])) = (ended_at IS NOT NULL))),
+  constraint grants_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
+  constraint grants_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'active'::text, 'expired'::text, 'revoked'::text, 'replaced'::text])))
+);
+CREATE INDEX grants_account ON mana_ai.grants USING btree (account_id, created_at DESC);
+CREATE INDEX grants_mission ON mana_ai.grants USING btree (space_id, mission_id, created_at DESC);
+CREATE UNIQUE INDEX grants_active ON mana_ai.grants USING btree (space_id, mission_id) WHERE (state = 'active'::text);
+alter table mana_ai.grants enable row level security;
+alter table mana_ai.grants force row level security;
+create policy members on mana_ai.grants as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = grants.space_id)))) with check ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = grants.space_id))));
+CREATE TRIGGER guard_grant BEFORE UPDATE ON mana_ai.grants FOR EACH ROW EXECUTE FUNCTION mana_ai.guard_grant();
+grant insert, select, update on mana_ai.grants to mana_app;
+grant select, update(state), update(wrapped_key), update(sealed_keys), update(ended_at) on mana_ai.grants to mana_runner;
+
+create table mana_ai.mission_snapshots (
+  space_id text not null,
+  mission_id text not null,
+  account_id text not null,
+  state text not null,
+  cadence jsonb,
+  time_zone text not null,
+  agent_id text,
+  runs_on text not null,
+  anchor_ms bigint,
+  deleted boolean not null,
+  next_run_at timestamp with time zone,
+  hold text,
+  constraint mission_snapshots_pkey PRIMARY KEY (space_id, mission_id),
+  constraint mission_snapshots_hold_check CHECK ((hold = ANY (ARRAY['no-grant'::text, 'expired'::text, 'revoked'::text]))),
+  constraint mission_snapshots_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
+);
+alter table mana_ai.mission_snapshots enable row level security;
+alter table mana_ai.mission_snapshots force row level security;
+create policy members on mana_ai.mission_snapshots as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = mission_snapshots.space_id)))) with check ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = mission_snapshots.space_id))));
+grant delete, insert, select, update on mana_ai.mission_snapshots to mana_app;
+grant select, update(account_id), update(next_run_at), update(hold) on mana_ai.mission_snapshots to mana_runner;
+
+create table mana_ai.occurrences (
+  occurrence_id text not null default (gen_random_uuid())::text,
+  space_id text not null,
+  mission_id text not null,
+  account_id text not null,
+  agent_id text,
+  scheduled_for timestamp with time zone not null,
+  kind text not null,
+  state text not null,
+  reason text,
+  due_at timestamp with time zone not null,
+  lease_until timestamp with time zone,
+  fence integer not null default 0,
+  attempts integer not null default 0,
+  worker text,
+  admitted boolean not null default false,
+  phase text,
+  iteration_id text,
+  tokens bigint not null default 0,
+  started_at timestamp with time zone,
+  finished_at timestamp with time zone,
+  constraint occurrences_pkey PRIMARY KEY (occurrence_id),
+  constraint occurrences_kind_check CHECK ((kind = ANY (ARRAY['scheduled'::text, 'manual'::text]))),
+  constraint occurrences_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
+  constraint occurrences_space_id_mission_id_scheduled_for_key UNIQUE (space_id, mission_id, scheduled_for),
+  constraint occurrences_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'leased'::text, 'done'::text, 'skipped'::text, 'failed'::text, 'missed'::text])))
+);
+CREATE INDEX occurrences_due ON mana_ai.occurrences USING btree (due_at) WHERE (state = 'queued'::text);
+CREATE INDEX occurrences_leased ON mana_ai.occurrences USING btree (lease_until) WHERE (state = 'leased'::text);
+CREATE INDEX occurrences_ledger ON mana_ai.occurrences USING btree (space_id, mission_id, scheduled_for DESC);
+alter table mana_ai.occurrences enable row level security;
+alter table mana_ai.occurrences force row level security;
+create policy members on mana_ai.occurrences as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = occurrences.space_id)))) with check ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = occurrences.space_id))));
+create policy runner_finds on mana_ai.occurrences as permissive for select to mana_runner using (true);
+create policy runner_leases on mana_ai.occurrences as permissive for update to mana_runner using (true) with check (true);
+grant delete, insert, select, update(account_id) on mana_ai.occurrences to mana_app;
+grant delete, insert, select, update(state), update(reason), update(due_at), update(lease_until), update(fence), update(attempts), update(worker), update(admitted), update(phase), update(iteration_id), update(tokens), update(started_at), update(finished_at) on mana_ai.occurrences to mana_runner;
+
+create table mana_ai.token_usage (
+  usage_id text not null default (gen_random_uuid())::text,
+  account_id text not null,
+  space_id text not null,
+  agent_id text not null,
+  mission_id text not null,
+  occurrence_id text not null,
+  reserved bigint not null,
+  prompt_tokens bigint,
+  completion_tokens bigint,
+  spent bigint not null,
+  ts timestamp with time zone not null default clock_timestamp(),
+  settled_at timestamp with time zone,
+  constraint token_usage_pkey PRIMARY KEY (usage_id),
+  constraint token_usage_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint token_usage_reserved_check CHECK ((reserved >= 0)),
+  constraint token_usage_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
+);
+CREATE INDEX token_usage_agent ON mana_ai.token_usage USING btree (space_id, agent_id, ts DESC);
+alter table mana_ai.token_usage enable row level security;
+alter table mana_ai.token_usage force row level security;
+create policy members on mana_ai.token_usage as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = token_usage.space_id)))) with check ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = token_usage.space_id))));
+grant select on mana_ai.token_usage to mana_app;
+grant insert, select, update(prompt_tokens), update(completion_tokens), update(spent), update(settled_at) on mana_ai.token_usage to mana_runner;
