@@ -1,0 +1,260 @@
+"""Agents as the person keeps them: who they are, what they may do, what they used."""
+
+from __future__ import annotations
+
+import builtins
+from collections import Counter
+from typing import ClassVar, Final, TypedDict
+
+from mana.device.editing import Editing
+from mana.device.hub_news import HubNews
+from mana.device.opened import Opened
+from mana.device.records import Write
+from mana.device.views import AgentView
+from mana.domain.agents import AGENT_MEMORY, AGENT_STATES, AGENTS, Agent, AgentState
+from mana.domain.changes import Change, ChangeKind
+from mana.domain.encoding import Json
+from mana.domain.errors import Invalid
+from mana.domain.ids import RecordId
+from mana.domain.iterations import STEPS
+from mana.domain.missions import MISSIONS
+from mana.domain.policy import PRESETS, Decision, Policy, SpacePolicy, decide, preset_of
+from mana.domain.tools import Effect
+
+_EFFECT_WORDS: Final[dict[Effect, dict[Decision, str]]] = {
+    "read": {
+        "auto": "may read",
+        "propose": "reads nothing by itself",
+        "deny": "may not read",
+    },
+    "write": {
+        "auto": "writes by itself",
+        "propose": "asks before it writes",
+        "deny": "never writes",
+    },
+    "destructive": {
+        "auto": "deletes by itself",
+        "propose": "asks before it deletes",
+        "deny": "never deletes",
+    },
+    "external": {
+        "auto": "sends things out by itself",
+        "propose": "asks before it sends anything out",
+        "deny": "never sends anything out",
+    },
+}
+
+
+class UnknownPreset(Invalid):
+    """There is no policy preset of this name."""
+
+    code: ClassVar[str] = "UNKNOWN_PRESET"
+    advice: ClassVar[str] = "Choose standard, cautious or aggressive."
+
+
+class AgentEdit(TypedDict, total=False):
+    """The fields of an agent that can be edited. `preset` and `policy` exclude each other."""
+
+    name: str
+    avatar: str
+    role: str
+    system_prompt: str
+    memory: str
+    preset: str
+    policy: Policy
+    state: AgentState
+    tokens_per_day_max: int | None
+    concurrent_max: int
+
+
+_PATHS: Final = {
+    "name": "name",
+    "avatar": "avatar",
+    "role": "role",
+    "system_prompt": "systemPrompt",
+    "state": "state",
+    "tokens_per_day_max": "maxTokensPerDay",
+    "concurrent_max": "maxConcurrentMissions",
+}
+
+
+class Agents:
+    """The agents of the account."""
+
+    def __init__(self, opened: Opened, editing: Editing, news: HubNews) -> None:
+        self._opened = opened
+        self._editing = editing
+        self._news = news
+
+    async def list(self) -> builtins.list[AgentView]:
+        """Return the agents: active ones, paused ones, archived ones, each by name."""
+        views = await self._opened.book.views(AGENTS.name)
+        missions, decided = await self._missions(), await self._decided()
+        used = await self._news.tokens_today()
+        shown = [
+            self._view(await self._opened.agent(view.id), missions, decided, used) for view in views
+        ]
+        return sorted(
+            shown,
+            key=lambda one: (AGENT_STATES.index(one.state), one.name.casefold(), one.agent_id),
+        )
+
+    async def get(self, agent_id: str) -> AgentView:
+        """Return one agent; raise AgentNotFound."""
+        agent = await self._opened.agent(agent_id)
+        used = await self._news.tokens_today()
+        return self._view(agent, await self._missions(), await self._decided(), used)
+
+    async def create(
+        self,
+        name: str,
+        *,
+        role: str = "",
+        avatar: str = "",
+        system_prompt: str = "",
+        memory: str = "",
+        preset: str = "standard",
+        tokens_per_day_max: int | None = None,
+    ) -> str:
+        """Create an agent and, where it has one, its memory; return its id."""
+        agent_id = RecordId(self._opened.new_id())
+        values: dict[str, Json] = {
+            "name": _named(name),
+            "avatar": avatar,
+            "role": role,
+            "systemPrompt": system_prompt,
+            "policy": _preset(preset).to_wire(),
+            "state": "active",
+            "maxTokensPerDay": tokens_per_day_max,
+            "maxConcurrentMissions": 1,
+        }
+        writes = [self._write(agent_id, ChangeKind.CREATE, values)]
+        if memory:
+            writes.append(self._remember(agent_id, memory, new=True))
+        await self._commit(writes)
+        return agent_id
+
+    async def edit(self, agent_id: str, fields: AgentEdit) -> None:
+        """Write the named fields; raise Invalid for a value that cannot be."""
+        agent = await self._opened.agent(agent_id)
+        if "preset" in fields and "policy" in fields:
+            raise Invalid("a policy is given by preset or in full, not both")
+        unknown = set(fields) - set(AgentEdit.__annotations__)
+        if unknown:
+            raise Invalid("an agent has no such field")
+        values: dict[str, Json] = {
+            _PATHS[name]: value  # type: ignore[misc]
+            for name, value in fields.items()
+            if name in _PATHS
+        }
+        if "name" in fields:
+            values["name"] = _named(fields["name"])
+        if "preset" in fields:
+            values["policy"] = _preset(fields["preset"]).to_wire()
+        if "policy" in fields:
+            values["policy"] = fields["policy"].to_wire()
+        writes = []
+        if values:
+            writes.append(self._write(RecordId(agent.id), ChangeKind.UPDATE, values))
+        if "memory" in fields and fields["memory"] != agent.memory:
+            known = await self._opened.book.view(AGENT_MEMORY.name, agent.id)
+            writes.append(self._remember(RecordId(agent.id), fields["memory"], new=known is None))
+        await self._commit(writes)
+
+    def _write(self, agent_id: RecordId, kind: ChangeKind, values: dict[str, Json]) -> Write:
+        for path, value in values.items():
+            AGENTS.check(path, value)
+        return Write(Change(AGENTS.name, agent_id, kind, values), self._opened.person)
+
+    def _remember(self, agent_id: RecordId, memory: str, *, new: bool) -> Write:
+        AGENT_MEMORY.check("content", memory)
+        values: dict[str, Json] = {"content": memory}
+        if new:
+            values["agentId"] = agent_id
+        kind = ChangeKind.CREATE if new else ChangeKind.UPDATE
+        return Write(Change(AGENT_MEMORY.name, agent_id, kind, values), self._opened.person)
+
+    async def _commit(self, writes: builtins.list[Write]) -> None:
+        if writes:
+            group = self._opened.new_id() if len(writes) > 1 else None
+            await self._opened.book.commit(writes, group=group)
+
+    async def _missions(self) -> dict[str, builtins.list[str]]:
+        """Return the ids of live missions by agent, by title."""
+        found: dict[str, builtins.list[str]] = {}
+        views = await self._opened.book.views(MISSIONS.name)
+        for view in sorted(views, key=lambda view: view.text("title").casefold()):
+            found.setdefault(view.text("agentId"), []).append(view.id)
+        return found
+
+    async def _decided(self) -> Counter[tuple[str, str]]:
+        """Return how many proposals were approved and rejected, by mission and state."""
+        steps = await self._opened.book.views(STEPS.name)
+        return Counter(
+            (view.text("missionId"), view.text("status"))
+            for view in steps
+            if view.values.get("decision") == "propose"
+        )
+
+    def _view(
+        self,
+        agent: Agent,
+        missions: dict[str, builtins.list[str]],
+        decided: Counter[tuple[str, str]],
+        used: dict[str, int],
+    ) -> AgentView:
+        own = tuple(missions.get(agent.id, ()))
+        decisions = {
+            tool.name: decide(
+                tool.name, tool.effect, agent=agent.policy, space=SpacePolicy(), tainted=True
+            )
+            for tool in self._opened.catalogue.tools
+        }
+        return AgentView(
+            agent_id=agent.id,
+            name=agent.name,
+            avatar=agent.avatar,
+            role=agent.role,
+            system_prompt=agent.system_prompt,
+            memory=agent.memory,
+            policy=agent.policy,
+            preset=preset_of(agent.policy) if agent.policy is not None else None,
+            policy_words=policy_words(agent.policy),
+            decisions=decisions,
+            state=agent.state,
+            tokens_per_day_max=agent.tokens_per_day_max,
+            tokens_today=used.get(agent.id, 0),
+            concurrent_max=agent.concurrent_max,
+            missions=own,
+            accepted=sum(decided[one, "approved"] for one in own),
+            rejected=sum(decided[one, "rejected"] for one in own),
+        )
+
+
+def policy_words(policy: Policy | None) -> str:
+    """Return what an agent may do, in words; floors are already in them."""
+    if policy is None:
+        return "may do nothing: its policy cannot be read"
+    words: builtins.list[str] = []
+    for effect, named in _EFFECT_WORDS.items():
+        decision = decide("", effect, agent=policy, space=SpacePolicy(), tainted=True)
+        words.append(named[decision])
+    text = "; ".join(words)
+    listed = len(policy.by_tool)
+    if listed:
+        text += f"; with {listed} exception{'' if listed == 1 else 's'}"
+    return text
+
+
+def _named(name: str) -> str:
+    shown = name.strip()
+    if not shown:
+        raise Invalid("an agent needs a name")
+    return shown
+
+
+def _preset(name: str) -> Policy:
+    found = PRESETS.get(name)
+    if found is None:
+        raise UnknownPreset("no policy preset of this name")
+    return found

@@ -1,0 +1,83 @@
+"""The consent in plain words: who would read what, where it goes, how long, how to end it.
+
+Pure. Every sentence says a fact that the device has checked or knows; nothing is promised on
+the hub's behalf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from mana.device.opened import shortened
+from mana.device.views import Cited, ModelView
+
+TITLES_MAX: Final = 12
+_KINDS: Final = {"notes": ("note", "notes"), "tasks": ("task", "tasks")}
+
+
+def consent_lines(
+    *,
+    mission_title: str,
+    agent_name: str,
+    records: Sequence[Cited],
+    fingerprint: str,
+    models: Sequence[ModelView],
+    days: int,
+    mode: str,
+    new_runner: bool,
+) -> tuple[str, ...]:
+    """Return the sentences of a consent, in the order in which a person reads them."""
+    life = "1 day" if days == 1 else f"{days} days"
+    lines = [
+        f"“{shortened(mission_title)}” may read {_counted(records)}: {_titles(records)}.",
+        f"They are read for {shortened(agent_name)} by the runner of your hub. Its fingerprint is "
+        f"{fingerprint}.",
+    ]
+    if new_runner:
+        lines.append(
+            "This is not the runner of your earlier grants. Ask whoever runs the hub before you "
+            "go on."
+        )
+    lines += [_model_line(model) for model in models]
+    lines += [
+        "It reads nothing else, and changes nothing: what it wants to change comes to your inbox, "
+        "or is decided on your device by the agent's policy.",
+        f"This ends by itself after {life}. A record that you add later is not included.",
+        "Every reading is written down before it happens, and you see it under Data access.",
+        "You can end it at any moment with Revoke; then the next reading is refused.",
+    ]
+    if mode == "standard":
+        lines.append(
+            "Your account is in standard mode: whoever runs the hub and holds its key could read "
+            "your data even without this. Only zero-knowledge mode would withstand them."
+        )
+    return tuple(lines)
+
+
+def _model_line(model: ModelView) -> str:
+    where = "on the hub's own machine" if model.local else f"at {model.endpoint}"
+    name = model.model or model.endpoint
+    said = model.description.strip().rstrip(".")
+    text = f"The text is given to the model {name}, {where}"
+    return f"{text}: {said}." if said else f"{text}."
+
+
+def _counted(records: Sequence[Cited]) -> str:
+    """Return `3 notes and 5 tasks`."""
+    counts: dict[str, int] = {}
+    for record in records:
+        counts[record.table] = counts.get(record.table, 0) + 1
+    parts = []
+    for table, count in counts.items():
+        one, many = _KINDS.get(table, (f"record of {table}", f"records of {table}"))
+        parts.append(f"{count} {one if count == 1 else many}")
+    if len(parts) < 2:
+        return "".join(parts) or "nothing"
+    return ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _titles(records: Sequence[Cited]) -> str:
+    shown = [f"“{shortened(record.title) or 'untitled'}”" for record in records[:TITLES_MAX]]
+    more = len(records) - len(shown)
+    return ", ".join(shown) + (f" and {more} more, listed here" if more > 0 else "")

@@ -1,0 +1,369 @@
+"""Missions as the person keeps them, merged with what the hub and this device know of runs."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final, TypedDict
+
+from mana.device.grants import Grants
+from mana.device.hub_news import HubNews
+from mana.device.opened import Opened, stamp_ms
+from mana.device.records import Write
+from mana.device.run_ledger import RunLedger
+from mana.device.views import Cited, GrantView, MissionView, RunView
+from mana.device.words import hold_words, reason_words
+from mana.domain.cadences import (
+    MANUAL,
+    Cadence,
+    CadenceUnsupported,
+    cadence_from_wire,
+    describe,
+    next_due,
+    zone,
+)
+from mana.domain.changes import Change, ChangeKind
+from mana.domain.clock import parse_iso_ms
+from mana.domain.encoding import Json
+from mana.domain.errors import Invalid, Unavailable
+from mana.domain.ids import RecordId
+from mana.domain.iterations import ITERATIONS
+from mana.domain.missions import (
+    INPUTS_MAX,
+    MISSION_STATES,
+    MISSIONS,
+    RUNS_ON_HUB,
+    InputRef,
+    Mission,
+    MissionState,
+    mission_from_view,
+)
+from mana.domain.records import View
+from mana.domain.tables import DELETED_AT
+from mana.protocol.messages import MissionStatus, OccurrenceInfo
+
+NEXT_SHOWN: Final = 3
+RUNS_SHOWN: Final = 20
+RUNS_HERE: Final = "device"
+"""How a caller names this device as the place of a mission."""
+
+
+class InputNotThere(Invalid):
+    """A record that was picked as an input is not on this device, or cannot be one."""
+
+    code: ClassVar[str] = "INPUT_UNKNOWN"
+    advice: ClassVar[str] = "Pick the inputs from the list."
+
+
+class MissionEdit(TypedDict, total=False):
+    """The fields of a mission that can be edited."""
+
+    title: str
+    objective: str
+    concept: str
+    inputs: Sequence[InputRef]
+    cadence: Cadence
+    zone: str
+    agent_id: str
+    runs_on: str
+    state: MissionState
+
+
+class Missions:
+    """The missions of the account."""
+
+    def __init__(self, opened: Opened, grants: Grants, news: HubNews, ledger: RunLedger) -> None:
+        self._opened = opened
+        self._grants = grants
+        self._news = news
+        self._ledger = ledger
+
+    async def list(self) -> builtins.list[MissionView]:
+        """Return the missions: active, paused, done, archived, each newest written first."""
+        views = await self._opened.book.views(MISSIONS.name)
+        statuses = await self._news.missions()
+        grants = await self._grants.by_mission()
+        summaries = await self._summaries()
+        shown = []
+        for view in sorted(views, key=lambda view: (view.written_at, view.id), reverse=True):
+            shown.append(
+                await self._view(
+                    view, statuses.get(view.id), grants.get(view.id), summaries.get(view.id, "")
+                )
+            )
+        return sorted(shown, key=lambda one: MISSION_STATES.index(one.state))
+
+    async def get(self, mission_id: str) -> MissionView:
+        """Return one mission; raise MissionNotFound."""
+        view = await self._opened.mission_view(mission_id)
+        return await self._view(
+            view,
+            await self._news.mission(mission_id),
+            await self._grants.of_mission(mission_id),
+            (await self._summaries()).get(mission_id, ""),
+        )
+
+    async def create(
+        self,
+        title: str,
+        objective: str,
+        *,
+        agent_id: str,
+        inputs: Sequence[InputRef] = (),
+        cadence: Cadence = MANUAL,
+        zone: str | None = None,
+        concept: str = "",
+        runs_on: str = RUNS_ON_HUB,
+    ) -> str:
+        """Create a mission and return its id."""
+        mission_id = RecordId(self._opened.new_id())
+        fields: MissionEdit = {
+            "title": title,
+            "objective": objective,
+            "concept": concept,
+            "inputs": inputs,
+            "cadence": cadence,
+            "zone": zone or await self._opened.zone(),
+            "agent_id": agent_id,
+            "runs_on": runs_on,
+            "state": "active",
+        }
+        values = await self._values(fields)
+        change = Change(MISSIONS.name, mission_id, ChangeKind.CREATE, values)
+        await self._opened.book.commit([Write(change, self._opened.person)])
+        self._news.moved()
+        return mission_id
+
+    async def edit(self, mission_id: str, fields: MissionEdit) -> None:
+        """Write the named fields.
+
+        Moving a mission to another place waits for the hub's word, because it runs in one place
+        only: raises Offline without it.
+        """
+        view = await self._opened.mission_view(mission_id)
+        unknown = set(fields) - set(MissionEdit.__annotations__)
+        if unknown:
+            raise Invalid("a mission has no such field")
+        values = {
+            path: value
+            for path, value in (await self._values(fields)).items()
+            if view.values.get(path) != value
+        }
+        if not values:
+            return
+        moves = "runsOn" in values
+        if moves:
+            # Asked first: a mission that was moved here while offline would run in both places.
+            await self._opened.hub.missions()
+        change = Change(MISSIONS.name, view.id, ChangeKind.UPDATE, values)
+        await self._opened.book.commit([Write(change, self._opened.person)], wait=moves)
+        self._news.moved()
+
+    async def delete(self, mission_id: str) -> None:
+        """Delete a mission; its grants end at once, or with the mission when it is synced."""
+        view = await self._opened.mission_view(mission_id)
+        try:
+            await self._grants.revoke_for(mission_id)
+        except Unavailable:
+            pass
+        gone: dict[str, Json] = {DELETED_AT: self._opened.now_iso()}
+        change = Change(MISSIONS.name, view.id, ChangeKind.DELETE, gone)
+        await self._opened.book.commit([Write(change, self._opened.person)])
+        self._news.moved()
+
+    async def ask_hub_to_run(self, mission_id: str) -> RunView:
+        """Ask the hub for an occurrence now; raise Offline without it."""
+        await self._opened.book.sync_now()
+        info = await self._opened.hub.run_mission(self._opened.space, mission_id)
+        self._news.moved()
+        return run_view(info)
+
+    async def _values(self, fields: MissionEdit) -> dict[str, Json]:
+        """Return the checked values of the named fields, by path."""
+        values: dict[str, Json] = {}
+        if "title" in fields:
+            values["title"] = _needed(fields["title"], "title")
+        if "objective" in fields:
+            values["objective"] = _needed(fields["objective"], "objective")
+        if "concept" in fields:
+            values["conceptMarkdown"] = fields["concept"]
+        if "inputs" in fields:
+            values["inputs"] = await self._picked(fields["inputs"])
+        if "cadence" in fields:
+            values["cadence"] = _cadence(fields["cadence"])
+        if "zone" in fields:
+            zone(fields["zone"])
+            values["timeZone"] = fields["zone"]
+        if "agent_id" in fields:
+            await self._opened.agent(fields["agent_id"])
+            values["agentId"] = fields["agent_id"]
+        if "runs_on" in fields:
+            values["runsOn"] = self._place(fields["runs_on"])
+        if "state" in fields:
+            values["state"] = fields["state"]
+        for path, value in values.items():
+            MISSIONS.check(path, value)
+        return values
+
+    async def _picked(self, inputs: Sequence[InputRef]) -> builtins.list[Json]:
+        refs = builtins.list(dict.fromkeys(inputs))
+        if len(refs) > INPUTS_MAX:
+            raise Invalid(f"a mission looks at up to {INPUTS_MAX} records")
+        for ref in refs:
+            view = await self._opened.find(ref.table, ref.id)
+            offered = self._opened.catalogue.input_kind(ref.table)
+            if view is None or view.deleted or offered is None:
+                raise InputNotThere("an input is not on this device", detail={"input": ref.key})
+            if self._opened.catalogue.module_of(ref.table) != ref.module:
+                raise InputNotThere("an input names another module", detail={"input": ref.key})
+        return [ref.to_wire() for ref in refs]
+
+    def _place(self, runs_on: str) -> str:
+        if runs_on == RUNS_HERE:
+            return self._opened.place
+        if runs_on == RUNS_ON_HUB or runs_on.startswith("device:"):
+            return runs_on
+        raise Invalid("a mission runs on the hub, or on a device")
+
+    async def _summaries(self) -> dict[str, str]:
+        """Return by mission the summary of its newest iteration."""
+        found: dict[str, tuple[str, str]] = {}
+        for view in await self._opened.book.views(ITERATIONS.name):
+            at, mission_id = view.text("scheduledFor"), view.text("missionId")
+            if mission_id not in found or found[mission_id][0] < at:
+                found[mission_id] = (at, view.text("summary"))
+        return {mission_id: summary for mission_id, (_, summary) in found.items()}
+
+    async def _view(
+        self,
+        view: View,
+        status: MissionStatus | None,
+        grant: GrantView | None,
+        summary: str,
+    ) -> MissionView:
+        mission, broken = _readable(view)
+        agent = await self._opened.agent_or_none(mission.agent_id)
+        cited = await self._cited(mission.inputs)
+        runs_here = mission.runs_on == self._opened.place
+        runs = await self._runs(mission, status)
+        hold = "malformed" if broken else self._hold(mission, status)
+        return MissionView(
+            mission_id=mission.id,
+            title=mission.title,
+            objective=mission.objective,
+            concept=mission.concept,
+            inputs=mission.inputs,
+            input_titles=cited,
+            cadence=mission.cadence,
+            cadence_words=describe(mission.cadence),
+            zone=mission.zone,
+            agent_id=mission.agent_id,
+            agent_name=agent.name if agent is not None else "",
+            agent_avatar=agent.avatar if agent is not None else "",
+            state=mission.state,
+            runs_on=mission.runs_on,
+            runs_here=runs_here,
+            next_ms=() if mission.state != "active" else self.next_moments(mission, view),
+            hold=hold,
+            hold_words=hold_words(hold) if mission.state == "active" else "",
+            grant=grant,
+            runs=runs,
+            last_summary=summary,
+            phase=self._ledger.phase(mission.id)
+            or next((run.phase for run in runs if run.state == "leased"), ""),
+        )
+
+    def next_moments(self, mission: Mission, view: View) -> tuple[int, ...]:
+        """Return the next three due moments by the cadence."""
+        found: builtins.list[int] = []
+        after_ms = self._opened.now_ms()
+        while len(found) < NEXT_SHOWN:
+            try:
+                due_ms = next_due(
+                    mission.cadence,
+                    mission.zone,
+                    anchor_ms=stamp_ms(view.stamps.get("cadence")),
+                    after_ms=after_ms,
+                )
+            except Invalid:
+                break
+            if due_ms is None:
+                break
+            found.append(due_ms)
+            after_ms = due_ms
+        return tuple(found)
+
+    def _hold(self, mission: Mission, status: MissionStatus | None) -> str:
+        if mission.runs_on == RUNS_ON_HUB and status is not None:
+            return status.hold or ""
+        return ""
+
+    async def _runs(self, mission: Mission, status: MissionStatus | None) -> tuple[RunView, ...]:
+        """Return the hub's ledger and this device's runs together, newest first."""
+        runs = [run_view(info) for info in status.occurrences] if status is not None else []
+        known = {run.occurrence_id for run in runs}
+        runs += [
+            run for run in await self._ledger.runs(mission.id) if run.occurrence_id not in known
+        ]
+        runs.sort(key=lambda run: (run.scheduled_ms, run.occurrence_id), reverse=True)
+        return tuple(runs[:RUNS_SHOWN])
+
+    async def _cited(self, inputs: Sequence[InputRef]) -> tuple[Cited, ...]:
+        titles = await self._opened.titles([(ref.table, ref.id) for ref in inputs])
+        return tuple(Cited(ref.table, ref.id, titles[ref.table, ref.id]) for ref in inputs)
+
+
+def run_view(info: OccurrenceInfo) -> RunView:
+    """Return a line of the hub's ledger, with its reason in words."""
+    reason = info.reason or ""
+    return RunView(
+        occurrence_id=info.occurrence_id,
+        scheduled_ms=parse_iso_ms(info.scheduled_for),
+        kind=info.kind,
+        state=info.state,
+        reason=reason,
+        reason_words=reason_words(info.state, reason),
+        iteration_id=info.iteration_id,
+        tokens=info.tokens,
+        phase=info.phase or "",
+    )
+
+
+def _readable(view: View) -> tuple[Mission, bool]:
+    """Return the mission, without what cannot be read of it, and whether something cannot."""
+    try:
+        return mission_from_view(view), False
+    except Invalid:
+        values: Mapping[str, Json] = view.values
+        state = values.get("state")
+        return (
+            Mission(
+                id=view.id,
+                title=view.text("title"),
+                objective=view.text("objective"),
+                concept=view.text("conceptMarkdown"),
+                inputs=(),
+                cadence=MANUAL,
+                zone="UTC",
+                agent_id=view.text("agentId"),
+                state=state if state in MISSION_STATES else "paused",  # type: ignore[arg-type]
+                runs_on=view.text("runsOn") or RUNS_ON_HUB,
+                grant_id=None,
+            ),
+            True,
+        )
+
+
+def _cadence(cadence: Cadence) -> Json:
+    if cadence.kind in ("cron", "onChange"):
+        raise CadenceUnsupported(f"cadence {cadence.kind} is not run by this version")
+    wire = cadence.to_wire()
+    cadence_from_wire(wire)
+    return wire
+
+
+def _needed(text: str, what: str) -> str:
+    shown = text.strip()
+    if not shown:
+        raise Invalid(f"a mission needs its {what}")
+    return shown

@@ -1,0 +1,79 @@
+"""Reasons in plain words: what a code of the hub or a gate means to the person.
+
+Pure. A code that is not listed is shown as it is, rather than hidden.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SKIPPED: Final = {
+    "mission-not-active": "The mission is not active.",
+    "agent-missing": "The agent is gone, so nothing may happen in its name.",
+    "agent-paused": "The agent is paused.",
+    "agent-archived": "The agent is archived.",
+    "no-grant": "Nothing is granted, so the hub cannot read what the mission needs.",
+    "not-configured": "The hub's runner is not set up for grants.",
+    "expired": "The grant has expired.",
+    "revoked": "The grant was revoked.",
+    "wrap-rejected": "The grant was made for another runner key.",
+    "malformed": "The grant cannot be read.",
+    "signature-rejected": "A signature of the grant does not hold.",
+    "scope-mismatch": "The grant is not for what the mission now looks at.",
+    "key-rotated": "Keys were changed since the grant was made.",
+    "not-a-member": "Whoever granted this may no longer write in the space.",
+    "concurrency": "The agent is at work on as many missions as it may.",
+    "budget": "The agent has used its tokens of the last 24 hours.",
+    "superseded": "A later run took its place.",
+}
+FAILED: Final = {
+    "crash": "It stopped half-way three times.",
+    "model": "The model gave no answer.",
+    "refused-reply": "The model's answer could not be used.",
+    "inputs": "The inputs hold more text than one run may read.",
+    "internal": "Something went wrong inside Mana.",
+    "timeout": "It took longer than three minutes and was stopped.",
+    "stopped": "You stopped it.",
+}
+HELD: Final = {
+    "no-grant": "Waits for your grant.",
+    "expired": "Waits: the grant has expired.",
+    "revoked": "Waits: the grant was revoked.",
+    "malformed": "Waits: this version cannot read the mission.",
+    "errored": "Waits: it failed several times in a row.",
+    "agent-paused": "Waits: the agent is paused.",
+    "agent-archived": "Waits: the agent is archived.",
+    "agent-missing": "Waits: the agent is gone.",
+    "mission-not-active": "",
+}
+REFUSED_CALLS: Final = {
+    "TOOL_NOT_OFFERED": "it asked for a tool that it does not have",
+    "TOOL_DENIED": "its policy denies this",
+    "DUPLICATE_CALL": "it asked for the same thing twice",
+    "PLAN_STEP_LIMIT": "a plan has at most 25 steps",
+    "CALLS_PER_ROUND": "too many calls at once",
+    "INPUT_SIZE_LIMIT": "it would have read more than a run may",
+    "TABLE_FORBIDDEN": "agents may not change this",
+    "BAD_REQUEST": "what it asked for had a wrong form",
+    "NOT_FOUND": "what it named is not among what it may read",
+}
+
+
+def reason_words(state: str, reason: str) -> str:
+    """Return why an occurrence ended as it did; empty where there is nothing to say."""
+    if not reason:
+        return "It was due while nothing could run." if state == "missed" else ""
+    return SKIPPED.get(reason) or FAILED.get(reason) or f"Reason: {reason}."
+
+
+def hold_words(hold: str) -> str:
+    """Return why a mission waits; empty if it does not."""
+    if not hold:
+        return ""
+    words = HELD.get(hold)
+    return f"Waits: {hold}." if words is None else words
+
+
+def refused_call_words(code: str, message: str) -> str:
+    """Return why a model's call did not happen."""
+    return REFUSED_CALLS.get(code) or message or code
