@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from mana.crypto.envelope import parse_json
 from mana.crypto.errors import Malformed, SealRejected, WrapRejected
@@ -29,6 +29,13 @@ from mana.domain.encoding import Json, canonical_json, length_prefixed, sha256
 INFO_BYTES_MAX_V1: Final = 1024
 
 _SEALED_PREFIX: Final = "gk:2:"
+
+
+class Signer(Protocol):
+    """Whoever signs for a device: its key, or a vault that does not give the key away."""
+
+    def sign(self, purpose: str, *parts: str | bytes) -> bytes:
+        """Sign a statement: 64 bytes over the length-prefixed purpose and parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ def seal_grant(
     payload: Mapping[str, Json],
     *,
     runner: WrapPublicKey,
-    device: SigningKey,
+    device: Signer,
     random: Random = os.urandom,
 ) -> SealedGrant:
     """Complete a grant on the device: wrap the secret, seal the keys, sign both."""
