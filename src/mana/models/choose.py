@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mana.domain.errors import Invalid
 from mana.models.openai_compatible import OpenAiCompatible
 from mana.models.rules import Rules
+from mana.protocol.messages import ModelInfo
 
-DEFAULT_MODEL = "default"
+DEFAULT_MODEL: Final = "default"
 
 
 def model_from_settings(
@@ -23,4 +26,14 @@ def model_from_settings(
         return Rules()
     return OpenAiCompatible(
         url or "", key=(key or "").strip(), model=(model or "").strip() or DEFAULT_MODEL
+    )
+
+
+def model_info(model: OpenAiCompatible | Rules) -> ModelInfo:
+    """Return what the consent and the page say about a model."""
+    return ModelInfo(
+        endpoint=model.endpoint,
+        model=model.name,
+        description=model.description,
+        local=model.local,
     )
