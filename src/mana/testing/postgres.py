@@ -172,7 +172,9 @@ def _ended_with_us(instance: Instance, folder: Path) -> Iterator[None]:
     It notices by the pipe that only this process holds, so that SIGKILL is covered too.
     """
     script = (
-        'read -r _; kill -INT "$1"; while kill -0 "$1"; do sleep 0.1; done; rm -rf -- "$2" "$3"'
+        'read -r _; kill -INT "$1"; n=0;'
+        ' while kill -0 "$1" && [ "$n" -lt 100 ]; do sleep 0.1; n=$((n + 1)); done;'
+        ' rm -rf -- "$2" "$3"'
     )
     pid, socket_dir = str(instance.pid), str(instance.socket_dir)
     guard = subprocess.Popen(
