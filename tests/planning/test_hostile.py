@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,13 +76,23 @@ def test_an_agent_without_policy_plans_nothing(seed: int) -> None:
 def test_every_call_has_its_answer(seed: int) -> None:
     """Each request keeps calls and answers in pairs, with ids that are not used twice."""
     model = HostileModel(seed)
-    try:
+    with contextlib.suppress(ManaError):
         asyncio.run(plan(model))
-    except ManaError:
-        pass
     for request in model.requests:
         asked = [call.id for message in request.messages for call in message.calls]
         told = [message.call_id for message in request.messages if message.role == "tool"]
         assert asked == told
         assert len(set(asked)) == len(asked)
         canonical_json([message.content for message in request.messages])
+
+
+def test_the_attack_is_not_empty() -> None:
+    """The hostile model gets steps through where the policy lets it, so the laws say something."""
+    steps = refusals = 0
+    for seed in range(40):
+        with contextlib.suppress(ManaError):
+            result = asyncio.run(plan(HostileModel(seed, ids=["n1", "n2", "t1", "t2", "t3"])))
+            steps += len(result.steps)
+            refusals += len(result.refusals)
+    assert steps > 40
+    assert refusals > 200

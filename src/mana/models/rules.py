@@ -32,6 +32,7 @@ _OPEN_AGAIN: Final = ("failed", "expired")
 
 _DATA: Final = re.compile(r'<data id="([^"]*)" title="([^"]*)">\n(.*?)\n</data>', re.DOTALL)
 _TODAY: Final = re.compile(r"^Now: \S+ · Today: (\d{4}-\d\d-\d\d)", re.MULTILINE)
+_SELF: Final = re.compile(r"^Your name: .*$", re.MULTILINE)
 _PAST_STEP: Final = re.compile(r"^- \[(\w+)\] (\w+): (.*)$", re.MULTILINE)
 _QUOTED: Final = re.compile(r"“([^”]*)”")
 _TASK_LINE: Final = re.compile(
@@ -102,7 +103,7 @@ _NEAR: Final = re.compile(
     re.IGNORECASE,
 )
 _WANTS_SUMMARY: Final = re.compile(
-    r"\b(summar\w+|digest|overview|brief\w*|recap\w*|report\w*|review\w*)\b", re.IGNORECASE
+    r"\b(summar\w+|digest|overview|briefing|recap\w*)\b", re.IGNORECASE
 )
 _URGENT: Final = re.compile(r"\b(urgent\w*|asap|immediately|important)\b", re.IGNORECASE)
 
@@ -200,7 +201,7 @@ class _Reading:
             if status not in _OPEN_AGAIN
             for quoted in _QUOTED.findall(sentence)[:1]
         }
-        self.goal = _DATA.sub("", frame)
+        self.goal = _SELF.sub("", frame.partition("\n## Linked inputs\n")[0])
         self.made = [call for message in request.messages for call in message.calls]
         self.accepted = {
             message.call_id

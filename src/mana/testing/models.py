@@ -156,7 +156,24 @@ class HostileModel:
         call_id = self._dice.choice(
             ("", "same", "same", "a b", "x" * 500, f"{self._dice.random()}")
         )
-        return FunctionCall(call_id, name, self._arguments())
+        plausible = self._dice.random() < 0.5
+        return FunctionCall(call_id, name, self._fitting(name) if plausible else self._arguments())
+
+    def _fitting(self, name: str) -> Json:
+        """Return arguments that pass validation more often than not, so that attacks go deep."""
+        dice = self._dice
+        target = dice.choice(self._ids)
+        text = dice.choice((_INJECTION, f"Buy milk {dice.randrange(99)}", "x" * 19_000))
+        shapes: dict[str, dict[str, Json]] = {
+            "create_task": {"title": text[:200], "priority": dice.choice(("urgent", "root"))},
+            "complete_task": {"taskId": target},
+            "complete_tasks_by_title": {"titleMatch": dice.choice(("a", "nt", "rent"))},
+            "create_note": {"content": text},
+            "update_note": {"noteId": target, "content": text},
+            "append_to_note": {"noteId": target, "content": text},
+            "add_tag_to_note": {"noteId": target, "tag": dice.choice(("urgent", "#a b", "<x>"))},
+        }
+        return {**shapes.get(name, {}), "rationale": dice.choice((_INJECTION, "x" * 9_000, ""))}
 
     def _arguments(self) -> Json:
         """Return arguments: one in five is no object at all."""
