@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mana.domain.errors import Conflict, Forbidden, ManaError, Unauthenticated, Unavailable
+from mana.domain.errors import Conflict, ManaError, Unauthenticated, Unavailable
 
 
 class Offline(Unavailable):
@@ -24,13 +24,6 @@ class WrongPassword(Unauthenticated):
 
     code = "WRONG_PASSWORD"
     advice = "Check the password; upper and lower case count."
-
-
-class HubDistrusted(Forbidden):
-    """The hub's answer breaks a rule that an honest hub keeps; nothing of it was taken."""
-
-    code = "HUB_DISTRUSTED"
-    advice = "Do not trust this hub's data; ask whoever runs it."
 
 
 class AccountKnown(Conflict):

@@ -19,7 +19,7 @@ import httpx
 import msgspec
 
 from mana.crypto.primitives import b64
-from mana.device.errors import HubDistrusted, Offline
+from mana.device.errors import Offline
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid, ManaError, TooLarge, Unauthenticated, Unavailable
 from mana.domain.grants import GrantHeader, header_from_wire
@@ -55,6 +55,7 @@ from mana.protocol.messages import (
     Vault,
 )
 from mana.protocol.problems import error_of
+from mana.protocol.replication import HubDistrusted
 
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 LIVE_SILENCE_S: Final = 45.0

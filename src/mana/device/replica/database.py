@@ -1,0 +1,136 @@
+"""The SQLite file: one thread that owns the connection, and transactions that lose nothing.
+
+Several processes may use one file. Each transaction takes the write lock when it begins, so that
+what it read is still so when it writes; commits of other processes are seen by `data_version`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from mana.device.errors import Locked, ReplicaBroken, ReplicaTooNew
+from mana.device.replica.schema import MIGRATIONS
+from mana.device.replica.tables import Tx
+from mana.protocol.replication import Guarded
+
+BUSY_MS: Final = 20_000
+_MODE: Final = 0o600
+
+_T = TypeVar("_T")
+
+
+class Replica:
+    """One account's database. `guarded` says which paths the hub's order decides."""
+
+    def __init__(self, path: Path, *, guarded: Guarded) -> None:
+        self.path = path
+        self._guarded = guarded
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replica")
+        self._connection: sqlite3.Connection | None = None
+        self._data_version = 0
+
+    async def open(self) -> None:
+        """Open the file, and bring its tables up to date."""
+        try:
+            await self._run(self._open)
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
+
+    async def close(self) -> None:
+        """Close the file. Whatever was committed is in it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, connection.close)
+        self._thread.shutdown(wait=True)
+
+    async def write(self, work: Callable[[Tx], _T]) -> _T:
+        """Run `work` in one transaction: all of it is durable when this returns, or none."""
+        return await self._run(lambda: self._transact("begin immediate", work))
+
+    async def read(self, work: Callable[[Tx], _T]) -> _T:
+        """Run `work` over one unchanging view of the file."""
+        return await self._run(lambda: self._transact("begin deferred", work))
+
+    async def moved(self) -> bool:
+        """Say whether another process committed since this was last asked."""
+        return await self._run(self._moved)
+
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # The thread cannot be stopped in the middle; its transaction ends by itself.
+            with contextlib.suppress(Exception):
+                await asyncio.wait([future])
+                future.exception()
+            raise
+        except sqlite3.Error as error:
+            # The message of SQLite names tables, never a value.
+            raise ReplicaBroken(f"the replica failed: {error.sqlite_errorname}") from error
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.path.exists():
+            self.path.touch(mode=_MODE)
+        connection = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        try:
+            connection.execute(f"pragma busy_timeout = {BUSY_MS}")
+            connection.execute("pragma journal_mode = wal")
+            connection.execute("pragma synchronous = full")
+            connection.execute("pragma trusted_schema = off")
+            self._migrate(connection)
+            self._data_version = _data_version(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        connection.execute("begin immediate")
+        try:
+            found = int(connection.execute("pragma user_version").fetchone()[0])
+            if found > len(MIGRATIONS):
+                raise ReplicaTooNew("the replica was written by a newer version of Mana")
+            for script in MIGRATIONS[found:]:
+                for statement in script.split(";\n"):
+                    if statement.strip():
+                        connection.execute(statement)
+            connection.execute(f"pragma user_version = {len(MIGRATIONS)}")
+        except BaseException:
+            connection.execute("rollback")
+            raise
+        connection.execute("commit")
+
+    def _transact(self, begin: str, work: Callable[[Tx], _T]) -> _T:
+        connection = self._connection
+        if connection is None:
+            raise Locked("the replica is closed")
+        connection.execute(begin)
+        try:
+            result = work(Tx(connection, self._guarded))
+        except BaseException:
+            connection.execute("rollback")
+            raise
+        connection.execute("commit")
+        return result
+
+    def _moved(self) -> bool:
+        if self._connection is None:
+            raise Locked("the replica is closed")
+        found = _data_version(self._connection)
+        moved, self._data_version = found != self._data_version, found
+        return moved
+
+
+def _data_version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("pragma data_version").fetchone()[0])
