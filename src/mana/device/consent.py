@@ -31,8 +31,10 @@ def consent_lines(
     life = "1 day" if days == 1 else f"{days} days"
     lines = [
         f"“{shortened(mission_title)}” may read {_counted(records)}: {_titles(records)}.",
-        f"They are read for {shortened(agent_name)} by the runner of your hub. Its fingerprint is "
-        f"{fingerprint}.",
+        (
+            f"They are read for {shortened(agent_name)} by the runner of your hub. Its fingerprint is "
+            f"{fingerprint}."
+        ),
     ]
     if new_runner:
         lines.append(
@@ -41,8 +43,10 @@ def consent_lines(
         )
     lines += [_model_line(model) for model in models]
     lines += [
-        "It reads nothing else, and changes nothing: what it wants to change comes to your inbox, "
-        "or is decided on your device by the agent's policy.",
+        (
+            "It reads nothing else, and changes nothing: what it wants to change comes to your inbox, "
+            "or is decided on your device by the agent's policy."
+        ),
         f"This ends by itself after {life}. A record that you add later is not included.",
         "Every reading is written down before it happens, and you see it under Data access.",
         "You can end it at any moment with Revoke; then the next reading is refused.",

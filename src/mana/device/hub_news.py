@@ -6,6 +6,7 @@ hub can be asked again. Nothing here decides; what decides is verified where it 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -78,10 +79,8 @@ class HubNews:
         now_ms = self._opened.now_ms()
         if kept.asked_ms is None or not 0 <= now_ms - kept.asked_ms < fresh_ms:
             kept.asked_ms = now_ms
-            try:
+            with contextlib.suppress(Unavailable, Unauthenticated, NotFound):
                 kept.value = await question()
-            except (Unavailable, Unauthenticated, NotFound):
-                pass
         return kept.value
 
 

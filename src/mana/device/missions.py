@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, TypedDict
 
@@ -162,10 +163,8 @@ class Missions:
     async def delete(self, mission_id: str) -> None:
         """Delete a mission; its grants end at once, or with the mission when it is synced."""
         view = await self._opened.mission_view(mission_id)
-        try:
+        with contextlib.suppress(Unavailable):
             await self._grants.revoke_for(mission_id)
-        except Unavailable:
-            pass
         gone: dict[str, Json] = {DELETED_AT: self._opened.now_iso()}
         change = Change(MISSIONS.name, view.id, ChangeKind.DELETE, gone)
         await self._opened.book.commit([Write(change, self._opened.person)])
