@@ -59,7 +59,6 @@ class Job(Message, frozen=True):
     scheduled_for: str
     fence: int
     now_ms: int
-    zone: str
     grant: GrantMaterial
     log: list[SignedEntry]
     certificates: list[DeviceCertificate]
@@ -67,7 +66,7 @@ class Job(Message, frozen=True):
     runner_key: str
     hub_key: str
     model: ModelSpec
-    tokens_left: int | None = None
+    tokens_today: int = 0
     fail_point: str | None = None
 
 

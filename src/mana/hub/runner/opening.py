@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,6 +37,10 @@ class GrantedKey:
 
     key: bytes = field(repr=False)
     opens: str
+
+    def for_record(self, table: str, record_id: str) -> GrantedKey:
+        """Return the key of one record where this is the mission's."""
+        return GrantedKey(RecordKey.derive(self.key, table, record_id).to_bytes(), self.opens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +112,7 @@ def open_record(space_id: str, record: StateRecord, table: Table, granted: Grant
             envelope = parse_envelope(value)
             if f"{envelope.cls}{envelope.version}" != granted.opens:
                 raise KeyRotated("the record is sealed under another key version")
-            binding = Binding(
-                space_id, record.table, record.id, path, entry.at, dict(entry.actor)
-            )
+            binding = Binding(space_id, record.table, record.id, path, entry.at, dict(entry.actor))
             value = open_field(key, value, binding=binding)
         values[path] = value
         stamps[path] = entry.at
@@ -136,10 +138,8 @@ def _keys(value: Json) -> dict[str, GrantedKey]:
 
 
 def _key(item: Json) -> GrantedKey:
-    match item:
-        case {"k": str(key), "e": str(opens)} if len(item) == 2:
+    if isinstance(item, dict) and set(item) == {"k", "e"}:
+        key, opens = item["k"], item["e"]
+        if isinstance(key, str) and isinstance(opens, str):
             return GrantedKey(unb64(key), opens)
     raise Malformed("a key of a grant is {k, e}")
-
-
-TableByName = Callable[[str], Table]

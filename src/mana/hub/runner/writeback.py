@@ -131,9 +131,7 @@ def _seal(
             continue
         wire = value
         if draft.table.field_at(path).sealed:
-            binding = Binding(
-                facts.space_id, draft.table.name, draft.record_id, path, at, actor
-            )
+            binding = Binding(facts.space_id, draft.table.name, draft.record_id, path, at, actor)
             wire = seal_field(key, cls=cls, version=version, binding=binding, value=value)
         fields[path] = wire
     return draft.table.name, draft.record_id, fields

@@ -1,0 +1,110 @@
+"""The hub's endpoints for grants, missions and the audit (docs/protocol/grants.md, 1, 2 and 6)."""
+
+from __future__ import annotations
+
+from mana.hub.grants.service import GrantService
+from mana.hub.http.endpoints import Call, Endpoint, Query, TextQuery, WholeQuery
+from mana.hub.runner.audit import LIMIT_DEFAULT, LIMIT_MAX
+from mana.protocol.messages import (
+    AuditAnswer,
+    GrantCompletion,
+    GrantHeaderAnswer,
+    GrantInfo,
+    GrantRequest,
+    GrantsAnswer,
+    MissionsAnswer,
+    OccurrenceInfo,
+    RunnerInfo,
+)
+
+COMPLETION_BYTES_MAX = 5 * 1024 * 1024
+GRANT = "/api/v1/me/ai-mission-grant"
+AUDIT_QUERY: tuple[Query, ...] = (
+    TextQuery("missionId", "only rows of this mission", 128),
+    WholeQuery("before", "only rows with a smaller number; 0: from the newest on"),
+    WholeQuery("limit", "rows at most", LIMIT_DEFAULT, 1, LIMIT_MAX, clamps=True),
+)
+
+
+def grants_endpoints(service: GrantService) -> tuple[Endpoint, ...]:
+    """Return the endpoints of the register, the run ledger and the audit."""
+
+    async def runner(_call: Call) -> RunnerInfo:
+        return await service.runner_info()
+
+    async def request(call: Call) -> GrantHeaderAnswer:
+        return await service.request(call.tenant, call.message(GrantRequest))
+
+    async def complete(call: Call) -> GrantInfo:
+        return await service.complete(
+            call.tenant, call.path["grantId"], call.message(GrantCompletion)
+        )
+
+    async def grants(call: Call) -> GrantsAnswer:
+        return await service.grants(call.tenant)
+
+    async def revoke(call: Call) -> None:
+        await service.revoke(call.tenant, call.path["grantId"])
+
+    async def missions(call: Call) -> MissionsAnswer:
+        return await service.missions(call.tenant)
+
+    async def run_now(call: Call) -> OccurrenceInfo:
+        return await service.run_now(call.tenant, call.path["spaceId"], call.path["missionId"])
+
+    async def audit(call: Call) -> AuditAnswer:
+        return await service.audit(
+            call.tenant,
+            mission=call.text("missionId"),
+            before=call.whole("before") or None,
+            limit=call.whole("limit"),
+        )
+
+    return (
+        Endpoint(
+            "GET", "/api/v1/runner", runner, "The runner's keys and models", answer=RunnerInfo
+        ),
+        Endpoint(
+            "POST",
+            GRANT,
+            request,
+            "Ask for the header of a grant",
+            body=GrantRequest,
+            answer=GrantHeaderAnswer,
+            status=201,
+        ),
+        Endpoint(
+            "POST",
+            f"{GRANT}/{{grantId}}/complete",
+            complete,
+            "Complete a grant",
+            body=GrantCompletion,
+            answer=GrantInfo,
+            bytes_max=COMPLETION_BYTES_MAX,
+        ),
+        Endpoint("DELETE", f"{GRANT}/{{grantId}}", revoke, "Revoke a grant, for ever", status=204),
+        Endpoint("GET", f"{GRANT}s", grants, "Grants of the account's spaces", answer=GrantsAnswer),
+        Endpoint(
+            "GET",
+            "/api/v1/me/missions",
+            missions,
+            "Schedules and runs of the account's missions",
+            answer=MissionsAnswer,
+        ),
+        Endpoint(
+            "POST",
+            "/api/v1/spaces/{spaceId}/missions/{missionId}/run",
+            run_now,
+            "Run a mission now",
+            answer=OccurrenceInfo,
+            status=202,
+        ),
+        Endpoint(
+            "GET",
+            "/api/v1/me/ai-audit",
+            audit,
+            "What the runner has opened",
+            answer=AuditAnswer,
+            query=AUDIT_QUERY,
+        ),
+    )

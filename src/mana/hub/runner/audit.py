@@ -1,0 +1,97 @@
+"""The audit of readings: hash-chained per account, committed before plaintext is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from mana.crypto.signatures import AUDIT_START, audit_hash
+from mana.domain.clock import iso_ms
+from mana.domain.encoding import Json
+from mana.domain.errors import CryptoFailed
+from mana.domain.ids import AccountId
+from mana.hub.runner.dialogue import AuditEntry
+from mana.hub.runner.store import Ledger
+from mana.protocol.messages import AuditAnswer, AuditRow
+
+LIMIT_DEFAULT = 200
+LIMIT_MAX = 1_000
+
+
+class AuditBroken(CryptoFailed):
+    """A row of the audit was changed, removed or put in between."""
+
+    code = "AUDIT_BROKEN"
+    advice = "Compare the head that your devices have kept, and ask who runs the hub."
+
+
+def row_hash(row: AuditRow) -> str:
+    """Return the hash that a row must have, by its members and the hash before it."""
+    members: dict[str, Json] = msgspec.to_builtins(row)
+    return audit_hash(
+        row.previous,
+        {name: value for name, value in members.items() if name not in ("previous", "hash")},
+    )
+
+
+def verify_chain(rows: Sequence[AuditRow]) -> None:
+    """Raise AuditBroken unless these rows, oldest first, are a chain without gaps."""
+    for row, before in zip(rows, (None, *rows), strict=False):
+        if row.hash != row_hash(row):
+            raise AuditBroken(f"row {row.seq} of the audit was changed")
+        if before is not None and (row.seq, row.previous) != (before.seq + 1, before.hash):
+            raise AuditBroken(f"before row {row.seq} of the audit something is missing")
+        if row.seq == 1 and row.previous != AUDIT_START:
+            raise AuditBroken("the audit does not start at its beginning")
+
+
+async def append(
+    ledger: Ledger,
+    account: AccountId,
+    entries: Sequence[AuditEntry],
+    *,
+    mission_id: str,
+    iteration_id: str,
+    grant_id: str,
+    endpoint: str | None,
+    runner_key_id: str,
+) -> tuple[int, str]:
+    """Append one row for each entry and return the new head; all in the caller's transaction."""
+    seq, previous = await ledger.lock_audit_head(account, AUDIT_START)
+    ts = iso_ms(await ledger.now_ms())
+    rows: list[AuditRow] = []
+    for entry in entries:
+        seq += 1
+        draft = AuditRow(
+            seq=seq,
+            mission_id=mission_id,
+            iteration_id=iteration_id,
+            grant_id=grant_id,
+            table_name=entry.table_name,
+            record_id=entry.record_id,
+            status=entry.status,
+            reason=entry.reason,
+            endpoint=endpoint,
+            runner_key_id=runner_key_id,
+            ts=ts,
+            previous=previous,
+            hash="",
+        )
+        row = msgspec.structs.replace(draft, hash=row_hash(draft))
+        rows.append(row)
+        previous = row.hash
+    if rows:
+        await ledger.append_audit(account, rows)
+    return seq, previous
+
+
+async def answer(
+    ledger: Ledger, account: AccountId, *, mission: str | None, before: int | None, limit: int
+) -> AuditAnswer:
+    """Return a page of the account's audit, newest first, with the head of its chain."""
+    found = await ledger.audit_rows(mission=mission, before=before, limit=limit + 1)
+    head_seq, head_hash = await ledger.audit_head(account) or (0, AUDIT_START)
+    return AuditAnswer(
+        rows=found[:limit], head_seq=head_seq, head_hash=head_hash, more=len(found) > limit
+    )

@@ -1,0 +1,592 @@
+"""The work of the runner: lease what is due, let the gates decide, drive a worker, finish.
+
+One pass takes everything that is due; slow runs do not hold back others, and a second pass is
+not started beside it. Every transaction that writes checks the lease's fence first, so a runner
+that was thought dead changes nothing when it comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import structlog
+
+from mana.domain.clock import iso_ms
+from mana.domain.errors import Invalid, ManaError
+from mana.domain.ids import MissionId, SpaceId, iteration_id
+from mana.domain.occurrences import HOLDING, LEASES_MAX
+from mana.hub.runner import audit, gates, scheduling
+from mana.hub.runner.dialogue import (
+    AuditAsk,
+    AuditDone,
+    AuditEntry,
+    Finished,
+    Granted,
+    GrantMaterial,
+    Job,
+    Message,
+    ModelSpec,
+    PhaseNote,
+    Refused,
+    ReserveAsk,
+    SettleAsk,
+    Stopped,
+    WorkerLost,
+)
+from mana.hub.runner.ledger import AgentSnapshot, Lease, MissionSnapshot, RegisteredGrant
+from mana.hub.runner.metrics import Metrics
+from mana.hub.runner.moments import overdue
+from mana.hub.runner.store import Ledger, RunnerStore, Transaction
+from mana.hub.runner.workers import Worker, Workers
+from mana.planning.ports import FAILURE_KINDS
+from mana.protocol.messages import ChangeMessage, Signature
+
+CONCURRENCY_DELAY_MS: Final = 5_000
+CRASH_DELAY_MS: Final = 1_000
+HISTORY_MAX: Final = 3
+ERRORS_MAX: Final = 50
+_GRANT_REASONS: Final = frozenset(
+    {
+        "no-grant",
+        "not-configured",
+        "expired",
+        "revoked",
+        "wrap-rejected",
+        "malformed",
+        "signature-rejected",
+        "scope-mismatch",
+        "key-rotated",
+        "not-a-member",
+    }
+)
+_log: Final = structlog.get_logger("mana.runner")
+
+
+class Append(Protocol):
+    """How the runner's changes get into the log: hub sync, within the finishing transaction."""
+
+    async def __call__(
+        self, tx: Transaction, account: str, space: SpaceId, changes: Sequence[ChangeMessage]
+    ) -> None:
+        """Append and merge; raise if one change is refused."""
+
+
+@dataclass(slots=True)
+class TickStats:
+    """What one pass came to (reference: engine 18.4)."""
+
+    scanned_at: str
+    due_mission_count: int = 0
+    plans_produced: int = 0
+    plans_written_back: int = 0
+    parse_failures: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    def fail(self, lease: Lease, code: str) -> None:
+        """Note a failure by code; ids and codes are ours, so nobody's text gets out."""
+        if len(self.errors) < ERRORS_MAX:
+            self.errors.append(f"mission={lease.mission_id}: {code}")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What stays the same while a runner lives. `fail` ends the process at a named place."""
+
+    name: str
+    key_id: str
+    key_pem: str = field(repr=False)
+    hub_key: Callable[[], str]
+    model: ModelSpec
+    concurrency: int
+    lease_s: int
+    heartbeat_s: int
+    run_s_max: int
+    fail_point: str | None
+    fail: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """A leased occurrence that passed every gate that the database can judge."""
+
+    lease: Lease
+    mission: MissionSnapshot
+    agent: AgentSnapshot
+    job: Job
+
+
+class Scheduler:
+    """Passes over what is due. `wake` makes a running pass look again."""
+
+    def __init__(
+        self,
+        store: RunnerStore,
+        workers: Workers,
+        append: Append,
+        metrics: Metrics,
+        setting: Setting,
+    ) -> None:
+        self._store = store
+        self._workers = workers
+        self._append = append
+        self._metrics = metrics
+        self._setting = setting
+        self._awake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_running = False
+        self._is_draining = False
+        self._active: dict[str, Worker] = {}
+        self._leases: dict[str, Lease] = {}
+
+    @property
+    def awake(self) -> asyncio.Event:
+        """Return what is set when something may be due."""
+        return self._awake
+
+    def wake(self, _payload: str = "") -> None:
+        """Say that something may be due."""
+        self._awake.set()
+
+    async def tick(self) -> TickStats:
+        """Work on all that is due, until nothing is; one pass at a time."""
+        async with self._store.work(_NOBODY) as ledger:
+            stats = TickStats(iso_ms(await ledger.now_ms()))
+        if self._is_running or self._is_draining:
+            stats.errors.append("overlap-skipped")
+            return stats
+        self._is_running = True
+        self._idle.clear()
+        self._metrics.ticks.inc()
+        began = time.monotonic()
+        try:
+            await self._pass(stats)
+        finally:
+            self._is_running = False
+            self._idle.set()
+            self._metrics.tick_seconds.observe(time.monotonic() - began)
+        return stats
+
+    async def drain(self, *, seconds: float) -> None:
+        """Take nothing new; let runs end within a time, then give their leases back."""
+        self._is_draining = True
+        self.wake()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        for lease in list(self._leases.values()):
+            with contextlib.suppress(ManaError):
+                async with self._store.work(lease.account_id) as ledger:
+                    await ledger.put_back(lease, delay_ms=0, counted=False)
+        for worker in list(self._active.values()):
+            worker.kill()
+
+    async def _pass(self, stats: TickStats) -> None:
+        running: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                self._awake.clear()
+                free = self._setting.concurrency - len(running)
+                leased: list[Lease] = []
+                if free > 0 and not self._is_draining:
+                    await self._bury(stats)
+                    leased = await self._store.lease(
+                        self._setting.name, free, lease_s=self._setting.lease_s
+                    )
+                for lease in leased:
+                    stats.due_mission_count += 1
+                    running.add(asyncio.create_task(self._occurrence(lease, stats)))
+                if not running:
+                    return
+                waker = asyncio.create_task(self._awake.wait())
+                try:
+                    done, _ = await asyncio.wait(
+                        {*running, waker}, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    waker.cancel()
+                running -= done
+        finally:
+            for task in running:
+                task.cancel()
+            if running:
+                await asyncio.gather(*running, return_exceptions=True)
+
+    async def _bury(self, stats: TickStats) -> None:
+        """Give up what was leased as often as allowed and never ended."""
+        for lease in await self._store.crashed(20):
+            async with self._store.work(lease.account_id) as ledger:
+                if await self._end(ledger, lease, "failed", "crash"):
+                    stats.fail(lease, "crash")
+                    self._metrics.crashes.inc()
+
+    async def _occurrence(self, lease: Lease, stats: TickStats) -> None:
+        """Work on one leased occurrence; a defect in it never ends the pass."""
+        key = lease.occurrence_id
+        self._leases[key] = lease
+        try:
+            self._fail("after_lease")
+            admitted = await self._admitted(lease)
+            if admitted is not None:
+                self._leases[key] = admitted.lease
+                await self._run(admitted, stats)
+        except ManaError as error:
+            stats.fail(lease, error.code)
+            self._metrics.mission_errors.inc()
+            _log.error("run_failed", mission=lease.mission_id, code=error.code)
+            await self._let_go(self._leases[key])
+        except Exception as error:
+            stats.fail(lease, "INTERNAL")
+            self._metrics.mission_errors.inc()
+            _log.error("run_failed", mission=lease.mission_id, kind=type(error).__name__)
+            await self._let_go(self._leases[key])
+        finally:
+            self._leases.pop(key, None)
+
+    async def _let_go(self, lease: Lease) -> None:
+        """Queue a run that broke down again, counted; after the last attempt it has failed."""
+        with contextlib.suppress(ManaError):
+            async with self._store.work(lease.account_id) as ledger:
+                if lease.attempts >= LEASES_MAX:
+                    if await self._end(ledger, lease, "failed", "crash"):
+                        self._metrics.crashes.inc()
+                else:
+                    await ledger.put_back(lease, delay_ms=CRASH_DELAY_MS, counted=True)
+
+    async def _admitted(self, lease: Lease) -> _Admitted | None:
+        """Ask the gates in their order; None if the occurrence ended or waits."""
+        async with self._store.work(lease.account_id) as ledger:
+            if not await ledger.holds(lease):
+                return None
+            mission = await ledger.mission(lease.space_id, lease.mission_id, lock=True)
+            if mission is None and await ledger.role(lease.space_id, lease.account_id) is None:
+                await self._skip(ledger, lease, "not-a-member")
+                return None
+            refusal = gates.mission_refusal(mission)
+            if mission is None or refusal is not None:
+                await self._skip(ledger, lease, refusal or "mission-not-active")
+                return None
+            newest = await self._newest(ledger, lease, mission)
+            if newest is None:
+                return None
+            lease = newest
+            agent = (
+                None
+                if mission.agent_id is None
+                else await ledger.agent(lease.space_id, mission.agent_id)
+            )
+            refusal = gates.agent_refusal(agent)
+            grant: RegisteredGrant | None = None
+            if refusal is None:
+                grant = await ledger.latest_grant(lease.space_id, lease.mission_id)
+                refusal = gates.grant_refusal(grant, runner_key_id=self._setting.key_id)
+                if refusal == "expired" and grant is not None:
+                    await ledger.expire_grant(grant.grant_id)
+            if refusal is None and grant is not None and grant.account_id != lease.account_id:
+                refusal = "scope-mismatch"
+            if refusal is not None or agent is None or grant is None:
+                await self._skip(ledger, lease, refusal or "no-grant")
+                return None
+            if not await ledger.admit(lease, agent.agent_id, agent.concurrent_max):
+                self._metrics.decisions.labels("skipped-concurrency").inc()
+                await ledger.put_back(lease, delay_ms=CONCURRENCY_DELAY_MS, counted=False)
+                return None
+            spent = await ledger.spent(lease.space_id, agent.agent_id)
+            refusal = gates.budget_refusal(agent, spent)
+            if refusal is not None:
+                await self._skip(ledger, lease, refusal)
+                return None
+            job = await self._job(ledger, lease, mission, agent, grant, spent)
+            if job is None:
+                await self._skip(ledger, lease, "malformed")
+                return None
+            return _Admitted(lease, mission, agent, job)
+
+    async def _newest(self, ledger: Ledger, lease: Lease, mission: MissionSnapshot) -> Lease | None:
+        """Note missed moments and return the lease of the newest, which runs for them all."""
+        if lease.kind == "manual" or mission.anchor_ms is None or lease.attempts > 1:
+            return lease
+        missed, newest_ms = overdue(
+            mission.cadence,
+            mission.time_zone,
+            anchor_ms=mission.anchor_ms,
+            due_ms=lease.scheduled_ms,
+            now_ms=await ledger.now_ms(),
+        )
+        if newest_ms == lease.scheduled_ms:
+            return lease
+        await ledger.end(lease, "missed")
+        await ledger.add_missed(mission, missed)
+        self._metrics.missed.inc(len(missed))
+        newest = await ledger.lease_at(
+            lease, mission, newest_ms, worker=self._setting.name, lease_s=self._setting.lease_s
+        )
+        if newest is None:
+            # The newest moment is in the ledger already: it ran, so only what follows remains.
+            await scheduling.after_run(ledger, mission, newest_ms, None)
+            return None
+        await ledger.set_schedule(mission, next_run_ms=newest_ms, hold=mission.hold)
+        return newest
+
+    async def _job(
+        self,
+        ledger: Ledger,
+        lease: Lease,
+        mission: MissionSnapshot,
+        agent: AgentSnapshot,
+        grant: RegisteredGrant,
+        spent: int,
+    ) -> Job | None:
+        """Return everything that a worker needs; None if the header cannot be read."""
+        try:
+            header = gates.read_header(grant.header)
+        except Invalid:
+            return None
+        if None in (grant.wrapped_key, grant.sealed_keys, grant.signer, grant.signature):
+            return None
+        keys = [
+            ("aiMissions", str(lease.mission_id)),
+            ("agents", str(agent.agent_id)),
+            ("agentMemory", str(agent.agent_id)),
+        ]
+        for name in header.record_ids:
+            table, _, record = name.partition(":")
+            keys.append((table, record))
+        records = await ledger.records(lease.space_id, keys)
+        history = await ledger.history(lease.space_id, lease.mission_id, HISTORY_MAX)
+        return Job(
+            space_id=lease.space_id,
+            mission_id=lease.mission_id,
+            agent_id=str(mission.agent_id),
+            account_id=lease.account_id,
+            scheduled_for=iso_ms(lease.scheduled_ms),
+            fence=lease.fence,
+            now_ms=await ledger.now_ms(),
+            grant=GrantMaterial(
+                header=grant.header,
+                wrapped_key=grant.wrapped_key or "",
+                sealed_keys=grant.sealed_keys or "",
+                signature=Signature(signer=grant.signer or "", value=grant.signature or ""),
+                hub_signature=grant.hub_signature or "",
+            ),
+            log=await ledger.membership_log(lease.space_id),
+            certificates=await ledger.certificates(lease.space_id),
+            records=[*records, *history],
+            runner_key=self._setting.key_pem,
+            hub_key=self._setting.hub_key(),
+            model=self._setting.model,
+            tokens_today=spent,
+            fail_point=self._setting.fail_point,
+        )
+
+    async def _run(self, admitted: _Admitted, stats: TickStats) -> None:
+        """Drive a worker through one run, with a heartbeat, and finish what it answers."""
+        lease = admitted.lease
+        worker = await self._workers.start()
+        self._active[lease.occurrence_id] = worker
+        began = time.monotonic()
+        talk = asyncio.create_task(self._talk(admitted, worker, stats))
+        beat = asyncio.create_task(self._beat(lease))
+        try:
+            done, _ = await asyncio.wait(
+                {talk, beat},
+                timeout=self._setting.run_s_max,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if talk in done:
+                await talk
+            elif beat in done:
+                # Another runner has the occurrence; whatever this one does is fenced off.
+                _log.warning("lease_lost", mission=lease.mission_id)
+            else:
+                await self._stop(admitted, Stopped("failed", "model", "timeout"), stats)
+        finally:
+            for task in (talk, beat):
+                task.cancel()
+            await asyncio.gather(talk, beat, return_exceptions=True)
+            worker.kill()
+            self._active.pop(lease.occurrence_id, None)
+            await worker.close()
+            self._metrics.run_seconds.observe(time.monotonic() - began)
+
+    async def _beat(self, lease: Lease) -> None:
+        """Renew the lease until it is lost."""
+        while True:
+            await asyncio.sleep(self._setting.heartbeat_s)
+            with contextlib.suppress(ManaError):
+                if not await self._store.renew(lease, lease_s=self._setting.lease_s):
+                    return
+
+    async def _talk(self, admitted: _Admitted, worker: Worker, stats: TickStats) -> None:
+        channel = worker.channel
+        await channel.send(admitted.job)
+        while True:
+            message = await channel.receive()
+            match message:
+                case AuditAsk():
+                    await channel.send(await self._audit(admitted, message))
+                    if message.checked:
+                        self._fail("after_audit")
+                case ReserveAsk():
+                    await channel.send(await self._reserve(admitted, message.tokens))
+                case SettleAsk():
+                    await channel.send(await self._settle(admitted, message))
+                case PhaseNote():
+                    await self._store.phase(admitted.lease, message.name[:32])
+                    self._fail(message.name)
+                case Finished():
+                    await self._finish(admitted, message, stats)
+                    return
+                case Stopped():
+                    await self._stop(admitted, message, stats)
+                    return
+                case _:
+                    raise WorkerLost("the worker said something else")
+
+    async def _audit(self, admitted: _Admitted, ask: AuditAsk) -> Message:
+        """Commit the rows, if grant, role and fence stand in the same transaction."""
+        lease, job = admitted.lease, admitted.job
+        header = gates.read_header(job.grant.header)
+        refusal: str | None = None
+        entries = ask.entries
+        async with self._store.work(lease.account_id) as ledger:
+            if not await ledger.holds(lease):
+                raise WorkerLost("the lease is another's by now")
+            if ask.checked:
+                grant = await ledger.latest_grant(lease.space_id, lease.mission_id, lock=True)
+                if grant is None or grant.grant_id != header.grant_id:
+                    refusal = "revoked"
+                else:
+                    refusal = gates.grant_refusal(grant, runner_key_id=self._setting.key_id)
+                    if grant.header != job.grant.header:
+                        refusal = "scope-mismatch"
+                if refusal is None:
+                    role = await ledger.role(lease.space_id, lease.account_id)
+                    refusal = None if role not in (None, "viewer") else "not-a-member"
+            if refusal is not None:
+                status = "revoked" if refusal == "revoked" else "failed"
+                entries = [
+                    _refused_entry(entry, status=status, reason=refusal) for entry in entries
+                ]
+            seq, head = await audit.append(
+                ledger,
+                lease.account_id,
+                entries,
+                mission_id=lease.mission_id,
+                iteration_id=iteration_id(lease.mission_id, job.scheduled_for),
+                grant_id=header.grant_id,
+                endpoint=ask.endpoint,
+                runner_key_id=self._setting.key_id,
+            )
+        for entry in entries:
+            if entry.status == "scope-violation":
+                self._metrics.scope_violations.labels(entry.table_name).inc()
+        return AuditDone(seq, head) if refusal is None else Refused(refusal)
+
+    async def _reserve(self, admitted: _Admitted, tokens: int) -> Message:
+        """Commit a reservation, or refuse what the agent's day does not hold."""
+        lease, agent_id = admitted.lease, admitted.agent.agent_id
+        async with self._store.work(lease.account_id) as ledger:
+            if not await ledger.holds(lease):
+                raise WorkerLost("the lease is another's by now")
+            await ledger.lock_agent(lease.space_id, agent_id)
+            agent = await ledger.agent(lease.space_id, agent_id)
+            cap = None if agent is None else agent.tokens_per_day_max
+            spent = await ledger.spent(lease.space_id, agent_id)
+            if tokens < 0 or (cap is not None and spent + tokens > cap):
+                return Refused("budget")
+            return Granted(await ledger.reserve(lease, agent_id, tokens))
+
+    async def _settle(self, admitted: _Admitted, ask: SettleAsk) -> Message:
+        prompt, completion = ask.prompt_tokens, ask.completion_tokens
+        if prompt is not None and completion is not None:
+            async with self._store.work(admitted.lease.account_id) as ledger:
+                await ledger.settle(ask.reservation, max(prompt, 0), max(completion, 0))
+            self._metrics.tokens.inc(max(prompt, 0) + max(completion, 0))
+        return Granted(ask.reservation)
+
+    async def _finish(self, admitted: _Admitted, done: Finished, stats: TickStats) -> None:
+        """Write iteration, steps, ledger and next occurrence, all or nothing."""
+        lease = admitted.lease
+        stats.plans_produced += 1
+        self._metrics.plans_produced.inc()
+        async with self._store.work(lease.account_id) as ledger:
+            if not await self._end(ledger, lease, "done", None, iteration=done.iteration_id):
+                return
+            await self._append(ledger.tx, lease.account_id, lease.space_id, done.changes)
+            self._fail("before_commit")
+        self._fail("after_commit")
+        stats.plans_written_back += 1
+        metrics = self._metrics
+        metrics.plans_written_back.inc()
+        metrics.decisions.labels("ran").inc()
+        metrics.rounds.observe(done.counts.rounds)
+        for table, number in done.counts.opened.items():
+            metrics.decrypts.labels(table).inc(number)
+        for call, number in done.counts.calls.items():
+            tool, _, policy = call.partition(":")
+            metrics.tool_calls.labels(tool, policy, "deferred").inc(number)
+
+    async def _stop(self, admitted: _Admitted, stopped: Stopped, stats: TickStats) -> None:
+        """End a run without an iteration."""
+        lease = admitted.lease
+        async with self._store.work(lease.account_id) as ledger:
+            if stopped.outcome == "skipped":
+                await self._skip(ledger, lease, stopped.reason)
+                return
+            if await self._end(ledger, lease, "failed", stopped.reason):
+                stats.fail(lease, stopped.reason)
+        if stopped.reason in ("model", "refused-reply"):
+            stats.parse_failures += 1
+            self._metrics.parse_failures.inc()
+            kind = stopped.detail if stopped.detail in FAILURE_KINDS else "other"
+            self._metrics.provider_errors.labels(self._setting.model.kind, kind).inc()
+        else:
+            self._metrics.mission_errors.inc()
+
+    async def _skip(self, ledger: Ledger, lease: Lease, reason: str) -> None:
+        """End an occurrence that a gate refused."""
+        if await self._end(ledger, lease, "skipped", reason):
+            if reason in _GRANT_REASONS:
+                self._metrics.grant_skips.labels(reason).inc()
+            else:
+                self._metrics.decisions.labels(f"skipped-{reason}").inc()
+
+    async def _end(
+        self,
+        ledger: Ledger,
+        lease: Lease,
+        state: str,
+        reason: str | None,
+        *,
+        iteration: str | None = None,
+    ) -> bool:
+        """End the occurrence and schedule what follows, if the fence is current."""
+        mission = await ledger.mission(
+            SpaceId(lease.space_id), MissionId(lease.mission_id), lock=True
+        )
+        if not await ledger.end(lease, state, reason=reason, iteration_id=iteration):
+            return False
+        await scheduling.after_run(
+            ledger, mission, lease.scheduled_ms, reason if reason in HOLDING else None
+        )
+        return True
+
+    def _fail(self, point: str) -> None:
+        """End this process and its workers where a test wants it."""
+        if self._setting.fail_point == point:
+            for worker in self._active.values():
+                worker.kill()
+            self._setting.fail()
+
+
+def _refused_entry(entry: AuditEntry, *, status: str, reason: str) -> AuditEntry:
+    """Return the entry as it is noted when it may not be opened."""
+    return AuditEntry(entry.table_name, entry.record_id, status, reason)
+
+
+_NOBODY: Final = "00000000-0000-0000-0000-000000000000"
