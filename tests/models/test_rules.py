@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mana.domain.policy import CAUTIOUS, STANDARD
+from mana.domain.policy import STANDARD, Policy
 from mana.models.rules import ENDPOINT, Rules, answer
 from mana.planning.loop import Plan
-from mana.planning.prompt import PastIteration, PastStep
-from tests.planning.given import mission, plan, plan_input, planned_inputs, view
+from mana.planning.ports import ModelRequest
+from mana.planning.prompt import PastIteration, PastStep, prompt
+from tests.planning.given import CATALOGUE, mission, plan, plan_input, planned_inputs, view
 
 
 def found(content: str, *more: object, **given_more: object) -> Plan:
@@ -110,7 +111,7 @@ def test_a_summary_is_written_when_the_mission_asks() -> None:
 
 def test_only_offered_tools_are_called() -> None:
     """Without a tool in the request it is not called, and nothing is refused."""
-    denied = CAUTIOUS.__class__({"read": "auto", "write": "deny"})
+    denied = Policy({"read": "auto", "write": "deny"})
     result = found("TODO: order new filters", policy=denied)
     assert (result.steps, result.refusals, result.stop_reason) == ((), (), "finished")
 
@@ -147,10 +148,6 @@ def test_any_text_is_read(content: str) -> None:
 
 def test_the_same_request_gives_the_same_reply() -> None:
     """The model keeps nothing between calls."""
-    from mana.planning.ports import ModelRequest
-    from mana.planning.prompt import prompt
-    from tests.planning.given import CATALOGUE
-
     schemas = tuple(CATALOGUE.schema(tool.name) for tool in CATALOGUE.tools)
     request = ModelRequest(prompt(plan_input(), rounds_max=5), schemas, 0.3, 100)
     assert answer(request) == answer(request)
