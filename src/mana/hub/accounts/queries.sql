@@ -1,0 +1,73 @@
+-- name: admit_sign_up
+select mana.admit_sign_up($1, $2, $3)
+
+-- name: insert_account
+insert into mana.accounts (account_id, login, login_key, mode, role, demo, kdf, login_hash,
+  master_wrap, master_check, kek_wrap, signing_key, hpke_key, sealed_private, created_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+
+-- name: insert_device
+insert into mana.devices (device_id, account_id, public_key, created_at, signature, registered_at)
+values ($1, $2, $3, $4, $5, $6)
+
+-- name: insert_space
+insert into mana.spaces (space_id, type, members, key_version, created_at)
+values ($1, $2, $3, $4, $5)
+
+-- name: insert_membership
+insert into mana.memberships (space_id, account_id, role) values ($1, $2, $3)
+
+-- name: insert_entry
+insert into mana.membership_entries (space_id, number, entry, signature, hash)
+values ($1, $2, $3, $4, $5)
+
+-- name: insert_key
+insert into mana.space_keys (space_id, account_id, kind, version, wrapped)
+values ($1, $2, $3, $4, $5)
+
+-- name: insert_head
+insert into mana.space_heads (space_id, seq) values ($1, 0)
+
+-- name: insert_session
+insert into mana.sessions (session_id, account_id, created_at) values ($1, $2, $3)
+
+-- name: insert_token
+insert into mana.refresh_tokens (token_hash, session_id, account_id, issued_at)
+values ($1, $2, $3, $4)
+
+-- name: login_facts
+select account_id, kdf, login_hash from mana.login_facts($1)
+
+-- name: count_attempt
+select mana.count_attempt($1, $2, $3, $4)
+
+-- name: clear_attempts
+select mana.clear_attempts($1)
+
+-- name: rotate_token
+select outcome, account_id, session_id from mana.rotate_token($1, $2, $3, $4, $5)
+
+-- name: end_session
+update mana.sessions set ended_at = $2 where session_id = $1 and ended_at is null
+
+-- name: insert_invite
+insert into mana.invites (invite_hash, account_id, created_at, expires_at)
+values ($1, mana.current_account(), $2, $3)
+
+-- name: account
+select * from mana.accounts where account_id = mana.current_account()
+
+-- name: devices
+select * from mana.devices where account_id = mana.current_account() order by registered_at, device_id
+
+-- name: device
+select * from mana.devices where device_id = $1 and account_id = mana.current_account()
+
+-- name: shared_spaces
+select count(*) from mana.spaces where cardinality(members) > 1
+
+-- name: delete_spaces
+delete from mana.spaces where members = array[mana.current_account()]
+
+-- name: delete_account
+delete from mana.accounts where account_id = mana.current_account()

@@ -1,0 +1,196 @@
+"""The hub, wired: the one place where stores, services and endpoints meet.
+
+`build` opens nothing; entering the application's lifespan does. Tests call it too, with a
+throw-away database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import uvicorn
+from litestar import Litestar
+from litestar.types import ASGIApp
+
+from mana.domain.ids import SpaceId
+from mana.hub.accounts.routes import account_routes
+from mana.hub.accounts.service import AccountService
+from mana.hub.accounts.store import AccountStore
+from mana.hub.db import Pool, Role, Tenancy
+from mana.hub.http.endpoints import Call, Document, Endpoint, Reply
+from mana.hub.http.openapi import openapi
+from mana.hub.http.server import serve_endpoints
+from mana.hub.secrets import HubSecrets, load_or_create
+from mana.hub.settings import HubSettings
+from mana.hub.spaces.routes import space_routes
+from mana.hub.spaces.store import SpaceStore
+from mana.hub.sync.live import LiveHub, Subscribed
+from mana.hub.sync.routes import sync_routes
+from mana.hub.sync.service import SyncService
+from mana.hub.sync.store import ChangeLog, SyncStore
+from mana.hub.tenants import Tenant
+from mana.protocol.codec import encode
+from mana.registry.catalogue import load_catalogue
+
+DRAIN_S: Final = 2
+"""How long a stopping server waits for requests that are under way."""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The answer of `/health`."""
+
+    ok: bool
+    service: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A wired hub. `asgi` runs under any server that speaks the lifespan protocol.
+
+    `opened` is that lifespan, for a caller that drives the application without a server.
+    """
+
+    settings: HubSettings
+    asgi: ASGIApp
+    live: LiveHub
+    endpoints: tuple[Endpoint, ...]
+    opened: Callable[[], AbstractAsyncContextManager[None]]
+
+
+def now_ms() -> int:
+    """Return the milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def build(
+    settings: HubSettings,
+    *,
+    clock: Callable[[], int] = now_ms,
+    secrets: HubSecrets | None = None,
+) -> Hub:
+    """Wire the hub. `clock` and `secrets` are given by tests; the secrets are made on first use."""
+    kept = secrets or load_or_create(settings.secrets_dir, service_key=settings.service_key)
+    tables = {table.name: table for table in load_catalogue().tables}
+    pool = Pool(settings.database_url, role=Role.APP, size=settings.pool_size)
+    tenancy = Tenancy(pool)
+    log = ChangeLog(tables, projections=())
+    store = SyncStore(tenancy, log)
+    accounts = AccountService(AccountStore(tenancy), kept, settings, now_ms=clock)
+
+    async def heads(tenant: Tenant) -> dict[SpaceId, int]:
+        return await store.heads(tenant)
+
+    live = LiveHub(heads, now_ms=clock, heartbeat_s=settings.heartbeat_s)
+    endpoints = [
+        *account_routes(accounts),
+        *space_routes(SpaceStore(tenancy)),
+        *sync_routes(SyncService(store, now_ms=clock), live),
+    ]
+    endpoints += _own_routes(endpoints)
+
+    async def listen(channel: str, callback: Callable[[str], None]) -> Subscribed:
+        return await pool.listen(channel, callback)
+
+    @contextlib.asynccontextmanager
+    async def opened() -> AsyncIterator[None]:
+        async with pool:
+            await live.start(listen)
+            try:
+                yield
+            finally:
+                await live.close()
+
+    def lifespan(_app: Litestar) -> AbstractAsyncContextManager[None]:
+        return opened()
+
+    asgi = serve_endpoints(endpoints, authenticate=accounts.authenticate, lifespan=[lifespan])
+    return Hub(settings, asgi, live, tuple(endpoints), opened)
+
+
+def _own_routes(others: Sequence[Endpoint]) -> list[Endpoint]:
+    try:
+        version = importlib.metadata.version("mana")
+    except importlib.metadata.PackageNotFoundError:
+        version = "0"  # run from a source tree that was not installed
+    described: list[bytes] = []
+
+    async def health(_call: Call) -> Reply:
+        return Health(ok=True, service="mana-hub", version=version)
+
+    async def document(_call: Call) -> Reply:
+        return Document(described[0])
+
+    own = [
+        Endpoint("GET", "/health", health, "Is it up", answer=Health, signed_in=False),
+        Endpoint("GET", "/api/v1/openapi.json", document, "This description", signed_in=False),
+    ]
+    described.append(encode(openapi([*others, *own], version=version)))
+    return own
+
+
+class _Server(uvicorn.Server):
+    """Ends the live streams before it waits for connections, which would never end else."""
+
+    def __init__(self, config: uvicorn.Config, live: LiveHub, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._live = live
+        self._has_started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._has_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._live.stop()
+        await super().shutdown(sockets)
+
+
+async def serve(
+    hub: Hub,
+    *,
+    host: str,
+    port: int,
+    ready: Callable[[int], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM, SIGINT or `stop`. Port 0 takes a free one; `ready` is told which.
+
+    Raises OSError if the port is taken, before anything else is started.
+    """
+    listener = socket.create_server((host, port), reuse_port=False, backlog=512)
+    config = uvicorn.Config(
+        hub.asgi,
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+        ws="none",
+    )
+    bound = listener.getsockname()[1]
+    server = _Server(config, hub.live, lambda: None if ready is None else ready(bound))
+
+    async def watch(stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        server.should_exit = True
+
+    watching = asyncio.create_task(watch(stop or asyncio.Event()), name="hub-stop")
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+        listener.close()

@@ -1,0 +1,194 @@
+"""Endpoints behind Litestar: decoding, log-in, problem documents, the access log.
+
+Every error leaves as a problem document, those of the framework included. The log names the
+route, not the address that was asked for: paths hold ids and queries hold cursors.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, TypeAlias
+
+import structlog
+from litestar import Litestar, Request
+from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
+from litestar.response import Response, Stream
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from mana.domain.errors import Invalid, TooLarge, Unauthenticated
+from mana.hub.http.endpoints import Call, Document, Endpoint, EventStream, Session
+from mana.hub.http.problems import problem_for
+from mana.protocol.codec import decode, encode
+from mana.protocol.problems import MEDIA_TYPE
+
+Authenticate: TypeAlias = Callable[[str], Session]
+"""From an access token to its session; raises Unauthenticated."""
+Lifespan: TypeAlias = Callable[[Litestar], AbstractAsyncContextManager[None]]
+"""What is open while the application runs."""
+
+ROUTE: Final = "mana.route"
+_HEADERS: Final = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
+_LOG: Final = structlog.get_logger("mana.hub")
+
+
+def serve_endpoints(
+    endpoints: Sequence[Endpoint],
+    *,
+    authenticate: Authenticate,
+    lifespan: Sequence[Lifespan],
+    served: str = "hub",
+) -> ASGIApp:
+    """Return the ASGI application. `served` is the name of the process in the log."""
+    app = Litestar(
+        route_handlers=[_handler(endpoint, authenticate) for endpoint in endpoints],
+        exception_handlers={HTTPException: _failed, Exception: _failed},
+        lifespan=list(lifespan),
+        openapi_config=None,
+        request_max_body_size=max(endpoint.bytes_max for endpoint in endpoints),
+        debug=False,
+    )
+    return _logged(app, served)
+
+
+def _handler(endpoint: Endpoint, authenticate: Authenticate) -> HTTPRouteHandler:
+    async def handle(request: Request[Any, Any, Any]) -> Response[Any]:
+        request.scope["state"][ROUTE] = endpoint.path
+        call = await _call(request, endpoint, authenticate)
+        reply = await endpoint.run(call)
+        if isinstance(reply, EventStream):
+            return Stream(
+                reply.events,
+                status_code=endpoint.status,
+                media_type="text/event-stream",
+                headers={**_HEADERS, "x-accel-buffering": "no"},
+            )
+        if isinstance(reply, Document):
+            body, media_type = reply.body, reply.media_type
+        else:
+            body = b"" if reply is None else encode(reply)
+            media_type = endpoint.media_type
+        return Response(body, status_code=endpoint.status, media_type=media_type, headers=_HEADERS)
+
+    path = endpoint.path
+    for name in endpoint.parameters:
+        path = path.replace(f"{{{name}}}", f"{{{name}:str}}")
+    return HTTPRouteHandler(
+        path,
+        http_method=[endpoint.method],
+        status_code=200,  # each response brings its own; the framework checks this one
+        request_max_body_size=endpoint.bytes_max,
+        include_in_schema=False,
+        name=f"{endpoint.method} {endpoint.path}",
+    )(handle)
+
+
+async def _call(
+    request: Request[Any, Any, Any], endpoint: Endpoint, authenticate: Authenticate
+) -> Call:
+    session = None
+    if endpoint.signed_in:
+        session = authenticate(_bearer(request.headers.get("authorization")))
+    asked = request.query_params
+    known = {query.name for query in endpoint.query}
+    if not set(asked) <= known:
+        raise Invalid("the query string names something that this path does not know")
+    query = {query.name: query.parse(_once(asked, query.name)) for query in endpoint.query}
+    body = None
+    if endpoint.body is not None:
+        raw = await request.body()
+        if len(raw) > endpoint.bytes_max:
+            raise TooLarge(
+                "the body is larger than this path takes", detail={"bytesMax": endpoint.bytes_max}
+            )
+        body = decode(raw, endpoint.body)
+    headers = {
+        name: value for name in endpoint.headers if (value := request.headers.get(name)) is not None
+    }
+    path = {name: str(request.path_params[name]) for name in endpoint.parameters}
+    return Call(path, query, body, session, headers)
+
+
+def _once(asked: Any, name: str) -> str | None:
+    values: list[str] = asked.getall(name, [])
+    if len(values) > 1:
+        raise Invalid(f"query {name} is given twice")
+    return values[0] if values else None
+
+
+def _bearer(header: str | None) -> str:
+    scheme, _, token = (header or "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthenticated("no access token")
+    return token.strip()
+
+
+def _failed(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    status = error.status_code if isinstance(error, HTTPException) else None
+    problem = problem_for(error, status=status)
+    if problem.status == 500:
+        # The class and place only: a message of a library may quote a value.
+        _LOG.error("failed", error=type(error).__name__, at=_place(error))
+    headers = dict(_HEADERS)
+    wait_s = problem.detail.get("retryAfterS")
+    if isinstance(wait_s, int):
+        headers["retry-after"] = str(wait_s)
+    if problem.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    allow = _allowed(error)
+    if allow:
+        headers["allow"] = allow
+    return Response(
+        encode(problem), status_code=problem.status, media_type=MEDIA_TYPE, headers=headers
+    )
+
+
+def _allowed(error: Exception) -> str:
+    headers: Mapping[str, str] = getattr(error, "headers", None) or {}
+    return next((value for name, value in headers.items() if name.lower() == "allow"), "")
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_globals.get('__name__', '')}:{trace.tb_lineno}"
+
+
+def _logged(app: ASGIApp, served: str) -> ASGIApp:
+    async def logged(scope: Scope, receive: Receive, send: Send) -> None:
+        method = str(scope.get("method", ""))
+        if not method:  # the lifespan, which is no request
+            await app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 0
+
+        async def sending(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await app(scope, receive, sending)
+        finally:
+            _LOG.info(
+                "request",
+                served=served,
+                method=method,
+                route=scope.get("state", {}).get(ROUTE, "-"),
+                status=status,
+                ms=round((time.perf_counter() - started) * 1_000, 1),
+            )
+
+    return logged

@@ -1,0 +1,78 @@
+"""Settings of the hub, read once from the environment that `build` is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, cast, get_args
+
+from mana.crypto.passwords import FLOOR, HASH_COST, HashCost, KdfFloor
+from mana.domain.errors import Invalid
+
+PORT_DEFAULT: Final = 3050
+SignUps: TypeAlias = Literal["open", "invite", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class HubSettings:
+    """What the hub is told.
+
+    `kdf_floor` and `hash_cost` are lowered by tests only. `runner_public_pem`: the runner's
+    public bundle; empty: the file that a runner has left in the secrets of this machine.
+    """
+
+    home: Path
+    database_url: str = field(repr=False)
+    host: str = "127.0.0.1"
+    port: int = PORT_DEFAULT
+    sign_ups: SignUps = "open"
+    pool_size: int = 10
+    issuer: str = "mana"
+    service_key: str = field(default="", repr=False)
+    runner_public_pem: str = ""
+    llm_url: str = ""
+    llm_model: str = ""
+    kdf_floor: KdfFloor = FLOOR
+    hash_cost: HashCost = HASH_COST
+    heartbeat_s: float = 15.0
+
+    @property
+    def secrets_dir(self) -> Path:
+        """Return the folder with the secrets of this machine (mode 0700)."""
+        return self.home / "secrets"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], *, database_url: str, home: Path) -> HubSettings:
+        """Read the settings; raise Invalid naming the variable that is wrong.
+
+        `database_url` is the address for the role `mana_app`.
+        """
+        sign_ups = environ.get("MANA_SIGNUP", "").strip() or "open"
+        if sign_ups not in get_args(SignUps):
+            raise Invalid("MANA_SIGNUP is open, invite or closed")
+        return cls(
+            home=home,
+            database_url=database_url,
+            host=environ.get("MANA_HUB_HOST", "").strip() or "127.0.0.1",
+            port=_number(environ, "MANA_HUB_PORT", PORT_DEFAULT, 0, 65_535),
+            sign_ups=cast(SignUps, sign_ups),
+            pool_size=_number(environ, "MANA_HUB_POOL_SIZE", 10, 1, 200),
+            issuer=environ.get("MANA_ISSUER", "").strip() or "mana",
+            service_key=environ.get("MANA_SERVICE_KEY", "").strip(),
+            runner_public_pem=environ.get("MANA_AI_PUBLIC_KEY_PEM", "").strip(),
+            llm_url=environ.get("MANA_LLM_URL", "").strip(),
+            llm_model=environ.get("MANA_LLM_MODEL", "").strip(),
+        )
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise Invalid(f"{name} is not a whole number")
+    number = int(text)
+    if not low <= number <= high:
+        raise Invalid(f"{name} is from {low} to {high}")
+    return number

@@ -1,0 +1,82 @@
+-- name: place
+select h.seq, s.type, s.key_version, cardinality(s.members) as members, m.role
+  from mana.space_heads h
+  join mana.spaces s on s.space_id = h.space_id
+  join mana.memberships m on m.space_id = h.space_id and m.account_id = mana.current_account()
+ where h.space_id = $1
+   for update of h
+
+-- name: head
+select h.seq
+  from mana.space_heads h
+  join mana.memberships m on m.space_id = h.space_id and m.account_id = mana.current_account()
+ where h.space_id = $1
+
+-- name: heads
+select h.space_id, h.seq
+  from mana.space_heads h
+  join mana.memberships m on m.space_id = h.space_id and m.account_id = mana.current_account()
+
+-- name: device_key
+select public_key from mana.devices
+ where device_id = $1 and account_id = mana.current_account()
+
+-- name: known_changes
+select change_id, seq from mana.sync_changes where space_id = $1 and change_id = any($2)
+
+-- name: records
+select r.table_name, r.record_id, r.author_id, r.visibility, r.fields, r.proofs, r.seq
+  from unnest($2::text[], $3::text[]) as k (table_name, record_id)
+  join mana.records r on r.space_id = $1 and r.table_name = k.table_name
+                     and r.record_id = k.record_id
+
+-- name: claim
+insert into mana.records (space_id, table_name, record_id, author_id, visibility, fields, proofs,
+  seq, deleted)
+select $1, k.table_name, k.record_id, mana.current_account(), 'space', '{}', '{}', 0, false
+  from unnest($2::text[], $3::text[]) as k (table_name, record_id)
+    on conflict do nothing
+returning table_name, record_id
+
+-- name: append
+insert into mana.sync_changes (space_id, seq, change_id, app_id, table_name, record_id, user_id,
+  author_id, visibility, op, data, field_meta, client_id, created_at, schema_version, actor,
+  origin, group_id, guards, signature)
+select $1, c.seq, c.change_id, c.app_id, c.table_name, c.record_id, mana.current_account(),
+  c.author_id, c.visibility, c.op, c.data, c.field_meta, $3, $4, $5, c.actor,
+  c.origin, c.group_id, c.guards, c.signature
+  from jsonb_to_recordset($2) as c (seq bigint, change_id text, app_id text, table_name text,
+    record_id text, author_id text, visibility text, op text, data jsonb, field_meta jsonb,
+    actor jsonb, origin text, group_id text, guards jsonb, signature jsonb)
+
+-- name: merge
+insert into mana.records as r (space_id, table_name, record_id, author_id, visibility, fields,
+  proofs, seq, deleted)
+select $1, c.table_name, c.record_id, c.author_id, c.visibility, c.fields, c.proofs, c.seq,
+  c.deleted
+  from jsonb_to_recordset($2) as c (table_name text, record_id text, author_id text,
+    visibility text, fields jsonb, proofs jsonb, seq bigint, deleted boolean)
+    on conflict (space_id, table_name, record_id) do update
+   set fields = excluded.fields, proofs = excluded.proofs, seq = excluded.seq,
+       deleted = excluded.deleted
+
+-- name: advance
+update mana.space_heads set seq = $2 where space_id = $1
+
+-- name: notify
+select pg_notify('mana_live', $1)
+
+-- name: changes_after
+select seq, change_id, table_name, record_id, author_id, visibility, op, data, field_meta,
+  client_id, actor, origin, group_id, guards, signature
+  from mana.sync_changes
+ where space_id = $1 and seq > $2 and seq <= $3
+ order by seq
+ limit $4
+
+-- name: state_page
+select table_name, record_id, author_id, visibility, fields, proofs, seq
+  from mana.records
+ where space_id = $1 and (table_name, record_id) > ($2, $3)
+ order by table_name, record_id
+ limit $4

@@ -1,0 +1,85 @@
+"""The endpoints of sync."""
+
+from __future__ import annotations
+
+from mana.hub.http.endpoints import (
+    Call,
+    Endpoint,
+    EventStream,
+    Reply,
+    TextQuery,
+    WholeQuery,
+)
+from mana.hub.sync.live import LiveHub
+from mana.hub.sync.service import SyncService
+from mana.protocol.messages import (
+    BATCH_BYTES_MAX,
+    PULL_LIMIT_MAX,
+    PullAnswer,
+    PushAnswer,
+    PushRequest,
+    StateAnswer,
+)
+
+_SPACE = "/api/v1/spaces/{spaceId}"
+
+
+def sync_routes(sync: SyncService, live: LiveHub) -> list[Endpoint]:
+    """Return push, pull, state and the live stream."""
+
+    async def push(call: Call) -> Reply:
+        return await sync.push(call.tenant, call.path["spaceId"], call.message(PushRequest))
+
+    async def pull(call: Call) -> Reply:
+        return await sync.pull(
+            call.tenant,
+            call.path["spaceId"],
+            after=call.whole("after"),
+            limit=call.whole("limit"),
+        )
+
+    async def state(call: Call) -> Reply:
+        return await sync.state(call.tenant, call.path["spaceId"], page=call.text("page"))
+
+    async def listen(call: Call) -> Reply:
+        return EventStream(live.events(call.session))
+
+    return [
+        Endpoint(
+            "POST",
+            f"{_SPACE}/changes",
+            push,
+            "Push changes",
+            body=PushRequest,
+            answer=PushAnswer,
+            bytes_max=BATCH_BYTES_MAX,
+        ),
+        Endpoint(
+            "GET",
+            f"{_SPACE}/changes",
+            pull,
+            "Pull the changes after a cursor",
+            answer=PullAnswer,
+            query=(
+                WholeQuery("after", "The cursor: the last seq that is known"),
+                WholeQuery(
+                    "limit", "How many changes at most", PULL_LIMIT_MAX, low=1, high=PULL_LIMIT_MAX
+                ),
+            ),
+        ),
+        Endpoint(
+            "GET",
+            f"{_SPACE}/records",
+            state,
+            "The merged records, page by page",
+            answer=StateAnswer,
+            query=(TextQuery("page", "`next` of the page before"),),
+        ),
+        Endpoint(
+            "GET",
+            "/api/v1/live",
+            listen,
+            "Notices of what moved",
+            media_type="text/event-stream",
+        ),
+    ]

@@ -1,0 +1,247 @@
+"""Rows of sync: the log, the merged state, and the head under which both move together.
+
+`ChangeLog.append` works inside a transaction that is open already, so that the runner's finish
+and a device's push are the same few statements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Protocol
+
+from mana.crypto.primitives import unb64
+from mana.crypto.signatures import VerifyKey
+from mana.domain.clock import iso_ms
+from mana.domain.errors import Forbidden, Invalid, NotFound
+from mana.domain.ids import AccountId, SpaceId, require_uuid
+from mana.domain.tables import Table
+from mana.hub.db import Tenancy, Transaction, load_queries
+from mana.hub.sync.apply import Batch, MergedRecord, RecordRef, apply_batch, ref_of
+from mana.hub.sync.rows import log_row_of, logged_of, merged_of, row_of, state_of
+from mana.hub.sync.validate import Place, Writer, WriterKind
+from mana.hub.tenants import Tenant
+from mana.protocol.messages import (
+    SCHEMA_VERSION,
+    STATE_PAGE,
+    ChangeMessage,
+    PullAnswer,
+    PushAnswer,
+    StateAnswer,
+)
+
+Q: Final = load_queries("mana.hub.sync")
+CHANNEL: Final = "mana_live"
+
+
+class DeviceUnknown(Forbidden):
+    """The device is not registered to this account."""
+
+    code = "DEVICE_UNKNOWN"
+    advice = "Register the device with its certificate, then send again."
+
+
+class Projection(Protocol):
+    """Keeps rows of its own in step with the records, in the transaction that moves them."""
+
+    async def project(
+        self,
+        tx: Transaction,
+        space_id: SpaceId,
+        account_id: AccountId,
+        merged: Sequence[MergedRecord],
+        *,
+        now_ms: int,
+    ) -> None:
+        """Take in the records that a batch touched, as they stand after it."""
+
+
+class ChangeLog:
+    """Appends batches of changes within a tenant's transaction."""
+
+    def __init__(self, tables: Mapping[str, Table], projections: Sequence[Projection] = ()) -> None:
+        self._tables = tables
+        self._projections = tuple(projections)
+
+    async def append(
+        self,
+        tx: Transaction,
+        space_id: SpaceId,
+        writer: Writer,
+        changes: Sequence[ChangeMessage],
+        *,
+        now_ms: int,
+    ) -> PushAnswer:
+        """Refuse or append each change; raise NotFound where the account is no member.
+
+        The space's head is locked until the transaction ends: keep what follows short.
+        """
+        row = await tx.one(Q["place"], space_id)
+        if row is None:
+            raise NotFound("there is no such space here")
+        place = Place(
+            space_id=space_id,
+            type=row["type"],
+            key_version=row["key_version"],
+            role=row["role"],
+            device_key=await self._device_key(tx, writer),
+            now_ms=now_ms,
+        )
+        ids = [change.change_id for change in changes if _is_uuid(change.change_id)]
+        known = {
+            found["change_id"]: found["seq"]
+            for found in await tx.all(Q["known_changes"], space_id, ids)
+        }
+        standing, taken = await self._standing(tx, space_id, changes, alone=row["members"] == 1)
+        batch = apply_batch(
+            changes,
+            tables=self._tables,
+            writer=writer,
+            place=place,
+            head=row["seq"],
+            known=known,
+            standing=standing,
+            taken=taken,
+        )
+        if batch.accepted:
+            await self._write(tx, space_id, writer, batch, now_ms=now_ms)
+        return PushAnswer(results=list(batch.results), cursor=batch.head, hub_time=iso_ms(now_ms))
+
+    async def _device_key(self, tx: Transaction, writer: Writer) -> VerifyKey | None:
+        if writer.kind is WriterKind.RUNNER:
+            return None
+        key = await tx.value(Q["device_key"], writer.device_id)
+        if key is None:
+            raise DeviceUnknown("this device is not registered to the account")
+        return VerifyKey(unb64(key))
+
+    async def _standing(
+        self,
+        tx: Transaction,
+        space_id: SpaceId,
+        changes: Sequence[ChangeMessage],
+        *,
+        alone: bool,
+    ) -> tuple[dict[RecordRef, MergedRecord], frozenset[RecordRef]]:
+        """Return the records that the changes are about, and those that are hidden from us."""
+        # A malformed name cannot be a row's, and some cannot even be asked for.
+        refs = sorted(
+            {
+                ref_of(change)
+                for change in changes
+                if change.table in self._tables and change.id.isascii() and change.id.isprintable()
+            }
+        )
+        tables, ids = [ref[0] for ref in refs], [ref[1] for ref in refs]
+        rows = await tx.all(Q["records"], space_id, tables, ids)
+        standing = {(row["table_name"], row["record_id"]): merged_of(row) for row in rows}
+        missing = [ref for ref in refs if ref not in standing]
+        if alone or not missing:
+            return standing, frozenset()
+        # Another member's private record bears an id that we may not learn of otherwise. Try
+        # to claim the ids and take it back: what could not be claimed is taken.
+        claimed: set[RecordRef] = set()
+        try:
+            async with tx.savepoint():
+                rows = await tx.all(
+                    Q["claim"], space_id, [ref[0] for ref in missing], [ref[1] for ref in missing]
+                )
+                claimed.update((row["table_name"], row["record_id"]) for row in rows)
+                raise _TakenBack
+        except _TakenBack:
+            return standing, frozenset(missing) - claimed
+
+    async def _write(
+        self, tx: Transaction, space_id: SpaceId, writer: Writer, batch: Batch, *, now_ms: int
+    ) -> None:
+        log = [
+            log_row_of(accepted, self._tables[accepted.change.table]) for accepted in batch.accepted
+        ]
+        now = datetime.fromtimestamp(now_ms // 1_000, UTC) + timedelta(milliseconds=now_ms % 1_000)
+        await tx.execute(Q["append"], space_id, log, writer.device_id, now, SCHEMA_VERSION)
+        merged = list(batch.records.values())
+        await tx.execute(Q["merge"], space_id, [row_of(record) for record in merged])
+        await tx.execute(Q["advance"], space_id, batch.head)
+        for projection in self._projections:
+            await projection.project(tx, space_id, writer.account, merged, now_ms=now_ms)
+        await tx.execute(Q["notify"], f"{space_id}:{batch.head}")
+
+
+class SyncStore:
+    """Opens the transactions of push, pull and state."""
+
+    def __init__(self, tenancy: Tenancy, log: ChangeLog) -> None:
+        self._tenancy = tenancy
+        self._log = log
+
+    async def push(
+        self,
+        tenant: Tenant,
+        space_id: SpaceId,
+        writer: Writer,
+        changes: Sequence[ChangeMessage],
+        *,
+        now_ms: int,
+    ) -> PushAnswer:
+        """Append a batch in a transaction of its own."""
+        async with self._tenancy.transaction(tenant) as tx:
+            return await self._log.append(tx, space_id, writer, changes, now_ms=now_ms)
+
+    async def pull(
+        self, tenant: Tenant, space_id: SpaceId, *, after: int, limit: int, now_ms: int
+    ) -> PullAnswer:
+        """Return the changes after a cursor, in order and without a gap."""
+        async with self._tenancy.transaction(tenant) as tx:
+            head = await _head(tx, space_id)
+            rows = await tx.all(Q["changes_after"], space_id, after, head, limit + 1)
+        shown = rows[:limit]
+        more = len(rows) > limit
+        # Up to the head, what is missing is another member's private record: pass over it.
+        cursor = shown[-1]["seq"] if more else max(after, head)
+        return PullAnswer(
+            changes=[logged_of(row) for row in shown],
+            cursor=cursor,
+            hub_time=iso_ms(now_ms),
+            more=more,
+        )
+
+    async def state(
+        self, tenant: Tenant, space_id: SpaceId, *, page: str | None, now_ms: int
+    ) -> StateAnswer:
+        """Return a page of the merged records; the head is read before them."""
+        table, _, record_id = (page or "").partition("~")
+        async with self._tenancy.transaction(tenant) as tx:
+            head = await _head(tx, space_id)
+            rows = await tx.all(Q["state_page"], space_id, table, record_id, STATE_PAGE + 1)
+        shown = rows[:STATE_PAGE]
+        last = shown[-1] if len(rows) > STATE_PAGE else None
+        return StateAnswer(
+            records=[state_of(row) for row in shown],
+            head=head,
+            hub_time=iso_ms(now_ms),
+            next=None if last is None else f"{last['table_name']}~{last['record_id']}",
+        )
+
+    async def heads(self, tenant: Tenant) -> dict[SpaceId, int]:
+        """Return the spaces of the account, with their heads."""
+        async with self._tenancy.transaction(tenant) as tx:
+            return {SpaceId(row["space_id"]): row["seq"] for row in await tx.all(Q["heads"])}
+
+
+class _TakenBack(Exception):
+    pass
+
+
+async def _head(tx: Transaction, space_id: SpaceId) -> int:
+    head: Any = await tx.value(Q["head"], space_id)
+    if head is None:
+        raise NotFound("there is no such space here")
+    return int(head)
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        require_uuid(text, "change id")
+    except Invalid:
+        return False
+    return True

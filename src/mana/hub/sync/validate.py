@@ -1,0 +1,289 @@
+"""Which changes the hub takes, as far as the change alone and its space can tell. Pure.
+
+Answers a code of docs/protocol/sync.md, or None. What depends on the record as it stands is
+in `apply.py`. One bad change is refused by itself and never fails the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from mana.crypto.envelope import parse_envelope
+from mana.crypto.errors import Malformed
+from mana.crypto.primitives import unb64
+from mana.crypto.signatures import (
+    SIGNATURE_BYTES,
+    ChangeFacts,
+    VerifyKey,
+    value_hash,
+    verify_change,
+)
+from mana.domain.actors import Actor, actor_from_wire, origin_of
+from mana.domain.agents import AGENT_MEMORY, AGENTS
+from mana.domain.cadences import cadence_from_wire, zone
+from mana.domain.clock import is_ahead, parse_stamp
+from mana.domain.encoding import Json
+from mana.domain.errors import CryptoFailed, Invalid
+from mana.domain.ids import AccountId, DeviceId, SpaceId, require_record_id, require_uuid
+from mana.domain.iterations import ITERATIONS, STEPS
+from mana.domain.missions import MISSIONS, RUNS_ON_HUB
+from mana.domain.records import VISIBILITIES
+from mana.domain.settings import SETTINGS, USER_TABLES
+from mana.domain.spaces import Role, can_write
+from mana.domain.tables import Field, Sealing, Table
+from mana.protocol.codec import check_value, encode
+from mana.protocol.messages import CHANGE_FIELDS_MAX, ChangeMessage
+
+CHANGE_BYTES_MAX: Final = 512 * 1024
+OPS: Final = ("insert", "update", "delete")
+SYSTEM_PRINCIPALS: Final = ("system:migration", "system:bootstrap")
+RUNNER_TABLES: Final = frozenset({ITERATIONS.name, STEPS.name})
+PEOPLE_TABLES: Final = frozenset({MISSIONS.name, AGENTS.name, AGENT_MEMORY.name, SETTINGS.name})
+"""Tables that no AI actor writes: what decides over agents, and the person's settings."""
+_RUNS_ON_DEVICE: Final = "device:"
+
+
+class WriterKind(Enum):
+    """Who pushes."""
+
+    DEVICE = "device"
+    RUNNER = "runner"
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who pushes: a registered device of the account, or the runner for it.
+
+    `key_id` names the runner's key and is empty for devices.
+    """
+
+    kind: WriterKind
+    account: AccountId
+    device_id: DeviceId
+    key_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The space that is written to, and what holds for this writer in it.
+
+    `device_key` is None for the runner, whose signatures devices check against the grant.
+    """
+
+    space_id: SpaceId
+    type: str
+    key_version: int
+    role: Role
+    device_key: VerifyKey | None
+    now_ms: int
+
+
+class Refused(Exception):
+    """A change is refused with a code of the protocol. Never leaves this package."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def refusal_of(
+    change: ChangeMessage, tables: Mapping[str, Table], writer: Writer, place: Place
+) -> str | None:
+    """Return why the hub refuses this change whatever stands, or None."""
+    try:
+        _check(change, tables, writer, place)
+    except Refused as refused:
+        return refused.code
+    return None
+
+
+def actor_of(change: ChangeMessage) -> Actor:
+    """Return the actor of a change; refuse one that does not exist."""
+    try:
+        return actor_from_wire(change.actor)
+    except Invalid:
+        raise Refused("forged-actor") from None
+
+
+def facts_of(space_id: str, change: ChangeMessage) -> ChangeFacts:
+    """Return what a signature over this change states."""
+    return ChangeFacts(
+        space=space_id,
+        table=change.table,
+        record=change.id,
+        change=change.change_id,
+        author=change.author_id,
+        visibility=change.visibility,
+        actor=dict(change.actor),
+        origin=change.origin,
+        entries={
+            path: (write.at, value_hash(write.value)) for path, write in change.fields.items()
+        },
+    )
+
+
+def _check(
+    change: ChangeMessage, tables: Mapping[str, Table], writer: Writer, place: Place
+) -> None:
+    _check_form(change)
+    table = tables.get(change.table)
+    if table is None:
+        raise Refused("unknown-table")
+    if (table.name in USER_TABLES) != (place.type == "user"):
+        raise Refused("module-refused")
+    if not can_write(place.role):
+        raise Refused("role")
+    _check_actor(change, table, writer)
+    for path, write in change.fields.items():
+        _check_stamp(write.at, writer, place)
+        declared = _field_at(table, path)
+        if declared.sealed:
+            _check_sealed(write.value, table, change.visibility, place.key_version)
+        else:
+            _check_plain(table, path, write.value)
+    _check_guards(change, table)
+    _check_signature(change, table, writer, place)
+
+
+def _check_form(change: ChangeMessage) -> None:
+    if len(change.fields) > CHANGE_FIELDS_MAX or len(encode(change)) > CHANGE_BYTES_MAX:
+        raise Refused("change-too-large")
+    try:
+        require_uuid(change.change_id, "change id")
+        require_record_id(change.id)
+        if change.group is not None:
+            require_uuid(change.group, "group id")
+    except Invalid:
+        raise Refused("bad-value") from None
+    if change.op not in OPS or change.visibility not in VISIBILITIES or not change.fields:
+        raise Refused("bad-value")
+
+
+def _check_actor(change: ChangeMessage, table: Table, writer: Writer) -> None:
+    actor = actor_of(change)
+    if change.origin != origin_of(actor):
+        raise Refused("forged-actor")
+    if writer.kind is WriterKind.RUNNER:
+        if actor.kind != "ai" or table.name not in RUNNER_TABLES:
+            raise Refused("forged-actor")
+    elif actor.kind == "user":
+        if actor.principal_id != writer.account:
+            raise Refused("forged-actor")
+    elif actor.kind == "system" and actor.principal_id not in SYSTEM_PRINCIPALS:
+        raise Refused("forged-actor")
+    if actor.kind == "ai" and table.name in PEOPLE_TABLES:
+        raise Refused("forged-actor")
+    if change.visibility == "private" and change.author_id != writer.account:
+        raise Refused("fixed-field")
+
+
+def _check_stamp(at: str, writer: Writer, place: Place) -> None:
+    try:
+        stamp = parse_stamp(at)
+    except Invalid:
+        raise Refused("bad-value") from None
+    if stamp.device != writer.device_id:
+        raise Refused("forged-device")
+    if is_ahead(stamp, hub_ms=place.now_ms):
+        raise Refused("clock-ahead")
+
+
+def _field_at(table: Table, path: str) -> Field:
+    try:
+        return table.field_at(path)
+    except Invalid:
+        raise Refused("unknown-path") from None
+
+
+def _check_sealed(value: Json, table: Table, visibility: str, key_version: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str) or not value.startswith("enc:"):
+        raise Refused("plaintext-refused")
+    try:
+        envelope = parse_envelope(value)
+    except Malformed:
+        raise Refused("bad-envelope") from None
+    if envelope.cls not in _classes(table, visibility):
+        raise Refused("bad-envelope")
+    # Private keys have versions of their own, which only their author counts.
+    if envelope.cls != "p" and envelope.version != key_version:
+        raise Refused("stale-key" if envelope.version < key_version else "bad-envelope")
+
+
+def _classes(table: Table, visibility: str) -> tuple[str, ...]:
+    if table.sealing is Sealing.MISSION:
+        return ("m",)
+    if visibility == "private":
+        return ("p",)
+    return ("s", "m") if table.sealing is Sealing.TARGET else ("s",)
+
+
+def _check_plain(table: Table, path: str, value: Json) -> None:
+    if isinstance(value, str) and value.startswith("enc:"):
+        raise Refused("bad-envelope")
+    try:
+        check_value(value)
+        table.check(path, value)
+    except Invalid:
+        raise Refused("bad-value") from None
+    if table.name == MISSIONS.name and value is not None:
+        _check_schedule(path, value)
+
+
+def _check_schedule(path: str, value: Json) -> None:
+    """Refuse what the hub could not compute a due moment from."""
+    if path == "cadence":
+        try:
+            cadence_from_wire(value)
+        except Invalid:
+            raise Refused("cadence-refused") from None
+    elif path == "timeZone":
+        try:
+            zone(str(value))
+        except Invalid:
+            raise Refused("bad-value") from None
+    elif path == "runsOn" and value != RUNS_ON_HUB:
+        try:
+            require_uuid(str(value).removeprefix(_RUNS_ON_DEVICE), "device id")
+        except Invalid:
+            raise Refused("bad-value") from None
+        if not str(value).startswith(_RUNS_ON_DEVICE):
+            raise Refused("bad-value")
+
+
+def _check_guards(change: ChangeMessage, table: Table) -> None:
+    for path in change.fields:
+        if table.field_at(path).guarded and path not in change.guards:
+            raise Refused("guard-missing")
+    for path, value in change.guards.items():
+        if path not in change.fields or not table.field_at(path).guarded:
+            raise Refused("bad-value")
+        try:
+            check_value(value)
+        except Invalid:
+            raise Refused("bad-value") from None
+
+
+def _check_signature(change: ChangeMessage, table: Table, writer: Writer, place: Place) -> None:
+    signature = change.signature
+    if signature is None:
+        if table.authority:
+            raise Refused("signature-missing")
+        return
+    try:
+        value = unb64(signature.value)
+        if len(value) != SIGNATURE_BYTES:
+            raise Refused("signature-rejected")
+        if writer.kind is WriterKind.RUNNER:
+            if signature.signer != f"runner:{writer.key_id}":
+                raise Refused("signature-rejected")
+        elif signature.signer != writer.device_id or place.device_key is None:
+            raise Refused("signature-rejected")
+        else:
+            verify_change(place.device_key, facts_of(place.space_id, change), value)
+    except (CryptoFailed, Invalid):
+        raise Refused("signature-rejected") from None
