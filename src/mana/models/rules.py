@@ -32,6 +32,11 @@ _OPEN_AGAIN: Final = ("failed", "expired")
 
 _DATA: Final = re.compile(r'<data id="([^"]*)" title="([^"]*)">\n(.*?)\n</data>', re.DOTALL)
 _TODAY: Final = re.compile(r"^Now: \S+ · Today: (\d{4}-\d\d-\d\d)", re.MULTILINE)
+_MARKS: Final = re.compile(r"[*_`~]+|\((?:urgent|important|asap)\)", re.IGNORECASE)
+_STATES: Final = re.compile(
+    r"(?:not|never|be|have|admit|believe|consider|feel|know|say|see|think|understand|wait)\b",
+    re.IGNORECASE,
+)
 _SELF: Final = re.compile(r"^Your name: .*$", re.MULTILINE)
 _PAST_STEP: Final = re.compile(r"^- \[(\w+)\] (\w+): (.*)$", re.MULTILINE)
 _QUOTED: Final = re.compile(r"“([^”]*)”")
@@ -99,7 +104,8 @@ _WEEKDAY: Final = re.compile(
     re.IGNORECASE,
 )
 _NEAR: Final = re.compile(
-    rf"(?:{_LEAD})?\b(today|tonight|tomorrow|end of (?:the )?week|next week)\b(?!['’])\)?",
+    rf"(?:{_LEAD})?\b(today|tonight|tomorrow|end of (?:the )?week|next week)\b(?!['’])"
+    rf"(?:\s+(?:morning|noon|afternoon|evening|night))?\)?",
     re.IGNORECASE,
 )
 _WANTS_SUMMARY: Final = re.compile(
@@ -394,7 +400,9 @@ def _items(block: Block, today: date | None) -> Iterator[Item]:
             duty = None if command else _DUTY.search(sentence)
             if command:
                 yield from _item(command["what"], block, today)
-            elif duty and not _NEGATED.search(sentence[: duty.start()]):
+            elif duty and not (
+                _NEGATED.search(sentence[: duty.start()]) or _STATES.match(duty["what"])
+            ):
                 yield from _item(duty["what"], block, today)
 
 
@@ -417,7 +425,9 @@ def _item(words: str, block: Block, today: date | None) -> Iterator[Item]:
 
 def _plain_title(words: str) -> str:
     """Return words as a title: one line, no marks at the ends, a capital at the start."""
-    title = " ".join(re.sub(r"[*_`~]+", "", words).split()).strip(" .,;:!?-–—()")
+    title = " ".join(_MARKS.sub("", words).split()).strip(" .,;:!?-–—")
+    if title.count("(") != title.count(")"):
+        title = title.replace("(", "").replace(")", "").strip()
     if len(title) > _TITLE_MAX:
         title = title[:_TITLE_MAX].rsplit(" ", 1)[0] + "…"
     return title[:1].upper() + title[1:]
