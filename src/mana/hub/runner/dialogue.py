@@ -41,9 +41,8 @@ class GrantMaterial(msgspec.Struct, frozen=True):
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
-    """Which model the worker calls. `kind` is `rules` or `openai`."""
+    """Which model the worker calls; without an address the offline rules."""
 
-    kind: str
     url: str = ""
     key: str = ""
     model: str = ""

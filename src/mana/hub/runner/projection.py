@@ -6,8 +6,8 @@ only where a schedule stands (`next_run_at`, `hold`) is the ledger's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from mana.domain.agents import AGENT_STATES, AGENTS
@@ -22,6 +22,7 @@ from mana.domain.tables import DELETED_AT
 from mana.hub.runner.ledger import AgentSnapshot, MissionSnapshot
 from mana.hub.runner.scheduling import reschedule
 from mana.hub.runner.store import Ledger, Transaction
+from mana.hub.sync.apply import MergedRecord
 
 PROJECTED: Final = frozenset({MISSIONS.name, AGENTS.name})
 
@@ -38,27 +39,36 @@ class PlainEntry(Protocol):
         """Return the stamp."""
 
 
-class MergedRecord(Protocol):
-    """A merged record, as the log's store and the wire both have it."""
+@dataclass(frozen=True, slots=True)
+class MergedFacts:
+    """A merged record, wherever it comes from."""
 
-    @property
-    def table(self) -> str:
-        """Return the table's name."""
-
-    @property
-    def id(self) -> str:
-        """Return the record's id."""
-
-    @property
-    def author_id(self) -> str:
-        """Return the account that made it."""
-
-    @property
-    def fields(self) -> Mapping[str, PlainEntry]:
-        """Return its paths."""
+    table: str
+    id: str
+    author_id: str
+    entries: Mapping[str, PlainEntry]
 
 
-async def project(tx: Transaction, space: SpaceId, records: Iterable[MergedRecord]) -> None:
+class RunnerProjection:
+    """Keeps snapshots and schedules in step with what devices push (`hub.sync` calls it)."""
+
+    async def project(
+        self,
+        tx: Transaction,
+        space_id: SpaceId,
+        account_id: AccountId,
+        merged: Sequence[MergedRecord],
+        *,
+        now_ms: int,
+    ) -> None:
+        """Take in the records that a batch touched, as they stand after it."""
+        touched = [one.record for one in merged if one.record.table in PROJECTED]
+        if touched:
+            facts = [MergedFacts(one.table, one.id, one.author_id, one.entries) for one in touched]
+            await project(tx, space_id, facts)
+
+
+async def project(tx: Transaction, space: SpaceId, records: Iterable[MergedFacts]) -> None:
     """Write the snapshots of those records that have one, and bring schedules in line."""
     ledger = Ledger(tx)
     for record in records:
@@ -78,7 +88,8 @@ async def project(tx: Transaction, space: SpaceId, records: Iterable[MergedRecor
 async def rebuild(tx: Transaction, space: SpaceId) -> None:
     """Make the snapshots of a space anew from its records, its register and its ledger."""
     ledger = Ledger(tx)
-    for record in await ledger.records_of(space, sorted(PROJECTED)):
+    for state in await ledger.records_of(space, sorted(PROJECTED)):
+        record = MergedFacts(state.table, state.id, state.author_id, state.fields)
         if record.table == AGENTS.name:
             await ledger.put_agent(agent_snapshot(space, record))
             continue
@@ -94,7 +105,7 @@ async def rebuild(tx: Transaction, space: SpaceId) -> None:
         await ledger.put_mission(replace(made, next_run_ms=queued))
 
 
-def mission_snapshot(space: SpaceId, record: MergedRecord) -> MissionSnapshot:
+def mission_snapshot(space: SpaceId, record: MergedFacts) -> MissionSnapshot:
     """Return what the hub may read of a mission; what it cannot read does not run."""
     state = _text(record, "state") or "active"
     cadence, anchor_ms = _cadence(record)
@@ -118,7 +129,7 @@ def mission_snapshot(space: SpaceId, record: MergedRecord) -> MissionSnapshot:
     )
 
 
-def agent_snapshot(space: SpaceId, record: MergedRecord) -> AgentSnapshot:
+def agent_snapshot(space: SpaceId, record: MergedFacts) -> AgentSnapshot:
     """Return what the hub may read of an agent."""
     state = _text(record, "state") or "active"
     cap = _value(record, "maxTokensPerDay")
@@ -134,8 +145,8 @@ def agent_snapshot(space: SpaceId, record: MergedRecord) -> AgentSnapshot:
     )
 
 
-def _cadence(record: MergedRecord) -> tuple[Cadence, int | None]:
-    entry = record.fields.get("cadence")
+def _cadence(record: MergedFacts) -> tuple[Cadence, int | None]:
+    entry = record.entries.get("cadence")
     if entry is None or entry.value is None:
         return MANUAL, None
     try:
@@ -144,11 +155,11 @@ def _cadence(record: MergedRecord) -> tuple[Cadence, int | None]:
         return MANUAL, None
 
 
-def _value(record: MergedRecord, path: str) -> Json:
-    entry = record.fields.get(path)
+def _value(record: MergedFacts, path: str) -> Json:
+    entry = record.entries.get(path)
     return None if entry is None else entry.value
 
 
-def _text(record: MergedRecord, path: str) -> str:
+def _text(record: MergedFacts, path: str) -> str:
     value = _value(record, path)
     return value if isinstance(value, str) else ""

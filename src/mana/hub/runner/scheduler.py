@@ -17,8 +17,8 @@ from typing import Final, Protocol
 import structlog
 
 from mana.domain.clock import iso_ms
-from mana.domain.errors import Invalid, ManaError
-from mana.domain.ids import MissionId, SpaceId, iteration_id
+from mana.domain.errors import Conflict, Invalid, ManaError
+from mana.domain.ids import AccountId, MissionId, SpaceId, iteration_id
 from mana.domain.occurrences import HOLDING, LEASES_MAX
 from mana.hub.runner import audit, gates, scheduling
 from mana.hub.runner.dialogue import (
@@ -67,13 +67,29 @@ _GRANT_REASONS: Final = frozenset(
 _log: Final = structlog.get_logger("mana.runner")
 
 
+class ChangesRefused(Conflict):
+    """The log did not take what a run wrote; `refusal` is a code of the sync protocol."""
+
+    code = "CHANGES_REFUSED"
+
+    def __init__(self, refusal: str) -> None:
+        super().__init__("the log refused the run's changes", detail={"refusal": refusal})
+        self.refusal = refusal
+
+
 class Append(Protocol):
     """How the runner's changes get into the log: hub sync, within the finishing transaction."""
 
     async def __call__(
-        self, tx: Transaction, account: str, space: SpaceId, changes: Sequence[ChangeMessage]
+        self,
+        tx: Transaction,
+        account: AccountId,
+        space: SpaceId,
+        changes: Sequence[ChangeMessage],
+        *,
+        now_ms: int,
     ) -> None:
-        """Append and merge; raise if one change is refused."""
+        """Append and merge; raise ChangesRefused if one change is refused."""
 
 
 @dataclass(slots=True)
@@ -514,11 +530,13 @@ class Scheduler:
         lease = admitted.lease
         stats.plans_produced += 1
         self._metrics.plans_produced.inc()
-        async with self._store.work(lease.account_id) as ledger:
-            if not await self._end(ledger, lease, "done", None, iteration=done.iteration_id):
-                return
-            await self._append(ledger.tx, lease.account_id, lease.space_id, done.changes)
-            self._fail("before_commit")
+        try:
+            written = await self._store.again(lambda: self._commit(lease, done))
+        except ChangesRefused as error:
+            await self._refused(lease, error.refusal, done.iteration_id, stats)
+            return
+        if not written:
+            return
         self._fail("after_commit")
         stats.plans_written_back += 1
         metrics = self._metrics
@@ -530,6 +548,37 @@ class Scheduler:
         for call, number in done.counts.calls.items():
             tool, _, policy = call.partition(":")
             metrics.tool_calls.labels(tool, policy, "deferred").inc(number)
+
+    async def _commit(self, lease: Lease, done: Finished) -> bool:
+        """Write it in one transaction; False if another runner has the occurrence by now."""
+        async with self._store.work(lease.account_id) as ledger:
+            if not await ledger.holds(lease):
+                return False
+            # The log's head is locked before the mission, as a push does, so that neither waits
+            # for the other.
+            await self._append(
+                ledger.tx,
+                lease.account_id,
+                lease.space_id,
+                done.changes,
+                now_ms=await ledger.now_ms(),
+            )
+            await self._end(ledger, lease, "done", None, iteration=done.iteration_id)
+            self._fail("before_commit")
+        return True
+
+    async def _refused(self, lease: Lease, refusal: str, iteration: str, stats: TickStats) -> None:
+        """End a run whose result the log did not take."""
+        async with self._store.work(lease.account_id) as ledger:
+            if refusal == "immutable":
+                # A device ran this very occurrence before: the first iteration counts.
+                await self._end(ledger, lease, "done", None, iteration=iteration)
+            elif refusal in ("stale-key", "role"):
+                reason = "key-rotated" if refusal == "stale-key" else "not-a-member"
+                await self._skip(ledger, lease, reason)
+            elif await self._end(ledger, lease, "failed", "internal"):
+                stats.fail(lease, refusal)
+                self._metrics.mission_errors.inc()
 
     async def _stop(self, admitted: _Admitted, stopped: Stopped, stats: TickStats) -> None:
         """End a run without an iteration."""
@@ -544,7 +593,9 @@ class Scheduler:
             stats.parse_failures += 1
             self._metrics.parse_failures.inc()
             kind = stopped.detail if stopped.detail in FAILURE_KINDS else "other"
-            self._metrics.provider_errors.labels(self._setting.model.kind, kind).inc()
+            self._metrics.provider_errors.labels(
+                "rules" if not self._setting.model.url else "openai", kind
+            ).inc()
         else:
             self._metrics.mission_errors.inc()
 

@@ -41,7 +41,7 @@ class RunnerSettings:
     lease_s: int = 60
     heartbeat_s: int = 15
     fail_point: str | None = None
-    jwks_url: str = ""
+    issuer: str = "mana"
 
     @property
     def secrets_dir(self) -> Path:
@@ -75,7 +75,7 @@ class RunnerSettings:
             lease_s=_number(environ, "MANA_RUNNER_LEASE_S", 60, 1, 3_600),
             heartbeat_s=_number(environ, "MANA_RUNNER_HEARTBEAT_S", 15, 1, 600),
             fail_point=fail_point,
-            jwks_url=environ.get("MANA_JWKS_URL", "").strip(),
+            issuer=environ.get("MANA_ISSUER", "").strip() or "mana",
         )
 
 

@@ -7,9 +7,9 @@ them, and has the one door across accounts, to what is due. All times are the da
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ from mana.hub.db import (
     Tenancy,
     Transaction,
     load_queries,
+    retried,
 )
 from mana.hub.runner.ledger import (
     AgentSnapshot,
@@ -45,6 +46,8 @@ from mana.protocol.messages import (
 )
 
 __all__ = ["DUE", "LIVE", "Ledger", "RunnerStore", "Transaction"]
+
+_T = TypeVar("_T")
 
 DUE: Final = "mana_due"
 LIVE: Final = "mana_live"
@@ -427,6 +430,10 @@ class RunnerStore:
         """Open a transaction for one account."""
         async with self._tenancy.transaction(Tenant(AccountId(account)), isolation=isolation) as tx:
             yield Ledger(tx)
+
+    async def again(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Run a whole transaction again while another one came first."""
+        return await retried(work)
 
     async def lease(self, worker: str, limit: int, *, lease_s: int) -> list[Lease]:
         """Lease what is due or was left by a runner that ended; others pass over it."""

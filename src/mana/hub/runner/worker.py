@@ -61,8 +61,7 @@ from mana.hub.runner.opening import (
     sealed_grant,
 )
 from mana.hub.runner.writeback import Draft, RunFacts, seal_run
-from mana.models.openai_compatible import OpenAiCompatible
-from mana.models.rules import Rules
+from mana.models.choose import model_from_settings
 from mana.planning.loop import InputTooLarge, Plan, run
 from mana.planning.ports import BudgetExceeded, Model, ModelFailed, Usage
 from mana.planning.prompt import (
@@ -120,9 +119,7 @@ async def work(channel: Channel, *, model: Model | None = None) -> None:
 
 def build_model(spec: ModelSpec) -> Model:
     """Return the model that the runner is set up with; without an address the offline rules."""
-    if spec.kind == "rules":
-        return Rules()
-    return OpenAiCompatible(spec.url, key=spec.key, model=spec.model)
+    return model_from_settings(spec.url, spec.key, spec.model)
 
 
 class _Run:

@@ -1,0 +1,220 @@
+"""The runner, wired, and served as an operating-system process of its own.
+
+`build` opens nothing; `Runner.open` connects, listens and begins to tick. `serve` adds the HTTP
+surface and ends gently on SIGTERM: runs finish or are given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import uvicorn
+from litestar import Litestar
+from litestar.types import ASGIApp
+
+from mana.crypto.primitives import b64
+from mana.domain.errors import ManaError
+from mana.domain.ids import AccountId, SpaceId
+from mana.hub.accounts.tokens import TokenVerifier
+from mana.hub.http.endpoints import Endpoint, Session
+from mana.hub.http.server import serve_endpoints
+from mana.hub.runner.dialogue import ModelSpec
+from mana.hub.runner.isolation import forbid_dumps, kill_self
+from mana.hub.runner.keys import load_runner_key, load_service_key, runner_device_id
+from mana.hub.runner.metrics import Metrics
+from mana.hub.runner.routes import runner_endpoints
+from mana.hub.runner.scheduler import ChangesRefused, Scheduler, Setting
+from mana.hub.runner.settings import RunnerSettings
+from mana.hub.runner.store import RunnerStore, Transaction
+from mana.hub.runner.workers import ProcessWorkers, Workers
+from mana.hub.secrets import load_public_keys
+from mana.hub.sync.store import ChangeLog
+from mana.hub.sync.validate import Writer, WriterKind
+from mana.models.choose import model_from_settings
+from mana.protocol.messages import ChangeMessage
+from mana.registry.catalogue import load_catalogue
+
+DRAIN_S: Final = 8.0
+_log: Final = structlog.get_logger("mana.runner")
+
+
+@dataclass(slots=True)
+class Runner:
+    """A wired runner. `open` before use; `asgi` answers its HTTP surface."""
+
+    settings: RunnerSettings
+    key_id: str
+    store: RunnerStore
+    scheduler: Scheduler
+    metrics: Metrics
+    asgi: ASGIApp
+    endpoints: tuple[Endpoint, ...]
+    _ticking: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect, listen for what becomes due, and begin to tick if that is enabled."""
+        await self.store.open()
+        await self.store.listen(self.scheduler.wake)
+        if self.settings.tick_enabled:
+            self._ticking = asyncio.create_task(self._tick(), name="runner-tick")
+
+    async def close(self) -> None:
+        """Finish or give back what is under way, within ten seconds, and disconnect."""
+        await self.scheduler.drain(seconds=DRAIN_S)
+        task, self._ticking = self._ticking, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self.store.close()
+
+    async def _tick(self) -> None:
+        interval_s = self.settings.tick_interval_ms / 1_000
+        awake = self.scheduler.awake
+        while True:
+            pause_s = interval_s
+            try:
+                await self.scheduler.tick()
+                wait_ms = await self.store.wait_ms()
+                if wait_ms is not None:
+                    # Not sooner than a moment, so that what cannot run now is no busy loop.
+                    pause_s = min(interval_s, max(wait_ms / 1_000, 0.05))
+            except ManaError as error:
+                _log.error("tick_failed", code=error.code)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(awake.wait(), pause_s)
+
+
+def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner:
+    """Wire the runner. `workers` is given by tests; the keys are made on first use."""
+    key = load_runner_key(settings)
+    key_id = key.public().key_id()
+    # An address that is none is told at the start, not at the first run.
+    model_from_settings(settings.llm_url, settings.llm_key, settings.llm_model)
+    store = RunnerStore.at(settings.database_url, size=settings.concurrency + 4)
+    metrics = Metrics()
+    log = ChangeLog({table.name: table for table in load_catalogue().tables})
+
+    async def append(
+        tx: Transaction,
+        account: AccountId,
+        space: SpaceId,
+        changes: Sequence[ChangeMessage],
+        *,
+        now_ms: int,
+    ) -> None:
+        writer = Writer(WriterKind.RUNNER, account, runner_device_id(key_id), key_id)
+        answer = await log.append(tx, space, writer, changes, now_ms=now_ms)
+        for result in answer.results:
+            if result.status == "refused" and result.code != "group-refused":
+                raise ChangesRefused(result.code or "")
+
+    setting = Setting(
+        name=f"{os.getpid()}-{uuid.uuid4().hex[:8]}",
+        key_id=key_id,
+        key_pem=key.to_pem(),
+        hub_key=lambda: b64(load_public_keys(settings.secrets_dir)[1].to_bytes()),
+        model=ModelSpec(settings.llm_url, settings.llm_key, settings.llm_model),
+        concurrency=settings.concurrency,
+        lease_s=settings.lease_s,
+        heartbeat_s=settings.heartbeat_s,
+        run_s_max=settings.run_s_max,
+        fail_point=settings.fail_point,
+        fail=kill_self,
+    )
+    scheduler = Scheduler(store, workers or ProcessWorkers(), append, metrics, setting)
+    endpoints = runner_endpoints(
+        store,
+        scheduler,
+        metrics,
+        service_key=load_service_key(settings),
+        tick_enabled=settings.tick_enabled,
+    )
+
+    def authenticate(token: str) -> Session:
+        # Read at each use: the hub may be started, or get new keys, after the runner.
+        token_key, _ = load_public_keys(settings.secrets_dir)
+        verifier = TokenVerifier(token_key, issuer=settings.issuer)
+        return verifier.verify(token, now_ms=time.time_ns() // 1_000_000)
+
+    runner: Runner
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+        await runner.open()
+        try:
+            yield
+        finally:
+            await runner.close()
+
+    asgi = serve_endpoints(
+        endpoints, authenticate=authenticate, lifespan=[lifespan], served="runner"
+    )
+    runner = Runner(settings, key_id, store, scheduler, metrics, asgi, endpoints)
+    return runner
+
+
+class _Server(uvicorn.Server):
+    """Tells when it has started."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._has_started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._has_started()
+
+
+async def serve(
+    runner: Runner,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    ready: Callable[[int], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM, SIGINT or `stop`. Port 0 takes a free one; `ready` is told which.
+
+    Raises OSError if the port is taken, before anything else is started.
+    """
+    forbid_dumps()
+    settings = runner.settings
+    listener = socket.create_server(
+        (host or settings.host, settings.port if port is None else port), backlog=128
+    )
+    bound = listener.getsockname()[1]
+    config = uvicorn.Config(
+        runner.asgi,
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=2,
+        ws="none",
+    )
+    server = _Server(config, lambda: None if ready is None else ready(bound))
+
+    async def watch(stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        server.should_exit = True
+
+    watching = asyncio.create_task(watch(stop or asyncio.Event()), name="runner-stop")
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+        listener.close()
