@@ -26,9 +26,14 @@ from mana.hub.accounts.routes import account_routes
 from mana.hub.accounts.service import AccountService
 from mana.hub.accounts.store import AccountStore
 from mana.hub.db import Pool, Role, Tenancy
+from mana.hub.grants.routes import grants_endpoints
+from mana.hub.grants.service import GrantService, RunnerKeyFile
+from mana.hub.grants.store import GrantStore
 from mana.hub.http.endpoints import Call, Document, Endpoint, Reply
 from mana.hub.http.openapi import openapi
 from mana.hub.http.server import serve_endpoints
+from mana.hub.runner.keys import PUBLIC_FILE
+from mana.hub.runner.projection import RunnerProjection
 from mana.hub.secrets import HubSecrets, load_or_create
 from mana.hub.settings import HubSettings
 from mana.hub.spaces.routes import space_routes
@@ -38,6 +43,7 @@ from mana.hub.sync.routes import sync_routes
 from mana.hub.sync.service import SyncService
 from mana.hub.sync.store import ChangeLog, SyncStore
 from mana.hub.tenants import Tenant
+from mana.models.choose import model_from_settings, model_info
 from mana.protocol.codec import encode
 from mana.registry.catalogue import load_catalogue
 
@@ -83,7 +89,7 @@ def build(
     tables = {table.name: table for table in load_catalogue().tables}
     pool = Pool(settings.database_url, role=Role.APP, size=settings.pool_size)
     tenancy = Tenancy(pool)
-    log = ChangeLog(tables, projections=())
+    log = ChangeLog(tables, projections=(RunnerProjection(),))
     store = SyncStore(tenancy, log)
     accounts = AccountService(AccountStore(tenancy), kept, settings, now_ms=clock)
 
@@ -95,6 +101,7 @@ def build(
         *account_routes(accounts),
         *space_routes(SpaceStore(tenancy)),
         *sync_routes(SyncService(store, now_ms=clock), live),
+        *grants_endpoints(_grants(settings, kept, tenancy)),
     ]
     endpoints += _own_routes(endpoints)
 
@@ -115,6 +122,16 @@ def build(
 
     asgi = serve_endpoints(endpoints, authenticate=accounts.authenticate, lifespan=[lifespan])
     return Hub(settings, asgi, live, tuple(endpoints), opened)
+
+
+def _grants(settings: HubSettings, kept: HubSecrets, tenancy: Tenancy) -> GrantService:
+    model = model_from_settings(settings.llm_url, settings.llm_key, settings.llm_model)
+    return GrantService(
+        GrantStore(tenancy),
+        RunnerKeyFile(settings.secrets_dir / PUBLIC_FILE, pem=settings.runner_public_pem),
+        kept.grant_key,
+        (model_info(model),),
+    )
 
 
 def _own_routes(others: Sequence[Endpoint]) -> list[Endpoint]:

@@ -19,7 +19,8 @@ class HubSettings:
     """What the hub is told.
 
     `kdf_floor` and `hash_cost` are lowered by tests only. `runner_public_pem`: the runner's
-    public bundle; empty: the file that a runner has left in the secrets of this machine.
+    public bundle; empty: the file that a runner has left in the secrets of this machine. The
+    `llm_…` settings say which model the runner of this machine uses, for the consent.
     """
 
     home: Path
@@ -32,6 +33,7 @@ class HubSettings:
     service_key: str = field(default="", repr=False)
     runner_public_pem: str = ""
     llm_url: str = ""
+    llm_key: str = field(default="", repr=False)
     llm_model: str = ""
     kdf_floor: KdfFloor = FLOOR
     hash_cost: HashCost = HASH_COST
@@ -62,6 +64,7 @@ class HubSettings:
             service_key=environ.get("MANA_SERVICE_KEY", "").strip(),
             runner_public_pem=environ.get("MANA_AI_PUBLIC_KEY_PEM", "").strip(),
             llm_url=environ.get("MANA_LLM_URL", "").strip(),
+            llm_key=environ.get("MANA_LLM_KEY", "").strip(),
             llm_model=environ.get("MANA_LLM_MODEL", "").strip(),
         )
 
