@@ -157,7 +157,8 @@ def verify_run(
         raise SignatureRejected("the iteration is not proven by the grant's runner")
     mission, scheduled_for = str(plain.get("missionId")), str(plain.get("scheduledFor"))
     this = iteration.record.id
-    if iteration_id(MissionId(mission), scheduled_for) != this or mission != header.mission_id:
+    named = str(iteration_id(MissionId(mission), scheduled_for))
+    if named != str(this) or mission != header.mission_id:
         raise SignatureRejected("the iteration is of another mission or moment")
     if header.space_id != authority.space_id:
         raise SignatureRejected("the grant is of another space")
@@ -206,8 +207,8 @@ def _runner_write(
 def _verify_steps_complete(this: str, named: Json, steps: Sequence[Held]) -> None:
     if not isinstance(named, list) or len(named) > STEPS_MAX:
         raise SignatureRejected("the iteration names no steps")
-    expected = [step_id(IterationId(this), index) for index in range(len(named))]
-    if named != expected or [step.record.id for step in steps] != expected:
+    expected = [str(step_id(IterationId(this), index)) for index in range(len(named))]
+    if named != expected or [str(step.record.id) for step in steps] != expected:
         raise Withheld("a step of the iteration is missing")
     for step in steps:
         entry = step.record.entries.get("iterationId")

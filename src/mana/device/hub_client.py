@@ -115,8 +115,9 @@ class HubClient:
         )
 
     async def close(self) -> None:
-        """End all connections."""
+        """End all connections, and forget the session."""
         self._access = None
+        self._session = None
         await self._http.aclose()
 
     # Accounts

@@ -1,20 +1,72 @@
-"""The records of one unlocked account: opened for reading, stamped and sealed for writing."""
+"""The records of one unlocked account: opened for reading, stamped and sealed for writing.
+
+A write is durable when `commit` returns: records and outbox are one transaction, and the syncer
+takes it from there. Change ids are made before that transaction, so a write that is tried again
+after a crash is the same one.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+import msgspec
+
+from mana.crypto.envelope import parse_json
+from mana.crypto.primitives import b64
+from mana.crypto.runners import RunnerPublicKey
+from mana.crypto.signatures import SigningKey
+from mana.device.authority import reason_of, verify_record, verify_run
+from mana.device.elements import expand
+from mana.device.errors import ChangeRefused, Locked
 from mana.device.hub_client import HubClient
+from mana.device.replica import OutboxRow, Replica, Tx
+from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
+from mana.device.syncer import CLOCK_OFFSET, Syncer, restamper
+from mana.device.vault import OpenedVault
 from mana.device.views import Notice, RefusedChange, SyncStatus
-from mana.domain.actors import Actor, Origin
+from mana.domain.actors import Actor, Origin, origin_of
 from mana.domain.changes import Change
-from mana.domain.encoding import Json
-from mana.domain.ids import SpaceId
+from mana.domain.clock import DRIFT_MS_MAX, Stamp, next_stamp, observe, parse_stamp
+from mana.domain.encoding import Json, canonical_json
+from mana.domain.errors import Invalid, ManaError, NotFound, TooLarge
+from mana.domain.grants import GrantHeader
+from mana.domain.ids import DeviceId, SpaceId, require_record_id
+from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.records import Record, View, Visibility
-from mana.protocol.messages import Proof, Signature
+from mana.domain.tables import Table
+from mana.protocol.codec import check_value
+from mana.protocol.messages import (
+    BATCH_CHANGES_MAX,
+    CHANGE_FIELDS_MAX,
+    ChangeMessage,
+    Proof,
+    Signature,
+)
+from mana.protocol.replication import Held, apply_change
 from mana.registry.catalogue import Catalogue
+
+CHANGE_BYTES_MAX: Final = 512 * 1024
+GROUP_BYTES_MAX: Final = 3 * 1024 * 1024
+_KEPT: Final = "kept:"
+_REFUSALS: Final[Mapping[str, str]] = {
+    "clock-ahead": "This machine's clock is too far ahead.",
+    "stale-key": "It was sealed with a key that has been replaced; send it again.",
+    "guard-failed": "Another device was first.",
+    "group-refused": "It belongs to a change that was refused.",
+    "immutable": "It stands for good and cannot be changed.",
+    "fixed-field": "It changes what is fixed once it was written.",
+    "role": "Your role in the space does not let you write.",
+    "module-refused": "The space does not take records of this module.",
+    "unknown-table": "The hub does not know this kind of record; it may be older than this device.",
+    "unknown-path": "The hub does not know this field; it may be older than this device.",
+    "cadence-refused": "The hub does not run missions at such times.",
+    "change-too-large": "It is larger than the hub takes in one piece.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +83,101 @@ class Write:
 class RecordBook:
     """Access to the records of one unlocked account; raises Locked once it is locked."""
 
-    account_id: str
-    login: str
-    mode: str
-    demo: bool
-    device_id: str
-    personal_space: SpaceId
-    user_space: SpaceId
-    settings: DeviceSettings
-    catalogue: Catalogue
-    hub: HubClient
+    def __init__(
+        self,
+        *,
+        settings: DeviceSettings,
+        catalogue: Catalogue,
+        vault: OpenedVault,
+        sealer: Sealer,
+        replica: Replica,
+        hub: HubClient,
+        demo: bool,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.settings: Final = settings
+        self.catalogue: Final = catalogue
+        self.hub: Final = hub
+        self.demo: Final = demo
+        self.account_id: Final[str] = vault.account_id
+        self.login: Final = vault.login
+        self.mode: Final = vault.mode
+        self.device_id: Final[str] = sealer.device.device_id
+        self.personal_space: Final[SpaceId] = vault.space_of_type("personal").space_id
+        self.user_space: Final[SpaceId] = vault.space_of_type("user").space_id
+        self._now_ms = now_ms
+        self._replica = replica
+        self._views: dict[tuple[str, str], tuple[int, View]] = {}
+        self._callbacks: list[Callable[[Notice], None]] = []
+        syncer = Syncer(
+            replica=replica,
+            vault=vault,
+            sealer=sealer,
+            hub=hub,
+            catalogue=catalogue,
+            settings=settings,
+            now_ms=now_ms,
+            emit=self._emit,
+            lock_path=replica.path.with_suffix(".sync"),
+        )
+        # Everything that holds keys, so that locking drops it in one place.
+        self._opened: tuple[OpenedVault, Sealer, Syncer] | None = (vault, sealer, syncer)
+
+    # Reading
 
     async def views(self, table: str, *, include_deleted: bool = False) -> list[View]:
         """Return the records of a table, newest written first."""
-        raise NotImplementedError
+        sealer = self._sealer()
+        space = sealer.space_of(self.catalogue.table(table).name)
+
+        def work(tx: Tx) -> list[View]:
+            marks = tx.marks(space, table)
+            missing = [
+                record_id
+                for record_id, mark in marks.items()
+                if self._views.get((table, record_id), (0, None))[0] != mark
+            ]
+            for record_id, held in tx.all_held(space, table, missing).items():
+                self._views[table, record_id] = (marks[record_id], sealer.view(held.record))
+            return [self._views[table, record_id][1] for record_id in marks]
+
+        found = await self._replica.read(work)
+        self._sealer()
+        kept = [view for view in found if include_deleted or not view.deleted]
+        return sorted(kept, key=lambda view: (view.written_at, view.id), reverse=True)
 
     async def view(self, table: str, record_id: str) -> View | None:
         """Return one record, also a deleted one; None if there is none."""
-        raise NotImplementedError
+        sealer = self._sealer()
+        space = sealer.space_of(self.catalogue.table(table).name)
+
+        def work(tx: Tx) -> View | None:
+            mark = tx.mark(space, table, record_id)
+            if mark is None:
+                return None
+            known = self._views.get((table, record_id))
+            if known is not None and known[0] == mark:
+                return known[1]
+            held = tx.held(space, table, record_id)
+            if held is None:
+                return None
+            view = sealer.view(held.record)
+            self._views[table, record_id] = (mark, view)
+            return view
+
+        return await self._replica.read(work)
 
     async def record(self, table: str, record_id: str) -> Record | None:
         """Return one record as it is stored, with its sealed entries."""
-        raise NotImplementedError
+        held = await self._held(table, record_id)
+        return held.record if held is not None else None
+
+    async def opened_paths(self, table: str, record_id: str) -> dict[str, Json]:
+        """Return a record's opened values by path, without those that do not open."""
+        held = await self._held(table, record_id)
+        return self._sealer().opened_paths(held.record) if held is not None else {}
+
+    # Writing
 
     async def commit(
         self, writes: Sequence[Write], *, group: str | None = None, wait: bool = False
@@ -60,82 +185,373 @@ class RecordBook:
         """Write, in one transaction, and return the change ids.
 
         Values are by path; a field's name alone also takes the whole value of a set, list or
-        counter. A write whose change id was made before is left out. `wait`: push at once and
-        raise ChangeRefused if the hub refuses one, Offline if it cannot be asked (what was
-        written then stays and is sent later).
+        counter. A write whose change id was made before is left out. `wait`: push at once;
+        raise ChangeRefused if the hub refuses one (the writes are then undone here and not
+        parked), or Offline if it cannot be asked (they then stay and are sent later).
         """
-        raise NotImplementedError
+        self._sealer()
+        if not writes:
+            return []
+        if len(writes) > BATCH_CHANGES_MAX:
+            raise TooLarge(f"at most {BATCH_CHANGES_MAX} changes are written at once")
+        change_ids = [write.change_id or str(uuid.uuid4()) for write in writes]
+        now_ms = self._now_ms()
+
+        def work(tx: Tx) -> None:
+            offset = tx.meta(CLOCK_OFFSET)
+            at_ms = now_ms + (int(offset) if offset is not None else 0)
+            spaces: set[str] = set()
+            size = 0
+            for write, change_id in zip(writes, change_ids, strict=True):
+                if not tx.was_made(change_id):
+                    space, message = self._message(tx, write, change_id, group, at_ms)
+                    spaces.add(space)
+                    size += len(msgspec.json.encode(message))
+                    tx.add(space, message)
+            if group is not None and (len(spaces) > 1 or size > GROUP_BYTES_MAX):
+                raise TooLarge("a group lies in one space and fits into one batch")
+
+        await self._replica.write(work)
+        await self._syncer().announce()
+        if wait:
+            await self._push_now(change_ids)
+        self._syncer().wake()
+        return change_ids
+
+    def _message(
+        self, tx: Tx, write: Write, change_id: str, group: str | None, now_ms: int
+    ) -> tuple[SpaceId, ChangeMessage]:
+        """Return one planned change as it travels, and keep the clock's new time."""
+        sealer = self._sealer()
+        change = write.change
+        table = self.catalogue.table(change.table)
+        require_record_id(change.record_id)
+        keys = sealer.keys_of(table.name)
+        held = tx.held(keys.space_id, table.name, change.record_id)
+        entries = held.record.entries if held is not None else {}
+        visibility = held.record.visibility if held is not None else write.visibility
+        place = sealer.place(table, change.record_id, visibility, entries, change.values)
+        key = sealer.record_key(keys, place, sealer.version(keys, place))
+        current = (
+            sealer.opened_paths(held.record)
+            if held is not None and _writes_whole(table, change)
+            else {}
+        )
+        values = expand(table, key, self.device_id, current, change.values)
+        _check(table, values, change, held)
+        last = tx.clock(DeviceId(self.device_id))
+        for path in values:
+            if path in entries:
+                # Later than what the person saw, unless that bears a stamp of a broken clock.
+                seen = parse_stamp(entries[path].at)
+                last = observe(last, seen, hub_ms=now_ms + DRIFT_MS_MAX)
+        stamp: Stamp = next_stamp(last, now_ms=now_ms)
+        tx.set_clock(stamp)
+        draft = ChangeMessage(
+            change_id=change_id,
+            table=table.name,
+            id=change.record_id,
+            op=change.kind.value,
+            fields={},
+            actor={name: str(member) for name, member in write.actor.to_wire().items()},
+            origin=write.origin or origin_of(write.actor),
+            author_id=held.record.author_id if held is not None else self.account_id,
+            visibility=visibility,
+            group=group,
+            guards=dict(change.guards),
+        )
+        message = sealer.seal(draft, place, values, stamp)
+        if len(msgspec.json.encode(message)) > CHANGE_BYTES_MAX:
+            raise TooLarge("the change is larger than the hub takes in one piece")
+        return keys.space_id, message
+
+    async def _push_now(self, change_ids: Sequence[str]) -> None:
+        await self._syncer().push()
+
+        def work(tx: Tx) -> list[tuple[str, str]]:
+            refused = [
+                (change_id, code)
+                for change_id, (state, code) in tx.states(change_ids).items()
+                if state == "refused"
+            ]
+            for change_id, _ in refused:
+                tx.drop(tx.refused_with(change_id))
+            return refused
+
+        refused = await self._replica.write(work)
+        if refused:
+            await self._syncer().announce()
+            fault = next((one for one in refused if one[1] != "group-refused"), refused[0])
+            raise ChangeRefused(
+                "the hub refused the change", detail={"changeId": fault[0], "reason": fault[1]}
+            )
+
+    # Authority
 
     async def proofs(self, table: str, record_id: str) -> dict[str, Proof]:
         """Return, by change id, the signatures that stand behind a record."""
-        raise NotImplementedError
+        held = await self._held(table, record_id)
+        return dict(held.proofs) if held is not None else {}
 
     async def is_verified(self, table: str, record_id: str) -> bool:
         """Say whether every path stems from a change that a member's device signed."""
-        raise NotImplementedError
-
-    async def record_secret(self, table: str, record_id: str) -> tuple[bytes, str]:
-        """Return the record's key and the class and version that it opens, such as `s1`."""
-        raise NotImplementedError
-
-    async def mission_secret(self, mission_id: str) -> tuple[bytes, str]:
-        """Return the parent key of a mission's runs and its class and version, such as `m1`."""
-        raise NotImplementedError
-
-    def sign(self, purpose: str, *parts: str | bytes) -> Signature:
-        """Sign a statement with this device's key."""
-        raise NotImplementedError
-
-    def on_change(self, callback: Callable[[Notice], None]) -> Callable[[], None]:
-        """Call back after local commits, pulls and refusals; return what ends it."""
-        raise NotImplementedError
-
-    async def keep(self, name: str, value: Json) -> None:
-        """Keep a value on this device only, sealed; None forgets it."""
-        raise NotImplementedError
-
-    async def kept(self, name: str) -> Json:
-        """Return what was kept under a name, or None."""
-        raise NotImplementedError
-
-    async def status(self) -> SyncStatus:
-        """Return the truth about sync."""
-        raise NotImplementedError
-
-    async def sync_now(self) -> SyncStatus:
-        """Push and pull once; raise Offline when the hub cannot be reached."""
-        raise NotImplementedError
-
-    async def refused(self) -> list[RefusedChange]:
-        """Return the changes that the hub refused."""
-        raise NotImplementedError
-
-    async def retry_refused(self, change_id: str) -> None:
-        """Send a refused change again, with its group."""
-        raise NotImplementedError
-
-    async def drop_refused(self, change_id: str) -> None:
-        """Forget a refused change, with its group."""
-        raise NotImplementedError
-
-    async def start(self) -> None:
-        """Start live sync."""
-        raise NotImplementedError
-
-    async def lock(self) -> None:
-        """Stop sync, drop every key from memory and close the replica."""
-        raise NotImplementedError
-
-
-class Iterations:
-    """Which iterations are to be obeyed."""
+        held = await self._held(table, record_id)
+        if held is None:
+            return False
+        authority = self._syncer().authority(self._sealer().space_of(table))
+        try:
+            verify_record(authority, held, self.catalogue.table(table))
+        except ManaError:
+            return False
+        return True
 
     async def iteration_verified(
         self,
         iteration_id: str,
         *,
-        headers: Mapping[str, object],
-        runners: Mapping[str, object],
+        headers: Mapping[str, GrantHeader],
+        runners: Mapping[str, RunnerPublicKey],
     ) -> tuple[bool, str]:
-        """Say whether an iteration's proof holds, and the reason if not."""
-        raise NotImplementedError
+        """Say whether an iteration is to be obeyed, and the reason if not.
+
+        `headers`: by grant id, those that this account's devices signed. `runners`: by key id.
+        A run of a device needs neither: its records carry the device's signature.
+        """
+        iteration = await self._held(ITERATIONS.name, iteration_id)
+        if iteration is None:
+            return False, "missing"
+        entries = iteration.record.entries
+        named = entries["stepIds"].value if "stepIds" in entries else None
+        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+            return False, "steps-unknown"
+        steps = [await self._held(STEPS.name, str(name)) for name in named]
+        present = [step for step in steps if step is not None]
+        if len(present) != len(named):
+            return False, "record-withheld"
+        authority = self._syncer().authority(self.personal_space)
+        source = entries["source"].value if "source" in entries else None
+        try:
+            if source == "device":
+                verify_record(authority, iteration, ITERATIONS)
+                for step in present:
+                    verify_record(authority, step, STEPS)
+                return True, ""
+            proof = entries["proof"].value if "proof" in entries else None
+            if not isinstance(proof, dict):
+                return False, "proof-missing"
+            header = headers.get(str(proof.get("grantId")))
+            runner = runners.get(str(proof.get("keyId")))
+            if header is None or runner is None:
+                return False, "grant-unknown" if header is None else "runner-unknown"
+            verify_run(authority, iteration, present, header=header, runner=runner)
+        except ManaError as error:
+            return False, reason_of(error)
+        return True, ""
+
+    # Keys
+
+    async def record_secret(self, table: str, record_id: str) -> tuple[bytes, str]:
+        """Return the record's key and the class and version that it opens, such as `s1`."""
+        sealer = self._sealer()
+        held = await self._held(table, record_id)
+        if held is None:
+            raise NotFound("there is no such record here")
+        record = held.record
+        place = sealer.place(
+            self.catalogue.table(table), record_id, record.visibility, record.entries, {}
+        )
+        keys = sealer.keys_of(table)
+        version = sealer.version(keys, place)
+        return sealer.record_key(keys, place, version).to_bytes(), f"{place.cls}{version}"
+
+    async def mission_secret(self, mission_id: str) -> tuple[bytes, str]:
+        """Return the parent key of a mission's runs and its class and version, such as `m1`."""
+        vault = self._vault()
+        version = vault.spaces[self.personal_space].version
+        return vault.parent_key(self.personal_space, "m", version, mission_id), f"m{version}"
+
+    def sign(self, purpose: str, *parts: str | bytes) -> Signature:
+        """Sign a statement with this device's key."""
+        value = self._sealer().device.key.sign(purpose, *parts)
+        return Signature(signer=self.device_id, value=b64(value))
+
+    def signing_key(self) -> SigningKey:
+        """Return this device's signing key, for a grant."""
+        return self._sealer().device.key
+
+    def login_key(self) -> bytes:
+        """Return the login key, which proves to the hub that it is the person."""
+        return self._vault().login_key
+
+    # What stays on this device
+
+    async def keep(self, name: str, value: Json) -> None:
+        """Keep a value on this device only, sealed; None forgets it."""
+        sealed = None
+        if value is not None:
+            sealed = self._vault().seal(canonical_json(value), "kept", name)
+        await self._replica.write(lambda tx: tx.set_meta(f"{_KEPT}{name}", sealed))
+
+    async def kept(self, name: str) -> Json:
+        """Return what was kept under a name, or None."""
+        sealed = await self._replica.read(lambda tx: tx.meta(f"{_KEPT}{name}"))
+        return None if sealed is None else parse_json(self._vault().open(sealed, "kept", name))
+
+    # Sync
+
+    def on_change(self, callback: Callable[[Notice], None]) -> Callable[[], None]:
+        """Call back after local commits, pulls and refusals; return what ends it."""
+        self._callbacks.append(callback)
+
+        def end() -> None:
+            with contextlib.suppress(ValueError):
+                self._callbacks.remove(callback)
+
+        return end
+
+    async def status(self) -> SyncStatus:
+        """Return the truth about sync."""
+        return await self._syncer().status()
+
+    async def sync_now(self) -> SyncStatus:
+        """Push and pull once; raise Offline when the hub cannot be reached."""
+        self._sealer()
+        await self._syncer().once()
+        return await self._syncer().status()
+
+    async def refused(self) -> list[RefusedChange]:
+        """Return the changes that the hub refused, newest first."""
+        rows = await self._replica.read(lambda tx: tx.refused())
+        return [await self._refused_change(row) for row in reversed(rows)]
+
+    async def retry_refused(self, change_id: str) -> None:
+        """Send a refused change again, with its group."""
+        self._sealer()
+        now_ms = self._now_ms()
+        anew = restamper(self._sealer(), now_ms)
+
+        def work(tx: Tx) -> None:
+            rows = tx.refused_with(change_id)
+            if not rows:
+                raise NotFound("no refused change has this id")
+            if any(row.code in ("clock-ahead", "stale-key") for row in rows):
+                tx.restamp(rows, anew, now_ms=now_ms)
+                return
+            for row in rows:
+                tx.replace(row, row.message)
+
+        await self._replica.write(work)
+        await self._syncer().announce()
+        self._emit(Notice("sync"))
+        self._syncer().wake()
+
+    async def drop_refused(self, change_id: str) -> None:
+        """Forget a refused change, with its group."""
+
+        def work(tx: Tx) -> None:
+            rows = tx.refused_with(change_id)
+            if not rows:
+                raise NotFound("no refused change has this id")
+            tx.drop(rows)
+
+        await self._replica.write(work)
+        await self._syncer().announce()
+        self._emit(Notice("sync"))
+
+    # Life
+
+    async def load(self) -> None:
+        """Read what was kept. Called once, before anything else."""
+        await self._syncer().load()
+
+    async def start(self) -> None:
+        """Start live sync."""
+        self._sealer()
+        await self._syncer().start()
+
+    async def lock(self) -> None:
+        """Stop sync, drop every key from memory and close the replica."""
+        if self._opened is None:
+            return
+        syncer = self._opened[2]
+        self._opened = None
+        await syncer.close()
+        await self.hub.close()
+        await self._replica.close()
+        self._views.clear()
+        self._emit(Notice("lock"))
+        self._callbacks.clear()
+
+    # Within
+
+    def _vault(self) -> OpenedVault:
+        if self._opened is None:
+            raise Locked("the account is locked")
+        return self._opened[0]
+
+    def _sealer(self) -> Sealer:
+        if self._opened is None:
+            raise Locked("the account is locked")
+        return self._opened[1]
+
+    def _syncer(self) -> Syncer:
+        if self._opened is None:
+            raise Locked("the account is locked")
+        return self._opened[2]
+
+    async def _held(self, table: str, record_id: str) -> Held | None:
+        space = self._sealer().space_of(self.catalogue.table(table).name)
+        return await self._replica.read(lambda tx: tx.held(space, table, record_id))
+
+    async def _refused_change(self, row: OutboxRow) -> RefusedChange:
+        message = row.message
+        title = ""
+        with contextlib.suppress(ManaError):
+            named = self.catalogue.table(message.table).title_field
+            view = await self.view(message.table, message.id)
+            if view is None:
+                held = Held(_record_of(message))
+                view = self._sealer().view(held.record)
+            title = view.text(named) if named is not None else ""
+        words = _REFUSALS.get(row.code, "The hub does not take it in this form.")
+        return RefusedChange(
+            message.change_id, message.table, message.id, title, row.code, words, row.refused_ms
+        )
+
+    def _emit(self, notice: Notice) -> None:
+        for callback in tuple(self._callbacks):
+            callback(notice)
+
+
+def _writes_whole(table: Table, change: Change) -> bool:
+    """Say whether a change gives the whole value of a collection."""
+    return any(
+        name in table.by_name and table.by_name[name].shape.value != "value"
+        for name in change.values
+    )
+
+
+def _check(table: Table, values: Mapping[str, Json], change: Change, held: Held | None) -> None:
+    """Raise for what the hub would refuse for certain, before it stands in the outbox."""
+    if not 0 < len(values) <= CHANGE_FIELDS_MAX:
+        raise Invalid(f"a change writes 1 to {CHANGE_FIELDS_MAX} values")
+    entries = held.record.entries if held is not None else {}
+    for path, value in values.items():
+        table.check(path, value)
+        check_value(value)
+        declared = table.field_at(path)
+        standing = entries[path].value if path in entries else None
+        if declared.guarded:
+            if path not in change.guards:
+                raise Invalid(f"{path} changes only under a guard")
+            if change.guards[path] != standing:
+                raise ChangeRefused(
+                    "another value stands by now", detail={"reason": "guard-failed", "path": path}
+                )
+        if declared.fixed and standing is not None and standing != value:
+            raise Invalid(f"{path} never changes")
+
+
+def _record_of(message: ChangeMessage) -> Record:
+    """Return the record that a change alone would make."""
+    return apply_change(None, message, seq=None, guarded=lambda table, path: False).record

@@ -34,6 +34,7 @@ class Replica:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replica")
         self._connection: sqlite3.Connection | None = None
         self._data_version = 0
+        self._closed = False
 
     async def open(self) -> None:
         """Open the file, and bring its tables up to date."""
@@ -45,6 +46,9 @@ class Replica:
 
     async def close(self) -> None:
         """Close the file. Whatever was committed is in it."""
+        if self._closed:
+            return
+        self._closed = True
         connection, self._connection = self._connection, None
         if connection is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, connection.close)
@@ -63,6 +67,8 @@ class Replica:
         return await self._run(self._moved)
 
     async def _run(self, work: Callable[[], _T]) -> _T:
+        if self._closed:
+            raise Locked("the replica is closed")
         future = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
             return await asyncio.shield(future)

@@ -11,6 +11,7 @@ import msgspec
 
 from mana.domain.actors import Origin, actor_from_wire
 from mana.domain.clock import Stamp, parse_stamp
+from mana.domain.errors import ManaError
 from mana.domain.ids import DeviceId, RecordId
 from mana.domain.records import Entry, Record, Visibility
 from mana.protocol.messages import ChangeMessage, LoggedChange, Proof, StateField, StateRecord
@@ -120,6 +121,10 @@ class Tx:
         ).fetchone()
         return None if row is None else Space(*row)
 
+    def restart_state(self, space: str) -> None:
+        """Read the state of a space from its beginning."""
+        self._sql("update spaces set page = null, head = null where space = ?", (space,))
+
     # Records
 
     def held(self, space: str, table: str, record_id: str) -> Held | None:
@@ -162,12 +167,20 @@ class Tx:
     # Outbox
 
     def was_made(self, change_id: str) -> bool:
-        """Say whether a change of this id was made here, or was seen in the log."""
-        row = self._sql("select 1 from made where change_id = ?", (change_id,)).fetchone()
+        """Say whether a change of this id was made here, or was seen in the log.
+
+        One that the hub refused was not made: whoever makes it again means it.
+        """
+        row = self._sql(
+            "select 1 from made where change_id = ? and not exists"
+            " (select 1 from outbox o where o.change_id = made.change_id and o.state = 'refused')",
+            (change_id,),
+        ).fetchone()
         return row is not None
 
     def add(self, space: str, message: ChangeMessage) -> None:
         """Put a new change into the outbox and over its record."""
+        self.drop(self._outbox("change_id = ? and state = 'refused'", (message.change_id,)))
         self._sql("insert into made (change_id) values (?)", (message.change_id,))
         self._sql(
             "insert into outbox (space, change_id, tbl, id, grp, message, state)"
@@ -225,19 +238,39 @@ class Tx:
                         (verdict.seq, row.position),
                     )
                 elif verdict.fate == "parked":
-                    self._sql(
-                        "update outbox set state = 'refused', code = ?, refused_ms = ?"
-                        " where position = ?",
-                        (verdict.code, now_ms, row.position),
-                    )
+                    self.park([row], verdict.code, now_ms=now_ms)
                 else:
                     self._sql(
                         "update outbox set state = 'waiting' where position = ?", (row.position,)
                     )
                 self._refresh(space, row.message.table, row.message.id)
         if any(verdict.fate == "restamp" for verdict in found):
-            for row in self._outbox("state = 'waiting'", ()):
-                self.replace(row, restamp(self, row))
+            self.restamp(self._outbox("state = 'waiting'", ()), restamp, now_ms=now_ms)
+
+    def restamp(
+        self,
+        rows: Iterable[OutboxRow],
+        anew: Callable[[Tx, OutboxRow], ChangeMessage],
+        *,
+        now_ms: int,
+    ) -> None:
+        """Stamp changes that wait anew, in their order; park what cannot be sealed here."""
+        for row in rows:
+            try:
+                message = anew(self, row)
+            except ManaError:
+                self.park([row], "clock-ahead", now_ms=now_ms)
+                continue
+            self.replace(row, message)
+
+    def park(self, rows: Iterable[OutboxRow], code: str, *, now_ms: int) -> None:
+        """Put refused changes aside, where they are shown and block nothing."""
+        for row in rows:
+            self._sql(
+                "update outbox set state = 'refused', code = ?, refused_ms = ? where position = ?",
+                (code, now_ms, row.position),
+            )
+            self._refresh(row.space, row.message.table, row.message.id)
 
     def replace(self, row: OutboxRow, message: ChangeMessage) -> None:
         """Replace a change that waits by the same one, stamped or sealed anew."""
@@ -311,7 +344,7 @@ class Tx:
                 self._set_aside(space, change.table, "change", logged)
                 continue
             key = (change.table, change.id)
-            base = bases[key] if key in bases else self._base(space, *key)
+            base = bases[key] if key in bases else self.base(space, *key)
             bases[key] = apply_change(base, change, seq=logged.seq, guarded=self._guarded)
         self._sql("update spaces set cursor = ? where space = ?", (cursor, space))
         over = self._sql(
@@ -344,7 +377,7 @@ class Tx:
                 self._set_aside(space, record.table, "record", record)
                 continue
             key = (record.table, record.id)
-            base = bases[key] if key in bases else self._base(space, *key)
+            base = bases[key] if key in bases else self.base(space, *key)
             bases[key] = apply_state(base, record, guarded=self._guarded)
         self._set_bases(space, bases)
         if page is None:
@@ -365,11 +398,11 @@ class Tx:
             for space, kind, body in rows:
                 if kind == "record":
                     state = msgspec.json.decode(body, type=StateRecord)
-                    base = self._base(space, table, state.id)
+                    base = self.base(space, table, state.id)
                     after = apply_state(base, state, guarded=self._guarded)
                 else:
                     logged = msgspec.json.decode(body, type=LoggedChange)
-                    base = self._base(space, table, logged.change.id)
+                    base = self.base(space, table, logged.change.id)
                     after = apply_change(base, logged.change, seq=logged.seq, guarded=self._guarded)
                 self._set_bases(space, {(table, after.record.id): after})
             self._sql("delete from aside where tbl = ?", (table,))
@@ -394,7 +427,8 @@ class Tx:
             for position, space, message, state, code, refused_ms in rows
         ]
 
-    def _base(self, space: str, table: str, record_id: str) -> Held | None:
+    def base(self, space: str, table: str, record_id: str) -> Held | None:
+        """Return a record as the hub holds it at the cursor."""
         row = self._sql(
             "select base from records where space = ? and tbl = ? and id = ?",
             (space, table, record_id),
@@ -422,7 +456,7 @@ class Tx:
             )
         ]
         at = self._mark(table)
-        base = self._base(space, table, record_id)
+        base = self.base(space, table, record_id)
         shown = overlay(base, own, guarded=self._guarded) if own else None
         if base is None and shown is None:
             self._sql(

@@ -1,0 +1,229 @@
+"""From stored records to opened views and back: which key, which place, which signature.
+
+What does not open is named and left closed; it never hides the rest of a record or of a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from mana.crypto.envelope import (
+    Binding,
+    KeyClass,
+    RecordKey,
+    open_field,
+    parse_envelope,
+    seal_field,
+)
+from mana.crypto.primitives import b64
+from mana.crypto.signatures import ChangeFacts, sign_change, value_hash
+from mana.device.vault import DeviceKey, OpenedVault, SpaceKeys
+from mana.domain.actors import actor_from_wire
+from mana.domain.clock import Stamp
+from mana.domain.encoding import Json
+from mana.domain.errors import Invalid, ManaError
+from mana.domain.ids import SpaceId
+from mana.domain.records import Entry, Record, View, assemble
+from mana.domain.settings import USER_TABLES
+from mana.domain.tables import Sealing, Table
+from mana.protocol.messages import ChangeMessage, FieldWrite, Signature
+from mana.registry.catalogue import Catalogue
+
+_MISSION: Final = "missionId"
+_TARGET_TABLE: Final = "targetTable"
+_TARGET_ID: Final = "targetId"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPlace:
+    """Which key the sealed fields of a record take."""
+
+    cls: KeyClass
+    table: str
+    record_id: str
+    mission_id: str = ""
+
+
+class Sealer:
+    """Seals, opens and signs with the keys of one unlocked account."""
+
+    def __init__(self, vault: OpenedVault, catalogue: Catalogue, device: DeviceKey) -> None:
+        self._vault = vault
+        self._catalogue = catalogue
+        self.device = device
+
+    def space_of(self, table: str) -> SpaceId:
+        """Return the space in which records of a table live."""
+        return self.keys_of(table).space_id
+
+    def keys_of(self, table: str) -> SpaceKeys:
+        """Return the keys of the space in which records of a table live."""
+        return self._vault.space_of_type("user" if table in USER_TABLES else "personal")
+
+    def place(
+        self,
+        table: Table,
+        record_id: str,
+        visibility: str,
+        entries: Mapping[str, Entry],
+        values: Mapping[str, Json],
+    ) -> KeyPlace:
+        """Return which key a record takes, from its plain fields or those now written."""
+
+        def plain(name: str) -> str:
+            entry = entries.get(name)
+            found = entry.value if entry is not None else values.get(name)
+            if not isinstance(found, str) or not found:
+                raise Invalid(f"a record of {table.name} needs {name}, which chooses its key")
+            return found
+
+        if visibility == "private":
+            return KeyPlace("p", table.name, record_id)
+        if table.sealing is Sealing.MISSION:
+            return KeyPlace("m", table.name, record_id, plain(_MISSION))
+        if table.sealing is Sealing.TARGET:
+            return KeyPlace("s", plain(_TARGET_TABLE), plain(_TARGET_ID))
+        return KeyPlace("s", table.name, record_id)
+
+    def record_key(self, space: SpaceKeys, place: KeyPlace, version: int) -> RecordKey:
+        """Return the key of a place in one version."""
+        return self._vault.record_key(
+            space.space_id, place.cls, version, place.table, place.record_id, place.mission_id
+        )
+
+    def version(self, space: SpaceKeys, place: KeyPlace) -> int:
+        """Return the version under which is sealed now."""
+        return space.private_version if place.cls == "p" else space.version
+
+    # Opening
+
+    def view(self, record: Record) -> View:
+        """Return a record opened; fields that do not open are named in `sealed_fields`."""
+        table = self._catalogue.table(record.table)
+        opened, closed = self._open(table, record)
+        return View(
+            table=record.table,
+            id=record.id,
+            values=assemble(table, opened),
+            stamps={path: entry.at for path, entry in record.entries.items()},
+            actors={path: entry.actor for path, entry in record.entries.items()},
+            author_id=record.author_id,
+            visibility=record.visibility,
+            deleted=record.deleted,
+            restorable=record.edited_after_delete,
+            sealed_fields=tuple(sorted(closed)),
+        )
+
+    def opened_paths(self, record: Record) -> dict[str, Json]:
+        """Return the opened values by path, without those that do not open."""
+        return self._open(self._catalogue.table(record.table), record)[0]
+
+    def _open(self, table: Table, record: Record) -> tuple[dict[str, Json], set[str]]:
+        opened: dict[str, Json] = {}
+        closed: set[str] = set()
+        space = self.keys_of(record.table)
+        place: KeyPlace | None
+        try:
+            place = self.place(table, record.id, record.visibility, record.entries, {})
+        except ManaError:
+            place = None
+        for path, entry in record.entries.items():
+            try:
+                declared = table.field_at(path)
+            except Invalid:
+                continue  # written by a newer version; it is kept, and not shown
+            try:
+                value = entry.value
+                if declared.sealed and value is not None:
+                    if place is None or not isinstance(value, str):
+                        raise Invalid("not an envelope")
+                    value = self._open_entry(space, place, record, path, entry, value)
+                table.check(path, value)
+                opened[path] = value
+            except ManaError:
+                closed.add(declared.name)
+        return opened, closed
+
+    def _open_entry(
+        self,
+        space: SpaceKeys,
+        place: KeyPlace,
+        record: Record,
+        path: str,
+        entry: Entry,
+        sealed: str,
+    ) -> Json:
+        envelope = parse_envelope(sealed)
+        if envelope.cls != place.cls:
+            raise Invalid("an envelope of another key class")
+        binding = Binding(
+            space.space_id, record.table, record.id, path, entry.at, entry.actor.to_wire()
+        )
+        key = self.record_key(space, place, envelope.version)
+        return open_field(key, sealed, binding=binding)
+
+    # Sealing
+
+    def seal(
+        self, draft: ChangeMessage, place: KeyPlace, values: Mapping[str, Json], stamp: Stamp
+    ) -> ChangeMessage:
+        """Return a change with its values stamped, sealed and, where it decides, signed."""
+        table = self._catalogue.table(draft.table)
+        space = self.keys_of(draft.table)
+        version = self.version(space, place)
+        key = self.record_key(space, place, version)
+        actor = actor_from_wire(draft.actor).to_wire()
+        at = str(stamp)
+        fields: dict[str, FieldWrite] = {}
+        for path, value in values.items():
+            wire = value
+            if value is not None and table.field_at(path).sealed:
+                binding = Binding(space.space_id, draft.table, draft.id, path, at, actor)
+                wire = seal_field(key, cls=place.cls, version=version, binding=binding, value=value)
+            fields[path] = FieldWrite(value=wire, at=at)
+        change = msgspec.structs.replace(draft, fields=fields, signature=None)
+        return self.sign(change, space.space_id) if table.authority else change
+
+    def seal_again(self, change: ChangeMessage, held: Record | None, stamp: Stamp) -> ChangeMessage:
+        """Return an own change under a new stamp and the newest key."""
+        table = self._catalogue.table(change.table)
+        space = self.keys_of(change.table)
+        entries = held.entries if held is not None else {}
+        actor = actor_from_wire(change.actor)
+        plain = {path: write.value for path, write in change.fields.items()}
+        place = self.place(table, change.id, change.visibility, entries, plain)
+        values: dict[str, Json] = {}
+        for path, write in change.fields.items():
+            value = write.value
+            if value is not None and table.field_at(path).sealed:
+                binding = Binding(
+                    space.space_id, change.table, change.id, path, write.at, actor.to_wire()
+                )
+                key = self.record_key(space, place, parse_envelope(str(value)).version)
+                value = open_field(key, str(value), binding=binding)
+            values[path] = value
+        return self.seal(change, place, values, stamp)
+
+    def sign(self, change: ChangeMessage, space_id: str) -> ChangeMessage:
+        """Return a change with this device's signature over the whole of it."""
+        facts = ChangeFacts(
+            space=space_id,
+            table=change.table,
+            record=change.id,
+            change=change.change_id,
+            author=change.author_id,
+            visibility=change.visibility,
+            actor=dict(change.actor),
+            origin=change.origin,
+            entries={
+                path: (write.at, value_hash(write.value)) for path, write in change.fields.items()
+            },
+        )
+        signature = Signature(
+            signer=self.device.device_id, value=b64(sign_change(self.device.key, facts))
+        )
+        return msgspec.structs.replace(change, signature=signature)
