@@ -6,6 +6,7 @@ chooses.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from typing import Final
 from mana.cli.places import PORTS, Places
 from mana.cli.supervisor import Part, Supervisor
 from mana.hub.postgres import Instance, Outcome, find_binaries
-from mana.hub.schema.store import bring_up_to_date
+from mana.hub.schema.store import addresses, bring_up_to_date
 
 DATABASE: Final = "mana"
 
@@ -49,27 +50,30 @@ async def started(
     embedded: Instance | None = None
     supervisor = Supervisor(say=say)
     try:
-        owner_url = environ.get("MANA_DATABASE_URL", "").strip()
         began = time.monotonic()
-        if not owner_url:
+        if not environ.get("MANA_DATABASE_URL", "").strip():
             embedded = Instance(find_binaries(environ), places.home / "postgres")
             outcome = embedded.ensure()
             word = "started" if outcome is Outcome.STARTED else "already running"
             say(f"PostgreSQL {word} ({_seconds(began)})")
-            owner_url = embedded.url(DATABASE)
-        number, applied = await bring_up_to_date(owner_url)
+        urls = addresses(environ, embedded=embedded.url(DATABASE) if embedded else None)
+        number, applied = await bring_up_to_date(urls.owner)
         say(f"database schema {number}" + (f", {applied} steps applied" if applied else ""))
         base = {
             **environ,
             "MANA_HOME": str(places.home),
-            "MANA_DATABASE_URL": owner_url,
+            "MANA_APP_DATABASE_URL": urls.app,
+            "MANA_RUNNER_DATABASE_URL": urls.runner,
             **{PORTS[part][0]: str(port) for part, port in places.ports.items()},
         }
-        # The runner makes its keys before the hub hands them out, so it comes first.
-        runner = await supervisor.start(_part(places, "runner", base))
-        say(f"runner on {runner['url']}, model: {runner['model']}")
-        hub = await supervisor.start(_part(places, "hub", base))
+        # Nobody but migrations needs the owner's address, so no part is told it.
+        base.pop("MANA_DATABASE_URL", None)
+        runner, hub = await asyncio.gather(
+            supervisor.start(_part(places, "runner", base)),
+            supervisor.start(_part(places, "hub", base)),
+        )
         say(f"hub on {hub['url']}")
+        say(f"runner on {runner['url']}, model: {runner['model']}")
         device: dict[str, object] = {}
         if with_device:
             device = await supervisor.start(
@@ -83,7 +87,7 @@ async def started(
             device_url=str(device.get("url", "")),
             model=str(runner["model"]),
             demo_url=str(device["demo_url"]) if device.get("demo_url") else None,
-            database_url=owner_url,
+            database_url=urls.owner,
         )
     finally:
         await supervisor.close()
@@ -97,4 +101,3 @@ def _part(places: Places, name: str, environ: Mapping[str, str]) -> Part:
 
 def _seconds(began: float) -> str:
     return f"{time.monotonic() - began:.1f} s"
-

@@ -73,9 +73,7 @@ class Places:
                 try:
                     probe.bind(("127.0.0.1", port))
                 except OSError as error:
-                    raise PortTaken(
-                        f"port {port} is taken; set {name} to a free one"
-                    ) from error
+                    raise PortTaken(f"port {port} is taken; set {name} to a free one") from error
 
     @contextmanager
     def alone(self) -> Iterator[None]:

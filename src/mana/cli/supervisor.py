@@ -128,7 +128,7 @@ class Supervisor:
                     task.cancel()
                 for task in done - {stopping}:
                     if not self._stopping.is_set():
-                        await self._again(waits[task])  # type: ignore[index]
+                        await self._again(waits[task])
         finally:
             stopping.cancel()
 
@@ -176,8 +176,8 @@ async def _first_line(handle: int) -> bytes:
     got = bytearray()
     os.set_blocking(handle, False)
     while not got.endswith(b"\n"):
-        readable = loop.create_future()
-        loop.add_reader(handle, lambda: readable.done() or readable.set_result(None))
+        readable: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(handle, _resolve, readable)
         try:
             await readable
         finally:
@@ -187,6 +187,11 @@ async def _first_line(handle: int) -> bytes:
             return b""
         got += chunk
     return bytes(got)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _opened_log(path: Path) -> int:

@@ -1,0 +1,37 @@
+"""`mana hub`: accounts, spaces, sync, the grant register."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from mana.cli.lifelines import announcer, stop_event
+from mana.cli.places import Places
+from mana.hub.app import build, serve
+from mana.hub.schema.store import addresses
+from mana.hub.settings import HubSettings
+
+
+def hub() -> None:
+    """Serve the hub on the database that MANA_DATABASE_URL names."""
+    places = Places.from_env(os.environ)
+    places.make_home()
+    settings = HubSettings.from_env(os.environ, database_url=_database(), home=places.home)
+    asyncio.run(_serve(settings))
+
+
+def _database() -> str:
+    named = os.environ.get("MANA_APP_DATABASE_URL", "").strip()
+    return named or addresses(os.environ).app
+
+
+async def _serve(settings: HubSettings) -> None:
+    announce = announcer(os.environ, "hub")
+    with stop_event(os.environ) as stopping:
+        await serve(
+            build(settings),
+            host=settings.host,
+            port=settings.port,
+            ready=lambda port: announce({"url": f"http://{settings.host}:{port}"}),
+            stop=stopping,
+        )

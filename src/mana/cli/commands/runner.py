@@ -1,0 +1,37 @@
+"""`mana runner`: works on due missions, as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from mana.cli.lifelines import announcer, stop_event
+from mana.cli.places import Places
+from mana.hub.runner.app import build, serve
+from mana.hub.runner.settings import RunnerSettings
+from mana.hub.schema.store import addresses
+from mana.models.choose import model_from_settings, model_info
+
+
+def runner() -> None:
+    """Serve the runner on the database that MANA_DATABASE_URL names."""
+    places = Places.from_env(os.environ)
+    places.make_home()
+    named = os.environ.get("MANA_RUNNER_DATABASE_URL", "").strip()
+    settings = RunnerSettings.from_env(
+        os.environ, database_url=named or addresses(os.environ).runner, home=places.home
+    )
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: RunnerSettings) -> None:
+    announce = announcer(os.environ, "runner")
+    model = model_info(model_from_settings(settings.llm_url, settings.llm_key, settings.llm_model))
+    with stop_event(os.environ) as stopping:
+        await serve(
+            build(settings),
+            ready=lambda port: announce(
+                {"url": f"http://{settings.host}:{port}", "model": model.description}
+            ),
+            stop=stopping,
+        )
