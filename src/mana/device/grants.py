@@ -7,7 +7,7 @@ was asked, and the runner's key is the one whose fingerprint the consent showed.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -18,6 +18,7 @@ from mana.device.consent import consent_lines
 from mana.device.hub_news import HubNews, model_views
 from mana.device.opened import Opened
 from mana.device.records import RecordBook, Write
+from mana.device.trust import Trust
 from mana.device.views import Cited, Consent, GrantView, ModelView
 from mana.domain.agents import AGENT_MEMORY, AGENTS
 from mana.domain.changes import Change, ChangeKind
@@ -100,12 +101,10 @@ class _Hand:
 class Grants:
     """The grants of the account's missions."""
 
-    def __init__(
-        self, opened: Opened, news: HubNews, push: Callable[[], Awaitable[object]]
-    ) -> None:
+    def __init__(self, opened: Opened, news: HubNews, trust: Trust) -> None:
         self._opened = opened
         self._news = news
-        self._push = push
+        self._trust = trust
         self._shown: dict[str, Shown] = {}
 
     async def consent(
@@ -157,7 +156,8 @@ class Grants:
         shown = self._shown.get(mission_id, asked)
         if not _within(asked, shown):
             raise ConsentStale("the consent showed something else")
-        await self._push()
+        # The hub grants for a mission that it has, as it is here.
+        await opened.book.sync_now()
         answer = await opened.hub.request_grant(
             GrantRequest(
                 mission_id=mission.id,
@@ -179,6 +179,8 @@ class Grants:
             runner=runner.wrap_key(header.suite),
             device=_Hand(opened.book),
         )
+        # Remembered before it counts: a run of it must be verifiable however this ends.
+        await self._trust.remember(header, runner)
         await opened.hub.complete_grant(
             header.grant_id,
             GrantCompletion(

@@ -1,0 +1,133 @@
+"""The operations of one unlocked account, wired once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Final
+
+from mana.device.agents import Agents
+from mana.device.audit import Audit
+from mana.device.editing import Editing
+from mana.device.errors import Locked
+from mana.device.grants import Grants
+from mana.device.hub_news import HubNews
+from mana.device.inbox import Inbox
+from mana.device.journal import Journal
+from mana.device.missions import Missions
+from mana.device.notices import Notices
+from mana.device.opened import Opened
+from mana.device.run_ledger import RunLedger
+from mana.device.runner import TIMEOUT_S, Runner
+from mana.device.steps import Steps
+from mana.device.timeline import Timeline
+from mana.device.trust import Trust
+from mana.device.views import ModelView, Notice, RunView, Status, SyncStatus
+from mana.domain.errors import Unauthenticated
+from mana.domain.iterations import STEPS
+from mana.domain.missions import MISSIONS, RUNS_ON_HUB
+from mana.domain.settings import SETTINGS, SETTINGS_ID
+
+WAKING: Final = frozenset({STEPS.name, MISSIONS.name})
+
+
+class Operations:
+    """Everything that a `Device` hands to the page and the terminal."""
+
+    def __init__(self, opened: Opened, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.opened = opened
+        self.notices = Notices()
+        self.news = HubNews(opened)
+        self.ledger = RunLedger(opened)
+        self.news.tokens_here = self.ledger.tokens_today
+        self.records = Editing(opened)
+        self.trust = Trust(opened, self.records, self.news)
+        self.grants = Grants(opened, self.news, self.trust)
+        self.agents = Agents(opened, self.records, self.news)
+        self.missions = Missions(opened, self.grants, self.news, self.ledger)
+        self.steps = Steps(opened, self.trust)
+        self.inbox = Inbox(opened, self.steps)
+        self.journal = Journal(opened)
+        self.timeline = Timeline(opened, self.steps, self.journal)
+        self.audit = Audit(opened, self.records, self.trust, self.grants)
+        self.runner = Runner(
+            opened,
+            self.steps,
+            self.inbox,
+            self.ledger,
+            self.news,
+            say=lambda: self.notices.say(Notice("missions")),
+            timeout_s=timeout_s,
+        )
+        self._woken = asyncio.Event()
+        self._serving: asyncio.Task[None] | None = None
+        self._unsubscribe = opened.book.on_change(self._heard)
+
+    async def start(self) -> None:
+        """Start sync and what the device does by itself."""
+        await self.opened.book.start()
+        await self.ledger.lines()
+        if self._serving is None:
+            self._serving = asyncio.create_task(self._serve())
+
+    async def close(self) -> None:
+        """Stop what runs by itself, and tell the subscribers that this is over."""
+        self._unsubscribe()
+        if self._serving is not None:
+            self._serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._serving
+            self._serving = None
+        await self.runner.close()
+        self.notices.say(Notice("lock"))
+        self.notices.close()
+
+    async def status(self) -> Status:
+        """Return the status line."""
+        opened = self.opened
+        settings = await opened.book.view(SETTINGS.name, SETTINGS_ID)
+        model = opened.model
+        moments = [
+            due
+            for mission in await self.missions.list()
+            if mission.state == "active" and not mission.hold
+            for due in mission.next_ms[:1]
+        ]
+        return Status(
+            account_id=opened.account_id,
+            login=opened.login,
+            display_name=settings.text("displayName") if settings is not None else "",
+            mode=opened.mode,
+            demo=opened.book.demo,
+            locked=False,
+            sync=await opened.book.status(),
+            runner=await self.news.runner(),
+            device_model=ModelView(
+                model.endpoint, model.name, model.description, opened.model_local
+            ),
+            next_run_ms=min(moments, default=None),
+            to_decide=await self.inbox.count(),
+        )
+
+    async def sync_now(self) -> SyncStatus:
+        """Push and pull once; what came in by it is worked on at once."""
+        self.news.moved()
+        return await self.opened.book.sync_now()
+
+    async def run_now(self, mission_id: str) -> RunView | None:
+        """Run a mission in its place: ask the hub, or run it here."""
+        mission = await self.opened.mission(mission_id)
+        if mission.runs_on == RUNS_ON_HUB:
+            return await self.missions.ask_hub_to_run(mission_id)
+        return await self.runner.run_now(mission_id)
+
+    async def _serve(self) -> None:
+        with contextlib.suppress(Locked, Unauthenticated):
+            await self.runner.serve(self._woken)
+
+    def _heard(self, notice: Notice) -> None:
+        if notice.topic == "missions":
+            self.news.moved()
+        if notice.topic in ("missions", "sync") or notice.tables & WAKING:
+            self._woken.set()
+        self.notices.say(notice)
