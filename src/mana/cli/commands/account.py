@@ -1,0 +1,153 @@
+"""`mana account`: accounts of this device, and invitations to its hub."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mana.cli.opening import Surroundings, chosen_account, on_account, on_host
+from mana.cli.output import Answer, Block, Facts, Line, Rows
+from mana.cli.text import one_line
+from mana.device.desk import Device
+from mana.domain.cadences import zone as zone_of
+
+if TYPE_CHECKING:
+    from mana.device.app import DeviceHost
+
+account = typer.Typer(
+    help="Accounts: create, sign in, invite, remove.", no_args_is_help=True, add_completion=False
+)
+
+LoginArgument = Annotated[str, typer.Argument(metavar="LOGIN", help="The login.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@account.command()
+@on_host
+async def create(
+    host: DeviceHost,
+    around: Surroundings,
+    login: LoginArgument,
+    name: Annotated[
+        str | None, typer.Option("--name", help="How you are addressed. Default: the login.")
+    ] = None,
+    zone: Annotated[
+        str, typer.Option("--zone", help="Your time zone, such as Europe/Berlin.")
+    ] = "UTC",
+    invite: Annotated[
+        str | None, typer.Option("--invite", help="The invitation, where the hub asks for one.")
+    ] = None,
+) -> Answer:
+    """Create an account on the hub, with its keys made on this device."""
+    zone_of(zone)
+    password = around.password(login, new=True)
+    device = await host.sign_up(
+        login, password, display_name=name or login, invite=invite, zone=zone
+    )
+    now = await device.status()
+    return Answer(
+        {"account": {"accountId": device.account_id, "login": device.login, "mode": now.mode}},
+        [
+            f"Created account {one_line(device.login, 80)}, in {now.mode} mode.",
+            Line("Its keys are on this device. Next: mana note add TITLE", "quiet"),
+        ],
+    )
+
+
+@account.command("sign-in")
+@on_host
+async def sign_in(host: DeviceHost, around: Surroundings, login: LoginArgument) -> Answer:
+    """Bring an account of the hub to this device."""
+    device = await host.sign_in(login, around.password(login))
+    return Answer(
+        {"account": {"accountId": device.account_id, "login": device.login}},
+        [f"Signed in as {one_line(device.login, 80)}."],
+    )
+
+
+@account.command("list")
+@on_host
+async def list_accounts(host: DeviceHost) -> Answer:
+    """List the accounts of this device."""
+    known = host.accounts()
+    rows = [(one.login, "demo" if one.demo else "", one.display_name) for one in known]
+    blocks: list[Block] = [Rows(("LOGIN", "KIND", "NAME"), rows, flexible=2)]
+    if not known:
+        blocks = [
+            Line("No accounts on this device. Create one: mana account create LOGIN", "quiet")
+        ]
+    document = {
+        "accounts": [
+            {
+                "accountId": one.account_id,
+                "login": one.login,
+                "displayName": one.display_name,
+                "demo": one.demo,
+            }
+            for one in known
+        ]
+    }
+    return Answer(document, blocks)
+
+
+@account.command("rename")
+@on_account()
+async def rename(
+    device: Device, name: Annotated[str, typer.Argument(help="How you are addressed.")]
+) -> Answer:
+    """Set how you are addressed."""
+    await device.set_display_name(name)
+    return Answer({"displayName": name}, [f"You are {one_line(name, 80)} now."], wrote=True)
+
+
+@account.command()
+@on_account(fresh=False)
+async def invite(device: Device) -> Answer:
+    """Make an invitation to this hub, for one account; administrators only."""
+    made = await device.create_invite()
+    blocks: list[Block] = [
+        Facts([("Invitation", made), ("To use it", f"mana account create LOGIN --invite {made}")])
+    ]
+    return Answer({"invite": made}, blocks)
+
+
+@account.command("sign-out")
+@on_host
+async def sign_out(
+    host: DeviceHost,
+    around: Surroundings,
+    account: str | None,
+    yes: YesOption = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if changes would be lost that the hub lacks.")
+    ] = False,
+) -> Answer:
+    """Remove an account's data from this device; on the hub it stays."""
+    account_id, login, _ = chosen_account(host, around, account)
+    shown = one_line(login, 80)
+    around.confirm(f"Remove {shown} from this device?", yes=yes)
+    await host.sign_in(login, around.password(login))
+    await host.sign_out(account_id, force=force)
+    return Answer(
+        {"signedOut": {"accountId": account_id, "login": login}},
+        [f"Signed out {shown}; its data is removed from this device."],
+    )
+
+
+@account.command()
+@on_host
+async def remove(
+    host: DeviceHost, around: Surroundings, account: str | None, yes: YesOption = False
+) -> Answer:
+    """Delete an account with all its data, on the hub and here, for ever."""
+    account_id, login, demo = chosen_account(host, around, account)
+    shown = one_line(login, 80)
+    around.confirm(f"Delete {shown} and all its data for ever?", yes=yes)
+    if demo:
+        await host.remove_demo()
+    else:
+        password = around.password(login)
+        await host.sign_in(login, password)
+        await host.remove_account(account_id, password)
+    return Answer({"removed": {"accountId": account_id, "login": login}}, [f"Deleted {shown}."])

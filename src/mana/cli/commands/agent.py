@@ -1,0 +1,220 @@
+"""`mana agent`: who works for the person, and what each may do."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mana.cli.naming import resolve, shorts
+from mana.cli.opening import on_account
+from mana.cli.output import Answer, Block, Facts, Line, Rows
+from mana.cli.text import counted, one_line
+from mana.device.desk import Device
+from mana.device.views import AgentView
+from mana.domain.errors import Invalid
+
+if TYPE_CHECKING:
+    from mana.device.agents import AgentEdit
+
+
+class Preset(StrEnum):
+    """What an agent may do, as a whole."""
+
+    STANDARD = "standard"
+    CAUTIOUS = "cautious"
+    AGGRESSIVE = "aggressive"
+
+
+agent = typer.Typer(
+    help="Agents: who works for you, and what each may do.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="Name, id or start of an id.")]
+RoleOption = Annotated[str | None, typer.Option("--role", help="Its role, in a sentence.")]
+AvatarOption = Annotated[str | None, typer.Option("--avatar", help="One sign or emoji.")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", help="How it shall work.")]
+MemoryOption = Annotated[str | None, typer.Option("--memory", help="What it shall remember.")]
+PresetOption = Annotated[
+    Preset | None,
+    typer.Option(
+        "--policy",
+        help="standard: asks before it writes. cautious: never deletes or sends anything out. "
+        "aggressive: writes by itself.",
+    ),
+]
+TokensOption = Annotated[
+    int | None,
+    typer.Option("--tokens-per-day", min=0, help="The most tokens that it may use in 24 hours."),
+]
+
+
+@agent.command()
+@on_account(fresh=False)
+async def create(
+    device: Device,
+    name: Annotated[str, typer.Argument(help="Its name.")],
+    role: RoleOption = None,
+    avatar: AvatarOption = None,
+    prompt: PromptOption = None,
+    memory: MemoryOption = None,
+    policy: PresetOption = None,
+    tokens_per_day: TokensOption = None,
+) -> Answer:
+    """Create an agent."""
+    agent_id = await device.create_agent(
+        name,
+        role=role or "",
+        avatar=avatar or "",
+        system_prompt=prompt or "",
+        memory=memory or "",
+        preset=(policy or Preset.STANDARD).value,
+        tokens_per_day_max=tokens_per_day,
+    )
+    made = await device.agent(agent_id)
+    return Answer(
+        {"agent": made},
+        [f"Created agent “{one_line(made.name, 80)}”: {made.policy_words}."],
+        wrote=True,
+    )
+
+
+@agent.command("list")
+@on_account()
+async def list_agents(device: Device) -> Answer:
+    """List agents."""
+    agents = await device.agents()
+    ids = shorts(one.agent_id for one in agents)
+    rows = [
+        (ids[one.agent_id], one.state, one.preset or "own", str(len(one.missions)), named(one))
+        for one in agents
+    ]
+    blocks: list[Block] = [Rows(("ID", "STATE", "POLICY", "MISSIONS", "NAME"), rows, flexible=4)]
+    if not agents:
+        blocks = [Line("No agents yet. Create one: mana agent create NAME", "quiet")]
+    return Answer({"agents": agents}, blocks)
+
+
+@agent.command()
+@on_account()
+async def show(device: Device, agent_name: AgentArgument) -> Answer:
+    """Show an agent: its role, memory, and what it may do."""
+    one = await find_agent(device, agent_name)
+    titles = {mission.mission_id: mission.title for mission in await device.missions()}
+    budget = "no limit" if one.tokens_per_day_max is None else f"of {one.tokens_per_day_max:,}"
+    decisions = [(tool, decision) for tool, decision in sorted(one.decisions.items())]
+    blocks: list[Block] = [
+        Line(named(one), "title"),
+        Facts(
+            [
+                ("Id", one.agent_id),
+                ("State", one.state),
+                ("Role", one.role),
+                ("May", one.policy_words),
+                ("Tokens today", f"{one.tokens_today:,} ({budget})"),
+                ("Missions", ", ".join(titles.get(ident, ident) for ident in one.missions)),
+                ("Decided", f"{one.accepted} approved, {one.rejected} rejected"),
+                ("Prompt", one.system_prompt),
+                ("Memory", one.memory),
+            ]
+        ),
+        "",
+        Rows(("TOOL", "DECISION"), decisions),
+    ]
+    return Answer({"agent": one}, blocks)
+
+
+@agent.command()
+@on_account()
+async def edit(
+    device: Device,
+    agent_name: AgentArgument,
+    name: Annotated[str | None, typer.Option("--name", help="A new name.")] = None,
+    role: RoleOption = None,
+    avatar: AvatarOption = None,
+    prompt: PromptOption = None,
+    memory: MemoryOption = None,
+    policy: PresetOption = None,
+    tokens_per_day: TokensOption = None,
+    no_token_limit: Annotated[
+        bool, typer.Option("--no-token-limit", help="Take the limit on tokens away.")
+    ] = False,
+    at_once: Annotated[
+        int | None,
+        typer.Option("--at-once", min=1, max=100, help="How many missions it may run at once."),
+    ] = None,
+) -> Answer:
+    """Change an agent."""
+    one = await find_agent(device, agent_name)
+    if tokens_per_day is not None and no_token_limit:
+        raise Invalid("--tokens-per-day and --no-token-limit exclude each other")
+    fields: AgentEdit = {}
+    if name is not None:
+        fields["name"] = name
+    if role is not None:
+        fields["role"] = role
+    if avatar is not None:
+        fields["avatar"] = avatar
+    if prompt is not None:
+        fields["system_prompt"] = prompt
+    if memory is not None:
+        fields["memory"] = memory
+    if policy is not None:
+        fields["preset"] = policy.value
+    if tokens_per_day is not None or no_token_limit:
+        fields["tokens_per_day_max"] = tokens_per_day
+    if at_once is not None:
+        fields["concurrent_max"] = at_once
+    if not fields:
+        raise Invalid("nothing to change was given")
+    await device.edit_agent(one.agent_id, **fields)
+    return await _changed(device, one, "Changed")
+
+
+@agent.command()
+@on_account()
+async def pause(device: Device, agent_name: AgentArgument) -> Answer:
+    """Pause an agent: nothing runs in its name until it is resumed."""
+    one = await find_agent(device, agent_name)
+    await device.edit_agent(one.agent_id, state="paused")
+    return await _changed(device, one, "Paused")
+
+
+@agent.command()
+@on_account()
+async def resume(device: Device, agent_name: AgentArgument) -> Answer:
+    """Let a paused or archived agent work again."""
+    one = await find_agent(device, agent_name)
+    await device.edit_agent(one.agent_id, state="active")
+    return await _changed(device, one, "Resumed")
+
+
+@agent.command()
+@on_account()
+async def archive(device: Device, agent_name: AgentArgument) -> Answer:
+    """Put an agent away; its missions wait."""
+    one = await find_agent(device, agent_name)
+    await device.edit_agent(one.agent_id, state="archived")
+    waiting = f"; {counted(len(one.missions), 'mission')} will wait" if one.missions else ""
+    return await _changed(device, one, "Archived", waiting)
+
+
+async def find_agent(device: Device, named_so: str) -> AgentView:
+    """Return the one agent that a person names."""
+    agents = await device.agents()
+    found = resolve(named_so, [(one.agent_id, one.name) for one in agents], "agent")
+    return await device.agent(found)
+
+
+def named(one: AgentView) -> str:
+    """Return the agent's name with its avatar."""
+    return one_line(f"{one.avatar} {one.name}".strip())
+
+
+async def _changed(device: Device, one: AgentView, verb: str, more: str = "") -> Answer:
+    after = await device.agent(one.agent_id)
+    words = f"{verb} agent “{one_line(after.name, 80)}”{more}."
+    return Answer({"agent": after}, [words], wrote=True)

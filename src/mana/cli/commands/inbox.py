@@ -1,0 +1,116 @@
+"""`mana inbox`, `mana approve`, `mana reject`: what waits for the person's decision."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mana.cli.naming import resolve_step, short_step
+from mana.cli.opening import Surroundings, on_account
+from mana.cli.output import Answer, Block, Line, Rows
+from mana.cli.proposals import diff_blocks, proposal_blocks
+from mana.cli.text import one_line, when
+from mana.device.desk import Device
+from mana.device.views import Proposal
+
+inbox = typer.Typer(
+    help="Proposals that wait for your decision.", no_args_is_help=False, add_completion=False
+)
+
+StepArgument = Annotated[
+    str, typer.Argument(metavar="STEP", help="Id as `mana inbox` shows it, or its start.")
+]
+
+
+async def _list(device: Device, around: Surroundings, *, decided: bool) -> Answer:
+    proposals = await device.inbox(decided=decided)
+    known = [one.step_id for one in proposals]
+    now_ms = around.now_ms()
+    rows = [
+        (
+            short_step(one.step_id, known),
+            when(one.planned_ms, now_ms=now_ms),
+            f"{one.agent_avatar} {one.agent_name}",
+            one.state if decided else _remark(one),
+            one.sentence,
+        )
+        for one in proposals
+    ]
+    head = ("STEP", "WHEN", "AGENT", "STATE" if decided else "NOTE", "PROPOSAL")
+    blocks: list[Block] = [Rows(head, rows, flexible=4)]
+    if not proposals:
+        nothing = "Nothing was decided yet." if decided else "Nothing to decide."
+        blocks = [Line(nothing, "quiet")]
+    elif not decided:
+        hint = "Look closer: mana inbox show STEP. Then: mana approve STEP, or mana reject STEP"
+        blocks.append(Line(hint, "quiet"))
+    return Answer({"proposals": proposals}, blocks)
+
+
+@inbox.callback(invoke_without_command=True)
+@on_account(is_default=True)
+async def waiting(device: Device, around: Surroundings) -> Answer:
+    """Proposals that wait for your decision, the newest first."""
+    return await _list(device, around, decided=False)
+
+
+@inbox.command("list")
+@on_account()
+async def list_proposals(
+    device: Device,
+    around: Surroundings,
+    decided: Annotated[
+        bool, typer.Option("--decided", help="What was decided, instead of what waits.")
+    ] = False,
+) -> Answer:
+    """List what waits for your decision, the newest first."""
+    return await _list(device, around, decided=decided)
+
+
+@inbox.command()
+@on_account()
+async def show(device: Device, around: Surroundings, step: StepArgument) -> Answer:
+    """Show a proposal in full: what exactly would change, why, and how far it reaches."""
+    one = await device.proposal(await _found(device, step, decided=True))
+    return Answer({"proposal": one}, proposal_blocks(one, now_ms=around.now_ms()))
+
+
+@on_account()
+async def approve(
+    device: Device,
+    step: StepArgument,
+    feedback: Annotated[str, typer.Option("--feedback", help="A word for the agent.")] = "",
+) -> Answer:
+    """Approve a proposal: it happens exactly as shown, once."""
+    one = await device.approve(await _found(device, step), feedback=feedback)
+    blocks: list[Block] = [f"Approved: {one_line(one.sentence)}", *diff_blocks(one.diffs)]
+    if one.trouble:
+        blocks.append(one.trouble)
+    blocks.append(Line(f"Undo it: mana revert step:{one.step_id}", "quiet"))
+    return Answer({"proposal": one}, blocks, wrote=True)
+
+
+@on_account()
+async def reject(
+    device: Device,
+    step: StepArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why; the agent is told.")] = "",
+) -> Answer:
+    """Reject a proposal; the agent is told why."""
+    one = await device.reject(await _found(device, step), reason=reason)
+    return Answer({"proposal": one}, [f"Rejected: {one_line(one.sentence)}"], wrote=True)
+
+
+async def _found(device: Device, step: str, *, decided: bool = False) -> str:
+    """Return the step that is meant, among those that wait, and with `decided` all."""
+    known = [one.step_id for one in await device.inbox()]
+    if decided or step not in known:
+        known += [one.step_id for one in await device.inbox(decided=True)]
+    return resolve_step(step, dict.fromkeys(known))
+
+
+def _remark(one: Proposal) -> str:
+    if not one.verified:
+        return "not verified"
+    return "moved" if one.moved else ""

@@ -1,0 +1,327 @@
+"""`mana mission` and `mana inputs`: standing goals, when they run and what they look at."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mana.cli.cadences import cadence_from_words
+from mana.cli.commands.agent import find_agent
+from mana.cli.naming import resolve, resolve_input, shorts
+from mana.cli.opening import Surroundings, on_account
+from mana.cli.output import Answer, Block, Facts, Line, Rows
+from mana.cli.text import counted, left, one_line, when
+from mana.device.desk import Device
+from mana.device.views import GrantView, MissionView, RunView
+from mana.domain.cadences import MANUAL
+from mana.domain.errors import Invalid
+from mana.domain.missions import InputRef, MissionState
+
+if TYPE_CHECKING:
+    from mana.device.missions import MissionEdit
+
+
+class Place(StrEnum):
+    """Where a mission runs."""
+
+    HUB = "hub"
+    DEVICE = "device"
+
+
+RUNS_SHOWN: int = 5
+
+mission = typer.Typer(
+    help="Missions: standing goals given to an agent.", no_args_is_help=True, add_completion=False
+)
+
+MissionArgument = Annotated[
+    str, typer.Argument(metavar="MISSION", help="Title, id or start of an id.")
+]
+AgentOption = Annotated[str | None, typer.Option("--agent", help="Name or id of its agent.")]
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="A record it looks at: notes:<id or title>. Repeat for more."),
+]
+CadenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--every",
+        metavar="WHEN",
+        help='manual, 30m, 2h, "daily 07:00" or "weekly sunday 10:00".',
+    ),
+]
+ZoneOption = Annotated[
+    str | None, typer.Option("--zone", help="Time zone of WHEN, such as Europe/Berlin.")
+]
+PlaceOption = Annotated[
+    Place | None,
+    typer.Option("--on", help="hub: also while you are away. device: on this device alone."),
+]
+ConceptOption = Annotated[
+    str | None, typer.Option("--concept", help="How it should be gone about, Markdown.")
+]
+
+
+@mission.command()
+@on_account()
+async def create(
+    device: Device,
+    title: Annotated[str, typer.Argument(help="The title.")],
+    objective: Annotated[str, typer.Option("--objective", help="What shall be reached.")],
+    agent: Annotated[str, typer.Option("--agent", help="Name or id of its agent.")],
+    inputs: InputOption = None,
+    every: CadenceOption = None,
+    zone: ZoneOption = None,
+    on: PlaceOption = None,
+    concept: ConceptOption = None,
+) -> Answer:
+    """Create a mission."""
+    worker = await find_agent(device, agent)
+    mission_id = await device.create_mission(
+        title,
+        objective,
+        agent_id=worker.agent_id,
+        inputs=await _inputs(device, inputs or []),
+        cadence=MANUAL if every is None else cadence_from_words(every),
+        zone=zone,
+        concept=concept or "",
+        runs_on=(on or Place.HUB).value,
+    )
+    made = await device.mission(mission_id)
+    blocks: list[Block] = [f"Created mission “{one_line(made.title, 80)}”: {sentence(made)}"]
+    if made.runs_on == Place.HUB.value and made.inputs:
+        command = f"mana grant give {mission_id}"
+        blocks.append(Line(f"It may read nothing yet. To let it: {command}", "quiet"))
+    return Answer({"mission": made}, blocks, wrote=True)
+
+
+@mission.command("list")
+@on_account()
+async def list_missions(device: Device, around: Surroundings) -> Answer:
+    """List missions."""
+    missions = await device.missions()
+    ids = shorts(one.mission_id for one in missions)
+    now_ms = around.now_ms()
+    rows = [
+        (
+            ids[one.mission_id],
+            one.state,
+            one.agent_name,
+            one.cadence_words,
+            when(one.next_ms[0], now_ms=now_ms) if one.next_ms else "",
+            one.title,
+        )
+        for one in missions
+    ]
+    head = ("ID", "STATE", "AGENT", "WHEN", "NEXT", "TITLE")
+    blocks: list[Block] = [Rows(head, rows, flexible=5)]
+    if not missions:
+        command = "mana mission create TITLE --agent NAME --objective TEXT"
+        blocks = [Line(f"No missions yet. Create one: {command}", "quiet")]
+    return Answer({"missions": missions}, blocks)
+
+
+@mission.command()
+@on_account()
+async def show(device: Device, around: Surroundings, named: MissionArgument) -> Answer:
+    """Show a mission: its last result, its next runs, what it may read."""
+    one = await find_mission(device, named)
+    now_ms = around.now_ms()
+    ahead = ", ".join(when(at, now_ms=now_ms) for at in one.next_ms)
+    blocks: list[Block] = [
+        Line(one_line(one.title), "title"),
+        sentence(one),
+        "",
+        Facts(
+            [
+                ("Id", one.mission_id),
+                ("State", one.state),
+                ("Waits", one.hold_words),
+                ("Running", one.phase),
+                ("Next", ahead),
+                ("Looks at", "\n".join(one_line(cited.title) for cited in one.input_titles)),
+                ("Grant", grant_words(one.grant, now_ms=now_ms)),
+                ("Concept", one.concept),
+                ("Last result", one.last_summary),
+            ]
+        ),
+    ]
+    if one.runs:
+        rows = [
+            (when(run.scheduled_ms, now_ms=now_ms), run.state, f"{run.tokens:,}", run.reason_words)
+            for run in one.runs[:RUNS_SHOWN]
+        ]
+        blocks += ["", Rows(("RUN", "STATE", "TOKENS", "WHY"), rows, flexible=3)]
+    return Answer({"mission": one}, blocks)
+
+
+@mission.command()
+@on_account()
+async def edit(
+    device: Device,
+    named: MissionArgument,
+    title: Annotated[str | None, typer.Option("--title", help="A new title.")] = None,
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="What shall be reached.")
+    ] = None,
+    agent: AgentOption = None,
+    inputs: InputOption = None,
+    no_inputs: Annotated[bool, typer.Option("--no-inputs", help="It looks at nothing.")] = False,
+    every: CadenceOption = None,
+    zone: ZoneOption = None,
+    on: PlaceOption = None,
+    concept: ConceptOption = None,
+) -> Answer:
+    """Change a mission; --input replaces all its inputs."""
+    if inputs and no_inputs:
+        raise Invalid("--input and --no-inputs exclude each other")
+    one = await find_mission(device, named)
+    fields: MissionEdit = {}
+    if title is not None:
+        fields["title"] = title
+    if objective is not None:
+        fields["objective"] = objective
+    if agent is not None:
+        fields["agent_id"] = (await find_agent(device, agent)).agent_id
+    if inputs or no_inputs:
+        fields["inputs"] = await _inputs(device, inputs or [], kept=one)
+    if every is not None:
+        fields["cadence"] = cadence_from_words(every)
+    if zone is not None:
+        fields["zone"] = zone
+    if on is not None:
+        fields["runs_on"] = on.value
+    if concept is not None:
+        fields["concept"] = concept
+    if not fields:
+        raise Invalid("nothing to change was given")
+    await device.edit_mission(one.mission_id, **fields)
+    return await _changed(device, one.mission_id, "Changed")
+
+
+@mission.command()
+@on_account()
+async def pause(device: Device, named: MissionArgument) -> Answer:
+    """Pause a mission: it is not due until it is resumed."""
+    return await _state(device, named, "paused", "Paused")
+
+
+@mission.command()
+@on_account()
+async def resume(device: Device, named: MissionArgument) -> Answer:
+    """Let a paused mission run again."""
+    return await _state(device, named, "active", "Resumed")
+
+
+@mission.command()
+@on_account()
+async def delete(
+    device: Device,
+    around: Surroundings,
+    named: MissionArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> Answer:
+    """Delete a mission and end its grant."""
+    one = await find_mission(device, named)
+    title = one_line(one.title, 80)
+    around.confirm(f"Delete mission “{title}” and end its grant?", yes=yes)
+    await device.delete_mission(one.mission_id)
+    return Answer(
+        {"deleted": {"missionId": one.mission_id}}, [f"Deleted mission “{title}”."], wrote=True
+    )
+
+
+@mission.command()
+@on_account()
+async def run(device: Device, around: Surroundings, named: MissionArgument) -> Answer:
+    """Run a mission now: on the hub it is asked for, on this device it runs here."""
+    one = await find_mission(device, named)
+    ran = await device.run_now(one.mission_id)
+    waiting = len(await device.inbox())
+    blocks: list[Block] = [_run_words(one, ran)]
+    if waiting:
+        blocks.append(f"{counted(waiting, 'proposal')} to decide: mana inbox")
+    return Answer({"missionId": one.mission_id, "run": ran}, blocks, wrote=one.runs_here)
+
+
+@on_account()
+async def inputs(device: Device) -> Answer:
+    """List what can be given to a mission as input."""
+    picked = await device.inputs()
+    ids = shorts(ref.id for ref, _ in picked)
+    rows = [(f"{ref.module}:{ids[ref.id]}", title) for ref, title in picked]
+    blocks: list[Block] = [Rows(("INPUT", "TITLE"), rows, flexible=1)]
+    if not picked:
+        blocks = [Line("Nothing to look at yet: write a note or a task.", "quiet")]
+    return Answer({"inputs": [{**ref.to_wire(), "title": title} for ref, title in picked]}, blocks)
+
+
+async def find_mission(device: Device, named: str) -> MissionView:
+    """Return the one mission that a person names."""
+    pairs = [(one.mission_id, one.title) for one in await device.missions()]
+    return await device.mission(resolve(named, pairs, "mission"))
+
+
+def sentence(one: MissionView) -> str:
+    """Return a mission as a sentence: who shall do what, looking at what, when and where."""
+    looking = f", looking at {counted(len(one.inputs), 'record')}" if one.inputs else ""
+    where = "on the hub" if one.runs_on == Place.HUB.value else "on a device"
+    if one.runs_here:
+        where = "on this device"
+    who = one_line(one.agent_name, 80) or "Nobody"
+    objective = one_line(one.objective).rstrip(".")
+    return f"{who} shall {objective}{looking}, {one.cadence_words}, {where}."
+
+
+def grant_words(grant: GrantView | None, *, now_ms: int) -> str:
+    """Return what a mission's grant lets it read, and until when."""
+    if grant is None:
+        return ""
+    reads = counted(len(grant.titles), "record")
+    if grant.state == "active":
+        return f"reads {reads}, {left(grant.expires_ms, now_ms=now_ms)}"
+    return one_line(f"{grant.state} ({reads}) {grant.stale_reason}")
+
+
+async def _inputs(
+    device: Device, named: list[str], *, kept: MissionView | None = None
+) -> list[InputRef]:
+    """Return the records that are named. What a mission has already may be named too."""
+    if not named:
+        return []
+    pickable = await device.inputs()
+    if kept is not None:
+        known = {ref.key for ref, _ in pickable}
+        titles = {(cited.table, cited.record_id): cited.title for cited in kept.input_titles}
+        pickable += [
+            (ref, titles.get((ref.table, ref.id), ""))
+            for ref in kept.inputs
+            if ref.key not in known
+        ]
+    return [resolve_input(text, pickable) for text in named]
+
+
+async def _state(device: Device, named: str, state: MissionState, verb: str) -> Answer:
+    one = await find_mission(device, named)
+    await device.edit_mission(one.mission_id, state=state)
+    return await _changed(device, one.mission_id, verb)
+
+
+async def _changed(device: Device, mission_id: str, verb: str) -> Answer:
+    after = await device.mission(mission_id)
+    words = f"{verb} mission “{one_line(after.title, 80)}”: {sentence(after)}"
+    return Answer({"mission": after}, [words], wrote=True)
+
+
+def _run_words(one: MissionView, ran: RunView | None) -> str:
+    title = one_line(one.title, 80)
+    if ran is None:
+        return f"Nothing is to be run for “{title}” now."
+    why = f" {ran.reason_words}" if ran.reason_words else ""
+    if ran.state == "done":
+        return f"“{title}” has run, with {ran.tokens:,} tokens.{why}"
+    if ran.state in ("queued", "leased", "running"):
+        return f"“{title}” is asked for; the hub runs it as soon as it can.{why}"
+    return f"“{title}”: {ran.state}.{why}"

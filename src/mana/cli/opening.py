@@ -1,0 +1,376 @@
+"""How a command opens an account of this device, and what surrounds it.
+
+A command is an async function of an unlocked account that returns an `Answer`; `on_account`
+makes a Typer command of it with `--account` and `--json`. It works beside a running `mana up`
+on the same folder, and without one, and without a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import inspect
+import os
+import sys
+import time
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, TypeVar
+
+import typer
+
+from mana.cli.output import Answer, Line, show
+from mana.cli.text import counted, one_line
+from mana.domain.errors import Conflict, Invalid, NotFound, Unauthenticated, Unavailable
+
+if TYPE_CHECKING:
+    from mana.device.app import DeviceHost
+    from mana.device.desk import Device
+    from mana.device.views import SyncStatus
+
+_P = ParamSpec("_P")
+_Subject = TypeVar("_Subject")
+_Command = Callable[Concatenate[_Subject, _P], Coroutine[Any, Any, Answer]]
+
+DEMO: Final = "demo"
+PULL_S_MAX: Final = 3.0
+PUSH_S_MAX: Final = 6.0
+PASSWORD_BYTES_MAX: Final = 4_096
+
+AccountOption = Annotated[
+    str | None,
+    typer.Option(
+        "--account",
+        metavar="LOGIN",
+        help="Which account of this device, if there are several. Default: MANA_ACCOUNT.",
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document and nothing else.")
+]
+
+
+class NoAccount(NotFound):
+    """No account was opened on this device yet."""
+
+    code = "NO_ACCOUNT"
+    advice = "Create one with `mana account create`, or sign in with `mana account sign-in`."
+
+
+class AccountUnknown(NotFound):
+    """No account of this device has this login."""
+
+    code = "ACCOUNT_UNKNOWN"
+    advice = "`mana account list` shows those of this device; `mana account sign-in` adds one."
+
+
+class AccountAmbiguous(Conflict):
+    """Several accounts are on this device, and none was named."""
+
+    code = "ACCOUNT_AMBIGUOUS"
+    advice = "Name one with --account or MANA_ACCOUNT."
+
+
+class PasswordNeeded(Unauthenticated):
+    """There is no terminal to ask at, and no variable that gives the password."""
+
+    code = "PASSWORD_NEEDED"
+    advice = "Set MANA_PASSWORD_FILE or MANA_PASSWORD, or run this in a terminal."
+
+
+class PasswordUnreadable(Invalid):
+    """The file of MANA_PASSWORD_FILE cannot be read, or holds no password."""
+
+    code = "PASSWORD_FILE_UNREADABLE"
+    advice = "Name a text file that you can read and that holds the password alone."
+
+
+class ConfirmationNeeded(Invalid):
+    """This needs a yes, and there is no terminal to ask at."""
+
+    code = "CONFIRMATION_NEEDED"
+    advice = "Add --yes if you mean it."
+
+
+def _build_host(environ: Mapping[str, str]) -> DeviceHost:
+    # The device with its keys and its HTTP client takes a moment to import: not for `--help`.
+    from mana.cli.places import home_of
+    from mana.device.app import build
+    from mana.device.settings import DeviceSettings
+
+    return build(replace(DeviceSettings.from_env(environ), home=home_of(environ)))
+
+
+def _asked_hidden(question: str) -> str | None:
+    if not sys.stdin.isatty():
+        return None
+    return getpass.getpass(question, stream=sys.stderr)
+
+
+def _asked_yes(question: str) -> bool | None:
+    if not sys.stdin.isatty():
+        return None
+    return typer.confirm(question, default=False, err=True)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Everything outside a command that a test may want to be another.
+
+    `ask_hidden` and `ask_yes` return None where there is nobody to ask.
+    """
+
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    build_host: Callable[[Mapping[str, str]], DeviceHost] = _build_host
+    ask_hidden: Callable[[str], str | None] = _asked_hidden
+    ask_yes: Callable[[str], bool | None] = _asked_yes
+
+    def password(self, login: str, *, new: bool = False) -> str:
+        """Return the password of MANA_PASSWORD_FILE, MANA_PASSWORD or the terminal.
+
+        `new`: at a terminal it is asked for twice. Raises PasswordNeeded, PasswordUnreadable.
+        """
+        named = self.environ.get("MANA_PASSWORD_FILE", "").strip()
+        if named:
+            return _password_in(Path(named).expanduser())
+        given = self.environ.get("MANA_PASSWORD", "")
+        if given:
+            return given
+        typed = self.ask_hidden(f"Password of {one_line(login, 80)}: ")
+        if not typed:
+            raise PasswordNeeded("the password is needed")
+        if new and self.ask_hidden("The same again: ") != typed:
+            raise Invalid("the two passwords are not the same")
+        return typed
+
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Return if the person agrees; end the command quietly if not.
+
+        Raises ConfirmationNeeded where nobody can be asked.
+        """
+        if yes:
+            return
+        agreed = self.ask_yes(question)
+        if agreed is None:
+            raise ConfirmationNeeded("this needs a yes")
+        if not agreed:
+            raise typer.Exit(1)
+
+
+def surroundings(ctx: typer.Context) -> Surroundings:
+    """Return the surroundings of a command: those of the test, else the real ones."""
+    found = ctx.find_object(Surroundings)
+    return found if found is not None else Surroundings()
+
+
+@asynccontextmanager
+async def opened_host(around: Surroundings) -> AsyncIterator[DeviceHost]:
+    """Open this device's data and close it at the end."""
+    host = around.build_host(around.environ)
+    try:
+        yield host
+    finally:
+        await host.close()
+
+
+async def opened_device(host: DeviceHost, around: Surroundings, login: str | None) -> Device:
+    """Unlock the account that is meant; raise NoAccount, AccountUnknown, AccountAmbiguous."""
+    account_id, found, demo = chosen_account(host, around, login)
+    if demo:
+        return await host.start_demo()
+    known = next(one for one in host.accounts() if one.account_id == account_id)
+    if known.unlocked:
+        return host.device(account_id)
+    return await host.sign_in(found, around.password(found))
+
+
+def chosen_account(
+    host: DeviceHost, around: Surroundings, login: str | None
+) -> tuple[str, str, bool]:
+    """Return id, login and whether it is the demo, of the account that is meant."""
+    known = host.accounts()
+    wanted = login or around.environ.get("MANA_ACCOUNT", "").strip() or None
+    if wanted is not None:
+        fitting = [
+            one
+            for one in known
+            if one.login.casefold() == wanted.casefold()
+            or one.account_id == wanted
+            or (one.demo and wanted.casefold() == DEMO)
+        ]
+        if not fitting:
+            raise AccountUnknown("no account of this device has this login")
+    else:
+        fitting = [one for one in known if not one.demo]
+        if not fitting:
+            raise NoAccount(
+                "only the demo is on this device; name it with --account demo"
+                if known
+                else "no account is on this device"
+            )
+    if len(fitting) > 1:
+        logins = ", ".join(one_line(one.login, 80) for one in fitting)
+        raise AccountAmbiguous(f"several accounts are on this device: {logins}")
+    one = fitting[0]
+    return one.account_id, one.login, one.demo
+
+
+async def synced(device: Device, *, seconds_max: float) -> SyncStatus | None:
+    """Push and pull once; None if the hub cannot be reached in time. Nothing is lost then."""
+    try:
+        async with asyncio.timeout(seconds_max):
+            return await device.sync_now()
+    except (Unavailable, TimeoutError):
+        return None
+
+
+def on_account(
+    *, fresh: bool = True, is_default: bool = False
+) -> Callable[[_Command[Device, _P]], Callable[..., None]]:
+    """Make a command of an async function of an unlocked account.
+
+    `fresh`: what others wrote is pulled first, if the hub can be reached. After a write it is
+    pushed; without the hub it is kept, which is said and is no error. `is_default`: it is what a
+    group does where no command of it is named.
+    """
+
+    def decorate(command: _Command[Device, _P]) -> Callable[..., None]:
+        async def run(ctx: typer.Context, account: str | None, given: Mapping[str, Any]) -> Answer:
+            around = surroundings(ctx)
+            async with opened_host(around) as host:
+                device = await opened_device(host, around, account)
+                if fresh:
+                    await synced(device, seconds_max=PULL_S_MAX)
+                answer = await _called(command, device, around, given)
+                return await _sent(device, answer) if answer.wrote else answer
+
+        return _typer_command(command, run, is_default=is_default)
+
+    return decorate
+
+
+def on_host(command: _Command[DeviceHost, _P]) -> Callable[..., None]:
+    """Make a command of an async function of this device's host, with nothing unlocked."""
+
+    async def run(ctx: typer.Context, account: str | None, given: Mapping[str, Any]) -> Answer:
+        around = surroundings(ctx)
+        async with opened_host(around) as host:
+            asked = dict(given)
+            if "account" in inspect.signature(command).parameters:
+                asked["account"] = account
+            return await _called(command, host, around, asked)
+
+    return _typer_command(command, run)
+
+
+async def _called(
+    command: Callable[..., Awaitable[Answer]],
+    subject: object,
+    around: Surroundings,
+    given: Mapping[str, Any],
+) -> Answer:
+    extra: dict[str, Any] = (
+        {"around": around} if "around" in inspect.signature(command).parameters else {}
+    )
+    return await command(subject, **given, **extra)
+
+
+async def _sent(device: Device, answer: Answer) -> Answer:
+    """Push what was written, and say what became of it."""
+    status = await synced(device, seconds_max=PUSH_S_MAX)
+    if status is None:
+        waiting = (await device.status()).sync.waiting
+        words = [Line("Kept here; it will sync when the hub can be reached.", "quiet")]
+        told = {"state": "kept", "waiting": waiting, "refused": 0}
+    else:
+        words = []
+        if status.refused:
+            words.append(
+                Line(
+                    f"The hub refused {counted(status.refused, 'change')}; see `mana refused list`."
+                )
+            )
+        told = {
+            "state": "synced" if not status.waiting else "kept",
+            "waiting": status.waiting,
+            "refused": status.refused,
+        }
+    return Answer({**answer.document, "sync": told}, [*answer.blocks, *words])
+
+
+_Run = Callable[[typer.Context, "str | None", Mapping[str, Any]], Coroutine[Any, Any, Answer]]
+
+
+def _typer_command(
+    command: Callable[..., object], run: _Run, *, is_default: bool = False
+) -> Callable[..., None]:
+    """Return what Typer sees: the function's own parameters, then `--account` and `--json`."""
+    own = inspect.signature(command)
+    subject, *names = own.parameters
+    hints = _hints(command, names)
+
+    def called(ctx: typer.Context, account: str | None, as_json: bool, **given: Any) -> None:
+        if not (is_default and ctx.invoked_subcommand):
+            show(asyncio.run(run(ctx, account, given)), as_json=as_json)
+
+    hidden = {subject, "around", "account"}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("ctx", keyword, annotation=typer.Context),
+        *(
+            own.parameters[name].replace(kind=keyword, annotation=hints[name])
+            for name in names
+            if name not in hidden
+        ),
+        inspect.Parameter("account", keyword, default=None, annotation=AccountOption),
+        inspect.Parameter("as_json", keyword, default=False, annotation=JsonOption),
+    ]
+    called.__name__ = command.__name__
+    called.__doc__ = command.__doc__
+    called.__annotations__ = {one.name: one.annotation for one in parameters}
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return called
+
+
+def _hints(command: Callable[..., object], names: list[str]) -> dict[str, Any]:
+    """Return the evaluated annotations of the command's own parameters.
+
+    The subject's is left alone: its class is not imported until a command runs.
+    """
+
+    def shell() -> None: ...
+
+    shell.__annotations__ = {
+        name: command.__annotations__[name] for name in names if name != "around"
+    }
+    return typing.get_type_hints(
+        shell, globalns=inspect.unwrap(command).__globals__, include_extras=True
+    )
+
+
+def _password_in(path: Path) -> str:
+    try:
+        with path.open("rb") as opened:
+            raw = opened.read(PASSWORD_BYTES_MAX + 1)
+        text = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PasswordUnreadable("the file of MANA_PASSWORD_FILE cannot be read") from error
+    if not text or len(raw) > PASSWORD_BYTES_MAX:
+        raise PasswordUnreadable("the file of MANA_PASSWORD_FILE holds no password")
+    return text
+
+
+def read_standard_input() -> str:
+    """Return standard input as text; raise Invalid if it is not UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Invalid("standard input is not UTF-8 text") from error
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdin.flush()

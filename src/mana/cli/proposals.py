@@ -1,0 +1,95 @@
+"""Proposals and changes in words: who, what exactly would change, why, and how far it reaches."""
+
+from __future__ import annotations
+
+import json
+
+from mana.cli.output import Block, Facts, Line
+from mana.cli.text import one_line, when
+from mana.device.views import FieldDiff, Proposal, RecordDiff
+from mana.domain.encoding import Json
+
+VALUE_MAX: int = 2_000
+
+
+def proposal_blocks(one: Proposal, *, now_ms: int) -> list[Block]:
+    """Return a proposal in the order in which a person decides on it."""
+    who = one_line(f"{one.agent_avatar} {one.agent_name}".strip()) or "unknown agent"
+    blocks: list[Block] = [
+        Line(one_line(one.sentence), "title"),
+        Facts(
+            [
+                ("Id", one.step_id),
+                ("From", f"{who}, “{one_line(one.mission_title, 80)}”"),
+                ("When", when(one.planned_ms, now_ms=now_ms)),
+                ("State", one.state),
+            ]
+        ),
+    ]
+    if not one.verified:
+        blocks.append("Not verified: its signature or grant does not hold. It cannot be approved.")
+    if one.moved:
+        blocks.append("What it would change has moved since it was planned; this is how it is now.")
+    blocks += diff_blocks(one.diffs)
+    cost = f"{one.tokens:,} tokens, {one_line(one.model)}" if one.model else ""
+    expires = when(one.expires_ms, now_ms=now_ms) if one.expires_ms is not None else ""
+    blocks += [
+        "",
+        Facts(
+            [
+                ("Why", one.rationale),
+                ("Read", "\n".join(one_line(cited.title) for cited in one.cited)),
+                ("Reach", one.reach),
+                ("Cost", cost),
+                ("Expires", expires),
+                ("Answer", one.feedback),
+                ("Trouble", one.trouble),
+            ]
+        ),
+    ]
+    return blocks
+
+
+def diff_blocks(diffs: tuple[RecordDiff, ...]) -> list[Block]:
+    """Return what changes in each record: `-` before, `+` after, by field."""
+    blocks: list[Block] = []
+    for diff in diffs:
+        verb = {"insert": "New", "delete": "Deleted"}.get(diff.op, "Changed")
+        title = one_line(diff.title, 80) or diff.record_id
+        blocks += ["", Line(f"{verb} in {diff.table}: {title}")]
+        for field in diff.fields:
+            blocks += _field_blocks(field)
+    return blocks
+
+
+def _field_blocks(field: FieldDiff) -> list[Block]:
+    if field.words:
+        return [Line(f"    {field.name}:", "quiet"), *_word_blocks(field.words)]
+    blocks: list[Block] = []
+    if field.before is not None:
+        blocks.append(Line(f"  - {field.name}: {_value(field.before)}", "gone"))
+    if field.after is not None:
+        blocks.append(Line(f"  + {field.name}: {_value(field.after)}", "new"))
+    return blocks
+
+
+def _word_blocks(words: tuple[tuple[str, str], ...]) -> list[Block]:
+    """Return a word difference as lines; all that goes and comes is shown in full."""
+    marks = {"gone": ("  - ", "gone"), "new": ("  + ", "new"), "same": ("    ", "quiet")}
+    blocks: list[Block] = []
+    for kind, text in words:
+        lead, mark = marks.get(kind, marks["same"])
+        shown = _excerpt(text) if kind == "same" else text
+        lines = [line for line in shown.split("\n") if line.strip()]
+        blocks += [Line(lead + line, mark) for line in lines]
+    return blocks
+
+
+def _excerpt(text: str) -> str:
+    """Return the ends of unchanged text, which the reader needs only for its place."""
+    return text if len(text) <= 160 else f"{text[:70].rstrip()} […] {text[-70:].lstrip()}"
+
+
+def _value(value: Json) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.replace("\n", "\n    ")
