@@ -168,6 +168,9 @@ class Channel(Protocol):
     async def send(self, message: Message) -> None:
         """Send one message."""
 
+    def tell(self, message: Message) -> None:
+        """Put one message on its way, without waiting for anything."""
+
     async def receive(self) -> Message:
         """Return the next message; raise WorkerLost at the end."""
 
@@ -193,12 +196,16 @@ class SocketChannel:
 
     async def send(self, message: Message) -> None:
         """Send one message."""
-        raw = msgspec.msgpack.encode(message)
         try:
-            self._writer.write(len(raw).to_bytes(_LENGTH_BYTES, "big") + raw)
+            self.tell(message)
             await self._writer.drain()
         except OSError:
             raise WorkerLost("the other side of the pipe is gone") from None
+
+    def tell(self, message: Message) -> None:
+        """Put one message on its way, without waiting for anything."""
+        raw = msgspec.msgpack.encode(message)
+        self._writer.write(len(raw).to_bytes(_LENGTH_BYTES, "big") + raw)
 
     async def receive(self) -> Message:
         """Return the next message; raise WorkerLost at the end or for other bytes."""

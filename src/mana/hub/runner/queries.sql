@@ -113,10 +113,8 @@ select * from mana_ai.decrypt_audit
 select seq, hash from mana_ai.audit_heads where account_id = $1
 
 -- name: holds
-select exists (
-  select from (
-    select occurrence_id from mana_ai.occurrences
-     where occurrence_id = $1 and fence = $2 and state = 'leased' for update) held)
+select true from mana_ai.occurrences
+ where occurrence_id = $1 and fence = $2 and state = 'leased' for update
 
 -- name: admit
 update mana_ai.occurrences o set admitted = true
@@ -208,7 +206,7 @@ returning usage_id
 
 -- name: settle
 update mana_ai.token_usage
-   set prompt_tokens = $2, completion_tokens = $3, spent = $2 + $3,
+   set prompt_tokens = $2, completion_tokens = $3, spent = $2::bigint + $3::bigint,
        settled_at = clock_timestamp()
  where usage_id = $1 and settled_at is null
 
@@ -229,21 +227,25 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 update mana_ai.audit_heads set seq = $2, hash = $3 where account_id = $1 and seq < $2
 
 -- name: lease
+with queued as materialized (
+  select occurrence_id, due_at as since from mana_ai.occurrences
+   where state = 'queued' and due_at <= clock_timestamp()
+   order by due_at limit $2 for update skip locked
+), left_behind as materialized (
+  select occurrence_id, lease_until as since from mana_ai.occurrences
+   where state = 'leased' and lease_until < clock_timestamp() and attempts < $4
+   order by lease_until limit $2 for update skip locked
+), due as (
+  select occurrence_id, since from queued
+  union all
+  select occurrence_id, since from left_behind
+   order by since limit $2
+)
 update mana_ai.occurrences o
    set state = 'leased', lease_until = clock_timestamp() + $3, fence = o.fence + 1,
        attempts = o.attempts + 1, worker = $1, admitted = false, phase = 'leased',
        started_at = coalesce(o.started_at, clock_timestamp())
-  from (
-    select occurrence_id from (
-      (select occurrence_id, due_at from mana_ai.occurrences
-        where state = 'queued' and due_at <= clock_timestamp()
-        order by due_at limit $2 for update skip locked)
-      union all
-      (select occurrence_id, due_at from mana_ai.occurrences
-        where state = 'leased' and lease_until < clock_timestamp() and attempts < $4
-        order by lease_until limit $2 for update skip locked)
-    ) found order by due_at limit $2
-  ) due
+  from due
  where o.occurrence_id = due.occurrence_id
 returning o.*
 

@@ -64,7 +64,10 @@ def runner_endpoints(
     tick_enabled: bool,
 ) -> tuple[Endpoint, ...]:
     """Return the endpoints of a runner, each counted and timed."""
-    version = importlib.metadata.version("mana")
+    try:
+        version = importlib.metadata.version("mana")
+    except importlib.metadata.PackageNotFoundError:
+        version = "0"  # run from its sources, as tests may
 
     async def health(_call: Call) -> Reply:
         tick = TickHealth(enabled=tick_enabled, running=tick_enabled)

@@ -253,7 +253,7 @@ class Scheduler:
         except ManaError as error:
             stats.fail(lease, error.code)
             self._metrics.mission_errors.inc()
-            _log.error("run_failed", mission=lease.mission_id, code=error.code)
+            _log.error("run_failed", mission=lease.mission_id, code=error.code, why=error.message)
             await self._let_go(self._leases[key])
         except Exception as error:
             stats.fail(lease, "INTERNAL")

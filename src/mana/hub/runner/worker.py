@@ -134,7 +134,6 @@ class _Run:
         self._records = {f"{record.table}:{record.id}": record for record in job.records}
         self._opened: Counter[str] = Counter()
         self._head: AuditDone | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._rotated = False
         self._started = asyncio.get_running_loop().time()
 
@@ -381,12 +380,7 @@ class _Run:
 
     def phase(self, name: str) -> None:
         """Tell the runner how far the run is."""
-        task = asyncio.get_running_loop().create_task(self._note(name))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _note(self, name: str) -> None:
-        await self._channel.send(PhaseNote(name))
+        self._channel.tell(PhaseNote(name))
 
     def _shown(self, view: View) -> PlannedInput:
         kind = self._catalogue.input_kind(view.table)

@@ -196,7 +196,10 @@ grant delete on mana_ai.mission_snapshots, mana_ai.agent_snapshots to mana_app;
 grant select, update (account_id, next_run_at, hold) on mana_ai.mission_snapshots to mana_runner;
 grant select on mana_ai.agent_snapshots to mana_runner;
 
-grant select, insert, update on mana_ai.grants to mana_app;
+-- What never was a grant may be cleared away; what was one stays in the register.
+create policy pending_goes on mana_ai.grants as restrictive for delete to mana_app
+  using (state = 'pending' and account_id = mana.current_account());
+grant select, insert, update, delete on mana_ai.grants to mana_app;
 grant select, update (state, ended_at, wrapped_key, sealed_keys) on mana_ai.grants to mana_runner;
 
 grant select, insert, delete, update (account_id) on mana_ai.occurrences to mana_app;

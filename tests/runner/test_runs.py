@@ -1,0 +1,38 @@
+"""A due mission becomes one sealed iteration, and nothing is opened without its audit row."""
+
+from __future__ import annotations
+
+import pytest
+
+from mana.hub.runner.audit import verify_chain
+from mana.testing.postgres import Database
+from tests.runner.world import world
+
+pytest_plugins = ["mana.testing.plugin"]
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+
+
+async def test_happy_run(database: Database) -> None:
+    """A run that was asked for yields one iteration with staged steps."""
+    async with world(database) as made:
+        await made.ready()
+        await made.run_now()
+        async with made.runner() as runner:
+            stats = await runner.scheduler.tick()
+        assert stats.errors == []
+        assert (stats.due_mission_count, stats.plans_written_back) == (1, 1)
+        status = await made.status()
+        assert [line.state for line in status.occurrences] == ["done"]
+        state = await made.ada.state()
+        iterations = [one for one in state.records if one.table == "aiIterations"]
+        steps = [one for one in state.records if one.table == "aiSteps"]
+        assert len(iterations) == 1
+        assert steps
+        assert {one.fields["status"].value for one in steps} == {"staged"}
+        rows = (await made.audit()).rows
+        assert {(row.table_name, row.status) for row in rows} == {
+            ("aiMissions", "ok"),
+            ("agents", "ok"),
+            ("notes", "ok"),
+        }
+        verify_chain(rows[::-1])
