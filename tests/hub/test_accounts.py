@@ -418,11 +418,9 @@ async def test_doors_are_known(database: Database, tenancy: Tenancy) -> None:
         assert await security_definer_functions(owner) == [
             "mana.admit_sign_up(p_demo boolean, p_invite bytea, p_invites_only boolean)",
             "mana.clear_attempts(p_login_mac bytea)",
-            "mana.count_attempt(p_login_mac bytea, p_now timestamp with time zone,"
-            " p_window interval, p_attempts_max integer)",
+            "mana.count_attempt(p_login_mac bytea, p_now timestamp with time zone, p_window interval, p_attempts_max integer)",
             "mana.login_facts(p_login_key text)",
-            "mana.rotate_token(p_old bytea, p_new bytea, p_now timestamp with time zone,"
-            " p_grace interval, p_life interval)",
+            "mana.rotate_token(p_old bytea, p_new bytea, p_now timestamp with time zone, p_grace interval, p_life interval)",
         ]
     async with tenancy.door() as tx:
         await tx.execute("set local app.door = 'open'")

@@ -52,6 +52,8 @@ def serve_endpoints(
         exception_handlers={HTTPException: _failed, Exception: _failed},
         lifespan=list(lifespan),
         openapi_config=None,
+        # The framework would set up the root logger, and with it what libraries say of URLs.
+        logging_config=None,
         request_max_body_size=max(endpoint.bytes_max for endpoint in endpoints),
         debug=False,
     )
