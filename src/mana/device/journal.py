@@ -343,7 +343,8 @@ class Journal:
         record = await self._opened.book.record(table, record_id) if view is not None else None
         if view is None or record is None:
             return RecordNow("")
-        return RecordNow(self._opened.title(view), _paths(view, record))
+        opened = await self._opened.book.opened_paths(table, record_id)
+        return RecordNow(self._opened.title(view), _paths(opened, record))
 
     async def preview(self, target: str) -> RevertPreview:
         """Return what `revert` would restore and leave; raise NothingToRevert."""
@@ -471,24 +472,27 @@ def _images(value: Json) -> dict[str, PathImage] | None:
     return found
 
 
-def _paths(view: View, record: Record) -> dict[str, PathNow]:
+def _paths(opened: Mapping[str, Json], record: Record) -> dict[str, PathNow]:
     return {
-        path: PathNow(view.values.get(path), entry.at, entry.change_id, entry.actor)
+        path: PathNow(opened.get(path), entry.at, entry.change_id, entry.actor)
         for path, entry in record.entries.items()
     }
 
 
-def images_before(change: Change, view: View | None) -> dict[str, PathImage]:
+def images_before(
+    change: Change, opened: Mapping[str, Json], record: Record | None
+) -> dict[str, PathImage]:
     """Return what stands at the paths of a change before it is made.
 
-    An element of a collection whose value is not at hand is left out: a revert then says so,
-    rather than restoring nothing in its place.
+    A path that stands but does not open here is left out: a revert then says so, rather than
+    restoring nothing in its place.
     """
-    if view is None:
-        return {path: PathImage(None, None) for path in change.values}
+    entries = record.entries if record is not None else {}
     found: dict[str, PathImage] = {}
     for path in change.values:
-        at = view.stamps.get(path)
-        if path in view.values or at is None:
-            found[path] = PathImage(view.values.get(path), at)
+        entry = entries.get(path)
+        if entry is None:
+            found[path] = PathImage(None, None)
+        elif path in opened or entry.value is None:
+            found[path] = PathImage(opened.get(path), entry.at)
     return found

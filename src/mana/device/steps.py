@@ -220,7 +220,8 @@ class Steps:
         writes = [Write(decision, opened.person, change_id=decision_id)]
         for change in changes:
             key = (case.id, change.table, change.record_id)
-            view = await opened.book.view(change.table, change.record_id)
+            record = await opened.book.record(change.table, change.record_id)
+            paths = await opened.book.opened_paths(change.table, change.record_id)
             writes.append(Write(change, case.caller.actor, change_id=decide_change_id(*key)))
             entry_id = journal_id(*key)
             writes.append(
@@ -228,7 +229,7 @@ class Steps:
                     entry_id=entry_id,
                     step=case.step,
                     change=change,
-                    before=images_before(change, view),
+                    before=images_before(change, paths, record),
                     sentence=shown.sentence,
                     author=opened.person,
                     change_id=derived_id("change", case.id, "aiJournal", entry_id, "decide"),
