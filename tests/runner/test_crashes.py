@@ -1,0 +1,99 @@
+"""A runner that is killed anywhere: one iteration for each occurrence, and no reading unnoted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from mana.domain.occurrences import FAIL_POINTS
+from mana.hub.runner.audit import verify_chain
+from mana.testing.postgres import Database, connected
+from tests.runner.world import World, world
+
+pytest_plugins = ["mana.testing.plugin"]
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres, pytest.mark.slow]
+
+SOURCES = Path(__file__).parents[2] / "src"
+
+
+async def start_runner(made: World, **variables: str) -> asyncio.subprocess.Process:
+    """Start a real runner process and return when it listens."""
+    environ = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(SOURCES),
+        "MANA_HOME": str(made.home),
+        "MANA_RUNNER_DATABASE_URL": made.database.runner_url,
+        "MANA_RUNNER_PORT": "0",
+        "MANA_RUNNER_LEASE_S": "2",
+        "MANA_RUNNER_HEARTBEAT_S": "1",
+        "TICK_INTERVAL_MS": "200",
+        **variables,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "mana.hub.runner",
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    while line := await asyncio.wait_for(process.stdout.readline(), 30):
+        if b"listens" in line:
+            return process
+    raise AssertionError("the runner did not start")
+
+
+async def state_of(made: World) -> tuple[str, ...]:
+    return tuple(line.state for line in (await made.status()).occurrences)
+
+
+async def until(made: World, states: tuple[str, ...], seconds: float = 40) -> None:
+    async with asyncio.timeout(seconds):
+        while await state_of(made) != states:
+            await asyncio.sleep(0.1)
+
+
+async def end(process: asyncio.subprocess.Process) -> int:
+    """Stop a runner gently and return its exit code."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+    await asyncio.wait_for(process.communicate(), 15)
+    assert process.returncode is not None
+    return process.returncode
+
+
+@pytest.mark.parametrize("point", FAIL_POINTS)
+async def test_killed_anywhere(database: Database, point: str) -> None:
+    """Killed at any named place, a run still ends as exactly one iteration, each reading noted."""
+    async with world(database) as made:
+        await made.ready()
+        first = await start_runner(made, MANA_FAIL_POINT=point)
+        await made.run_now()
+        await asyncio.wait_for(first.communicate(), 30)
+        assert first.returncode == -signal.SIGKILL
+        second = await start_runner(made)
+        await until(made, ("done",))
+        assert await end(second) == 0
+        state = await made.ada.state()
+        assert len([one for one in state.records if one.table == "aiIterations"]) == 1
+        async with connected(database.owner_url) as owner:
+            logged = await owner.fetchval(
+                "select count(*) from mana.sync_changes where table_name = 'aiIterations'"
+            )
+        assert logged == 1
+        rows = (await made.audit()).rows
+        verify_chain(rows[::-1])
+        assert {row.table_name for row in rows} == {"aiMissions", "agents", "notes"}
+
+
+async def test_gentle_end(database: Database) -> None:
+    """On SIGTERM a runner that has nothing to do ends with success within ten seconds."""
+    async with world(database) as made:
+        process = await start_runner(made)
+        assert await asyncio.wait_for(end(process), 10) == 0
