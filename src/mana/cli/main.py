@@ -22,7 +22,7 @@ from mana.domain.errors import Invalid, ManaError
 AS_JSON: Final = "mana.as_json"
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "up": ("up", "Start PostgreSQL, hub, runner and device, and print the address of the page."),
-    "demo": ("demo", "Play the main job on a throw-away instance, and narrate it."),
+    "demo": ("demo", "Play the main job on a throw-away instance, and check every step."),
     "account": ("account", "Accounts: create, sign in, invite, remove."),
     "status": ("status", "Show account, sync, runner, model and what waits for you."),
     "sync": ("status", "Send and fetch once, now."),
@@ -40,8 +40,8 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "redo": ("timeline", "Take a revert back."),
     "audit": ("audit", "Show what the runner read, and whether the record of it is whole."),
     "refused": ("refused", "Changes that the hub refused."),
-    "hub": ("hub", "Run the hub alone."),
-    "runner": ("runner", "Run the runner alone."),
+    "hub": ("hub", "Serve the hub on the database that MANA_DATABASE_URL names."),
+    "runner": ("runner", "Serve the runner on the database that MANA_DATABASE_URL names."),
     "device": ("device", "Run the device alone, with its page."),
 }
 """Name of the command to its file under `commands`, and its line in the list."""

@@ -73,17 +73,18 @@ def resolve_step(query: str, step_ids: Iterable[str]) -> str:
     known = list(step_ids)
     if wanted in known:
         return wanted
-    found = [ident for ident in known if len(wanted) >= PREFIX_MIN and ident.startswith(wanted)]
-    if not found:
-        head, _, number = wanted.rpartition("-")
-        found = [
-            ident
-            for ident in known
-            if len(head) >= PREFIX_MIN
-            and number.isdigit()
-            and ident.startswith(head)
-            and ident.rpartition("-")[2] == number
-        ]
+    head, _, number = wanted.rpartition("-")
+    # First as lists show it: `0a1b2c3d-0` is step 0, although an id may also begin so.
+    found = [
+        ident
+        for ident in known
+        if len(head) >= PREFIX_MIN
+        and number.isdigit()
+        and ident.startswith(head)
+        and ident.rpartition("-")[2] == number
+    ]
+    if not found and len(wanted) >= PREFIX_MIN:
+        found = [ident for ident in known if ident.startswith(wanted)]
     if len(found) > 1:
         raise NameAmbiguous("step", [short_step(ident, known) for ident in found])
     if not found:

@@ -292,6 +292,10 @@ class Device:
         """Set the name by which the person is addressed."""
         await self._of.records.set_display_name(name)
 
+    async def create_invite(self) -> str:
+        """Return an invitation to this hub, for one account; administrators only."""
+        return (await self._of.opened.hub.create_invite()).invite
+
     # Waiting
 
     async def wait_for_notice(self, timeout_s: float) -> Notice | None:
