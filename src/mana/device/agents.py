@@ -116,7 +116,7 @@ class Agents:
         preset: str = "standard",
         tokens_per_day_max: int | None = None,
     ) -> str:
-        """Create an agent and, where it has one, its memory; return its id."""
+        """Create an agent with its memory; return its id."""
         agent_id = RecordId(self._opened.new_id())
         values: dict[str, Json] = {
             "name": _named(name),
@@ -128,10 +128,9 @@ class Agents:
             "maxTokensPerDay": tokens_per_day_max,
             "maxConcurrentMissions": 1,
         }
-        writes = [self._write(agent_id, ChangeKind.CREATE, values)]
-        if memory:
-            writes.append(self._remember(agent_id, memory, new=True))
-        await self._commit(writes)
+        # The memory is there from the start, so that a grant covers what is written into it later.
+        remembered = self._remember(agent_id, memory, new=True)
+        await self._commit([self._write(agent_id, ChangeKind.CREATE, values), remembered])
         return agent_id
 
     async def edit(self, agent_id: str, fields: AgentEdit) -> None:

@@ -156,6 +156,7 @@ class Grants:
         shown = self._shown.get(mission_id, asked)
         if not _within(asked, shown):
             raise ConsentStale("the consent showed something else")
+        await self._ensure_memory(agent.id)
         # The hub grants for a mission that it has, as it is here.
         await opened.book.sync_now()
         answer = await opened.hub.request_grant(
@@ -279,7 +280,6 @@ class Grants:
                 MISSIONS.name, header.mission_id
             ),
             f"{AGENTS.name}:{header.agent_id}": await self._secret(AGENTS.name, header.agent_id),
-            # Also where there is no memory yet: it may be written while the grant lives.
             f"{AGENT_MEMORY.name}:{header.agent_id}": await self._secret(
                 AGENT_MEMORY.name, header.agent_id
             ),
@@ -290,6 +290,13 @@ class Grants:
             "support": support,
             "iterationKey": {"k": b64(key), "e": version},
         }
+
+    async def _ensure_memory(self, agent_id: str) -> None:
+        """Write an empty memory where there is none, so that the grant covers a later one."""
+        if await self._opened.book.view(AGENT_MEMORY.name, agent_id) is None:
+            values: dict[str, Json] = {"agentId": agent_id, "content": ""}
+            change = Change(AGENT_MEMORY.name, RecordId(agent_id), ChangeKind.CREATE, values)
+            await self._opened.book.commit([Write(change, self._opened.person)])
 
     async def _secret(self, table: str, record_id: str) -> Json:
         key, version = await self._opened.book.record_secret(table, record_id)
