@@ -35,7 +35,7 @@ from mana.domain.clock import DRIFT_MS_MAX, Stamp, next_stamp, observe, parse_st
 from mana.domain.encoding import Json, canonical_json
 from mana.domain.errors import Invalid, ManaError, NotFound, TooLarge
 from mana.domain.grants import GrantHeader
-from mana.domain.ids import DeviceId, SpaceId, require_record_id
+from mana.domain.ids import DeviceId, SpaceId, require_record_id, require_uuid
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.records import Record, View, Visibility
 from mana.domain.tables import Table
@@ -194,6 +194,9 @@ class RecordBook:
             return []
         if len(writes) > BATCH_CHANGES_MAX:
             raise TooLarge(f"at most {BATCH_CHANGES_MAX} changes are written at once")
+        for given in (group, *(write.change_id for write in writes)):
+            if given is not None:
+                require_uuid(given, "the id of a change or group")
         change_ids = [write.change_id or str(uuid.uuid4()) for write in writes]
         now_ms = self._now_ms()
 
