@@ -55,8 +55,8 @@ async def state_of(made: World) -> tuple[str, ...]:
 
 async def until(made: World, states: tuple[str, ...], seconds: float = 40) -> None:
     async with asyncio.timeout(seconds):
-        while await state_of(made) != states:
-            await asyncio.sleep(0.1)
+        while await state_of(made) != states:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)  # another process works; only its rows can be watched
 
 
 async def end(process: asyncio.subprocess.Process) -> int:
