@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mana.device.errors import Locked, Offline, WrongPassword
+from mana.device.inbox import ProposalMoved
 from mana.device.views import (
     AgentView,
     Bucket,
@@ -82,6 +83,7 @@ class FakeDevice:
         self.grant_views: dict[str, GrantView] = {}
         self.proposals: dict[str, Proposal] = {}
         self.reverted: set[str] = set()
+        self.moved: set[str] = set()
         self.refused_changes: dict[str, RefusedChange] = {}
 
     # The account
@@ -173,8 +175,8 @@ class FakeDevice:
         self._now_ms += 1_000
         at = str(Stamp(self._now_ms - 3_600_000, 0, DEVICE_ID))
         stamps = {**view.stamps, **dict.fromkeys(values or ("deletedAt",), at)}
-        kept = {name: value for name, value in {**view.values, **values}.items()}
-        self.tables[view.table][view.id] = replace(view, values=kept, stamps=stamps)
+        written = {**view.values, **values}
+        self.tables[view.table][view.id] = replace(view, values=written, stamps=stamps)
         self.waiting += 1
 
     # Agents
@@ -361,6 +363,8 @@ class FakeDevice:
         return self.proposals[step]
 
     async def approve(self, step: str, *, feedback: str = "") -> Proposal:
+        if step in self.moved:
+            raise ProposalMoved("it is shown again")
         one = self._decided(step, "approved", feedback)
         diff = one.diffs[0]
         self._write(View("tasks", RecordId(diff.record_id), {}), {"title": diff.title})

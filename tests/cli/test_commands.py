@@ -130,12 +130,18 @@ def test_a_grant_is_shown_before_it_is_given() -> None:
     terminal.says = False
     assert terminal.run("grant", "give", "Review").status == 1
     assert terminal.json("grant", "list")["grants"] == []
+    assert terminal.run("grant", "give", "Review", "--json").problem["code"] == (
+        "CONFIRMATION_NEEDED"
+    )
     terminal.says = True
-    given = terminal.run("grant", "give", "Review", "--days", "3", "--json").document["grant"]
+    assert "Granted: “Review” reads 1 record" in terminal.run("grant", "give", "Review").out
+    given = terminal.json("grant", "give", "Review", "--days", "3", "--yes")["grant"]
     assert given["expiresAt"] == "2026-11-24T07:03:00.000Z"
     assert "3 days left" in terminal.ok("grant", "list")
-    terminal.ok("grant", "revoke", "Review")
-    assert terminal.json("grant", "list")["grants"][0]["state"] == "revoked"
+    assert terminal.run("grant", "revoke", "Review").status == 5
+    for one in terminal.json("grant", "list")["grants"]:
+        terminal.ok("grant", "revoke", one["grantId"])
+    assert {one["state"] for one in terminal.json("grant", "list")["grants"]} == {"revoked"}
     assert terminal.run("grant", "revoke", "Review").status == 3
 
 
@@ -170,6 +176,20 @@ def test_a_proposal_is_shown_approved_reverted_and_redone() -> None:
     assert terminal.run("redo", short).err.endswith(
         "[NOT_REVERTED] `mana timeline` shows what is reverted.\n"
     )
+
+
+def test_what_has_moved_is_shown_and_not_done() -> None:
+    """An approval of what is not as it was shown shows the new preview, and does nothing."""
+    terminal = with_proposals()
+    step = terminal.json("inbox")["proposals"][0]["stepId"]
+    terminal.device.moved.add(step)
+    printed = terminal.run("approve", step)
+    assert (printed.status, printed.out) == (5, "")
+    assert "+ title: Call the dentist" in printed.err
+    problem = terminal.run("approve", step, "--json").problem
+    assert problem["code"] == "PROPOSAL_MOVED"
+    assert problem["detail"]["proposal"]["stepId"] == step
+    assert "dentist" not in terminal.ok("task", "list")
 
 
 def test_readings_are_told() -> None:
@@ -221,7 +241,8 @@ def test_accounts_are_created_listed_and_removed() -> None:
     assert terminal.run("account", "create", "bob", "--zone", "Mars/Olympus").status == 2
     assert "K7QM-2R9D" in terminal.ok("account", "invite")
     terminal.ok("account", "rename", "Ada L.")
-    assert "Ada L." in terminal.ok("account", "list")
+    assert "Ada L." in terminal.ok("status")
+    assert "own   ada" in terminal.ok("account", "list")
     assert terminal.run("account", "remove").status == 2
     terminal.ok("account", "sign-out", "--yes")
     assert "No accounts on this device." in terminal.ok("account", "list")

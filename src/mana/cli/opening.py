@@ -15,7 +15,7 @@ import os
 import sys
 import time
 import typing
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec,
 
 import typer
 
-from mana.cli.output import Answer, Line, show
+from mana.cli.output import Answer, Block, Line, as_text, show
 from mana.cli.text import counted, one_line
 from mana.domain.errors import Conflict, Invalid, NotFound, Unauthenticated, Unavailable
 
@@ -102,7 +102,8 @@ def _build_host(environ: Mapping[str, str]) -> DeviceHost:
     from mana.device.app import build
     from mana.device.settings import DeviceSettings
 
-    return build(replace(DeviceSettings.from_env(environ), home=home_of(environ)))
+    settings = replace(DeviceSettings.from_env(environ), home=home_of(environ))
+    return build(settings, background=False)
 
 
 def _asked_hidden(question: str) -> str | None:
@@ -121,7 +122,8 @@ def _asked_yes(question: str) -> bool | None:
 class Surroundings:
     """Everything outside a command that a test may want to be another.
 
-    `ask_hidden` and `ask_yes` return None where there is nobody to ask.
+    `ask_hidden` and `ask_yes` return None where there is nobody to ask. `as_json`: a program
+    reads what is printed, so nothing is asked and nothing is told beside the document.
     """
 
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
@@ -129,6 +131,7 @@ class Surroundings:
     build_host: Callable[[Mapping[str, str]], DeviceHost] = _build_host
     ask_hidden: Callable[[str], str | None] = _asked_hidden
     ask_yes: Callable[[str], bool | None] = _asked_yes
+    as_json: bool = False
 
     def password(self, login: str, *, new: bool = False) -> str:
         """Return the password of MANA_PASSWORD_FILE, MANA_PASSWORD or the terminal.
@@ -155,17 +158,23 @@ class Surroundings:
         """
         if yes:
             return
-        agreed = self.ask_yes(question)
+        agreed = None if self.as_json else self.ask_yes(question)
         if agreed is None:
             raise ConfirmationNeeded("this needs a yes")
         if not agreed:
             raise typer.Exit(1)
 
+    def tell(self, blocks: Sequence[Block]) -> None:
+        """Tell a person something on standard error, which is not the answer itself."""
+        if not self.as_json:
+            typer.echo(as_text(blocks), err=True)
+
 
 def surroundings(ctx: typer.Context) -> Surroundings:
     """Return the surroundings of a command: those of the test, else the real ones."""
     found = ctx.find_object(Surroundings)
-    return found if found is not None else Surroundings()
+    as_json = ctx.params.get("as_json") is True
+    return replace(found if found is not None else Surroundings(), as_json=as_json)
 
 
 @asynccontextmanager

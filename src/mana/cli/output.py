@@ -86,6 +86,11 @@ def show(answer: Answer, *, as_json: bool) -> None:
             console.print(line)
 
 
+def as_text(blocks: Sequence[Block]) -> str:
+    """Return what `show` prints, without colour."""
+    return "\n".join(line.plain for block in blocks for line in _lines(block, None))
+
+
 def print_json(document: Mapping[str, object]) -> None:
     """Print one JSON document and nothing else on standard output."""
     sys.stdout.write(encode(document) + "\n")

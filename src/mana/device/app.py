@@ -83,6 +83,7 @@ class DeviceHost:
         model_local: bool,
         now_ms: Callable[[], int],
         run_timeout_s: float = TIMEOUT_S,
+        background: bool = True,
     ) -> None:
         self.settings = settings
         self.catalogue = catalogue
@@ -91,6 +92,7 @@ class DeviceHost:
         self._model_local = model_local
         self._now_ms = now_ms
         self._run_timeout_s = run_timeout_s
+        self._background = background
         self._open: dict[str, tuple[Device, RecordBook]] = {}
         self._names: dict[str, str] = {}
         self._tokens: dict[str, float] = {}
@@ -271,7 +273,8 @@ class DeviceHost:
                 await book.sync_now()
         settings = await book.view(SETTINGS.name, SETTINGS_ID)
         self._names[book.account_id] = settings.text("displayName") if settings is not None else ""
-        await device.start()
+        if self._background:
+            await device.start()
         self._open[book.account_id] = (device, book)
         return device
 
@@ -351,8 +354,13 @@ def build(
     now_ms: Callable[[], int] = system_ms,
     transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
     run_timeout_s: float = TIMEOUT_S,
+    background: bool = True,
 ) -> DeviceHost:
-    """Wire the device; tests give it a clock, a model and a transport of their own."""
+    """Wire the device; tests give it a clock, a model and a transport of their own.
+
+    `background` False: nothing runs by itself, neither sync nor due missions. So a command that
+    lives for a second starts no mission that it would have to stop.
+    """
     installed = catalogue or load_catalogue()
     chosen: Model
     if model is None:
@@ -369,4 +377,5 @@ def build(
         model_local=isinstance(chosen, Rules) if local is None else bool(local),
         now_ms=now_ms,
         run_timeout_s=run_timeout_s,
+        background=background,
     )

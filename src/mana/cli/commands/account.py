@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mana.cli.opening import Surroundings, chosen_account, on_account, on_host
+from mana.cli.opening import (
+    PUSH_S_MAX,
+    Surroundings,
+    chosen_account,
+    on_account,
+    on_host,
+    synced,
+)
 from mana.cli.output import Answer, Block, Facts, Line, Rows
 from mana.cli.text import one_line
 from mana.device.desk import Device
@@ -33,18 +40,22 @@ async def create(
         str | None, typer.Option("--name", help="How you are addressed. Default: the login.")
     ] = None,
     zone: Annotated[
-        str, typer.Option("--zone", help="Your time zone, such as Europe/Berlin.")
-    ] = "UTC",
+        str | None,
+        typer.Option("--zone", help="Your time zone. Default: that of this machine."),
+    ] = None,
     invite: Annotated[
         str | None, typer.Option("--invite", help="The invitation, where the hub asks for one.")
     ] = None,
 ) -> Answer:
     """Create an account on the hub, with its keys made on this device."""
-    zone_of(zone)
+    from mana.device.app import local_zone
+
+    shown_zone = zone_of(zone or local_zone()).key
     password = around.password(login, new=True)
     device = await host.sign_up(
-        login, password, display_name=name or login, invite=invite, zone=zone
+        login, password, display_name=name or login, invite=invite, zone=shown_zone
     )
+    await synced(device, seconds_max=PUSH_S_MAX)
     now = await device.status()
     return Answer(
         {"account": {"accountId": device.account_id, "login": device.login, "mode": now.mode}},
@@ -71,8 +82,8 @@ async def sign_in(host: DeviceHost, around: Surroundings, login: LoginArgument) 
 async def list_accounts(host: DeviceHost) -> Answer:
     """List the accounts of this device."""
     known = host.accounts()
-    rows = [(one.login, "demo" if one.demo else "", one.display_name) for one in known]
-    blocks: list[Block] = [Rows(("LOGIN", "KIND", "NAME"), rows, flexible=2)]
+    rows = [(one.account_id[:8], "demo" if one.demo else "own", one.login) for one in known]
+    blocks: list[Block] = [Rows(("ID", "KIND", "LOGIN"), rows, flexible=2)]
     if not known:
         blocks = [
             Line("No accounts on this device. Create one: mana account create LOGIN", "quiet")
@@ -82,7 +93,6 @@ async def list_accounts(host: DeviceHost) -> Answer:
             {
                 "accountId": one.account_id,
                 "login": one.login,
-                "displayName": one.display_name,
                 "demo": one.demo,
             }
             for one in known
@@ -127,7 +137,9 @@ async def sign_out(
     account_id, login, _ = chosen_account(host, around, account)
     shown = one_line(login, 80)
     around.confirm(f"Remove {shown} from this device?", yes=yes)
-    await host.sign_in(login, around.password(login))
+    if not force:
+        # What waits is pushed first, which needs the keys.
+        await host.sign_in(login, around.password(login))
     await host.sign_out(account_id, force=force)
     return Answer(
         {"signedOut": {"accountId": account_id, "login": login}},
@@ -147,7 +159,5 @@ async def remove(
     if demo:
         await host.remove_demo()
     else:
-        password = around.password(login)
-        await host.sign_in(login, password)
-        await host.remove_account(account_id, password)
+        await host.remove_account(account_id, around.password(login))
     return Answer({"removed": {"accountId": account_id, "login": login}}, [f"Deleted {shown}."])

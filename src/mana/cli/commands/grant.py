@@ -49,9 +49,7 @@ async def give(
     consent = await device.consent(one.mission_id, days=days)
     if not yes:
         # On standard error: standard output holds the answer alone.
-        for block in consent_blocks(consent):
-            text = block if isinstance(block, str) else getattr(block, "text", "")
-            typer.echo(text, err=True)
+        around.tell(consent_blocks(consent))
     around.confirm("Grant this?", yes=yes)
     given = await device.grant(one.mission_id, days=days)
     words = f"Granted: “{one_line(one.title, 80)}” {grant_words(given, now_ms=around.now_ms())}."

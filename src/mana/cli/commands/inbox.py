@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from mana.cli.naming import resolve_step, short_step
+from mana.cli.commands.timeline import LIMIT_ALL, WHOLE_ID
+from mana.cli.naming import NameUnknown, resolve_step, short_step
 from mana.cli.opening import Surroundings, on_account
-from mana.cli.output import Answer, Block, Line, Rows
+from mana.cli.output import Answer, Block, Line, Rows, to_json
 from mana.cli.proposals import diff_blocks, proposal_blocks
 from mana.cli.text import one_line, when
 from mana.device.desk import Device
 from mana.device.views import Proposal
+from mana.domain.errors import Conflict
 
 inbox = typer.Typer(
     help="Proposals that wait for your decision.", no_args_is_help=False, add_completion=False
 )
+
+MOVED: Final = "PROPOSAL_MOVED"
 
 StepArgument = Annotated[
     str, typer.Argument(metavar="STEP", help="Id as `mana inbox` shows it, or its start.")
@@ -72,18 +76,28 @@ async def list_proposals(
 @on_account()
 async def show(device: Device, around: Surroundings, step: StepArgument) -> Answer:
     """Show a proposal in full: what exactly would change, why, and how far it reaches."""
-    one = await device.proposal(await _found(device, step, decided=True))
+    one = await device.proposal(await _meant(device, step))
     return Answer({"proposal": one}, proposal_blocks(one, now_ms=around.now_ms()))
 
 
 @on_account()
 async def approve(
     device: Device,
+    around: Surroundings,
     step: StepArgument,
     feedback: Annotated[str, typer.Option("--feedback", help="A word for the agent.")] = "",
 ) -> Answer:
     """Approve a proposal: it happens exactly as shown, once."""
-    one = await device.approve(await _found(device, step), feedback=feedback)
+    step_id = await _meant(device, step)
+    try:
+        one = await device.approve(step_id, feedback=feedback)
+    except Conflict as error:
+        if error.code == MOVED:
+            # What was read before is not what would happen now: it is shown, not done.
+            now = await device.proposal(step_id)
+            around.tell(proposal_blocks(now, now_ms=around.now_ms()))
+            error.detail["proposal"] = to_json(now)
+        raise
     blocks: list[Block] = [f"Approved: {one_line(one.sentence)}", *diff_blocks(one.diffs)]
     if one.trouble:
         blocks.append(one.trouble)
@@ -98,16 +112,24 @@ async def reject(
     reason: Annotated[str, typer.Option("--reason", help="Why; the agent is told.")] = "",
 ) -> Answer:
     """Reject a proposal; the agent is told why."""
-    one = await device.reject(await _found(device, step), reason=reason)
+    one = await device.reject(await _meant(device, step), reason=reason)
     return Answer({"proposal": one}, [f"Rejected: {one_line(one.sentence)}"], wrote=True)
 
 
-async def _found(device: Device, step: str, *, decided: bool = False) -> str:
-    """Return the step that is meant, among those that wait, and with `decided` all."""
-    known = [one.step_id for one in await device.inbox()]
-    if decided or step not in known:
-        known += [one.step_id for one in await device.inbox(decided=True)]
-    return resolve_step(step, dict.fromkeys(known))
+async def _meant(device: Device, step: str) -> str:
+    """Return the step that is meant, without looking at what it would do.
+
+    Looking counts as having been shown it, and who types an id has seen what was shown before.
+    """
+    wanted = step.strip().lower().removeprefix("step:")
+    if len(wanted) > WHOLE_ID:
+        return wanted
+    lines = [line for bucket in await device.timeline(limit=LIMIT_ALL) for line in bucket.lines]
+    waiting = [line.step_id for line in lines if line.state == "proposed"]
+    try:
+        return resolve_step(wanted, waiting)
+    except NameUnknown:
+        return resolve_step(wanted, [line.step_id for line in lines])
 
 
 def _remark(one: Proposal) -> str:

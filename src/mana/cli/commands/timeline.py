@@ -17,7 +17,9 @@ from mana.device.desk import Device
 from mana.device.views import Bucket, Conflict, RecordDiff, RevertPreview, TimelineLine
 from mana.domain.errors import NotFound
 
-LIMIT_ALL: Final = 10_000
+LIMIT_ALL: Final = 1_000
+"""As many as a timeline shows at once; older ones are named by their whole id."""
+WHOLE_ID: Final = 36
 KINDS: Final = ("step", "iteration", "mission", "revert")
 
 
@@ -115,8 +117,10 @@ async def _target(device: Device, named: str) -> str:
     if colon and kind == "revert":
         return named.strip()
     wanted = (rest if colon and kind in KINDS else named).strip().lower()
+    if colon and kind in KINDS and len(wanted) >= WHOLE_ID:
+        return f"{kind}:{wanted}"
     buckets = await device.timeline(limit=LIMIT_ALL)
-    steps = [line.step_id for bucket in buckets for line in bucket.lines]
+    steps = [line.step_id for bucket in buckets for line in bucket.lines if _is_step(line)]
     if kind != "step" or not colon:
         iterations = [
             bucket.iteration_id
@@ -133,7 +137,7 @@ async def _target(device: Device, named: str) -> str:
 
 
 async def _reverts(device: Device, target: str) -> list[str]:
-    """Return what takes back the reverts of a step, an iteration or a mission."""
+    """Return what would take back reverts of a step, an iteration or a mission, if there are."""
     kind, _, ident = target.partition(":")
     lines = [
         line
@@ -142,11 +146,7 @@ async def _reverts(device: Device, target: str) -> list[str]:
         if ident
         == {"step": line.step_id, "iteration": bucket.iteration_id}.get(kind, bucket.mission_id)
     ]
-    found = [
-        f"revert:{one}" for line in lines if line.state == "reverted" for one in line.journal_ids
-    ]
-    if not found:
-        raise NotReverted("nothing of this is reverted")
+    found = [f"revert:{one}" for line in lines for one in line.journal_ids]
     return list(dict.fromkeys(found))
 
 
@@ -168,10 +168,15 @@ def _bucket_blocks(bucket: Bucket, short: str, *, now_ms: int, diffs: bool) -> l
 
 
 def _line(line: TimelineLine) -> Line:
-    number = line.step_id.rpartition("-")[2]
+    number = "-" + line.step_id.rpartition("-")[2] if _is_step(line) else ""
     note = f" ({one_line(line.note)})" if line.note else ""
     mark = "quiet" if line.state in ("reverted", "rejected") else ""
-    return Line(f"  -{number:<3}{line.state:<10}{one_line(line.sentence)}{note}", mark)
+    return Line(f"  {number:<4}{line.state:<10}{one_line(line.sentence)}{note}", mark)
+
+
+def _is_step(line: TimelineLine) -> bool:
+    """Say whether this is a step, and not a call that was refused before it became one."""
+    return "-refused-" not in line.step_id
 
 
 def _merged(shown: list[RevertPreview]) -> dict[str, list[RecordDiff] | list[Conflict]]:
