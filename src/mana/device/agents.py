@@ -19,6 +19,7 @@ from mana.domain.ids import RecordId
 from mana.domain.iterations import STEPS
 from mana.domain.missions import MISSIONS
 from mana.domain.policy import PRESETS, Decision, Policy, SpacePolicy, decide, preset_of
+from mana.domain.tables import DELETED_AT
 from mana.domain.tools import Effect
 
 _EFFECT_WORDS: Final[dict[Effect, dict[Decision, str]]] = {
@@ -159,6 +160,13 @@ class Agents:
             known = await self._opened.book.view(AGENT_MEMORY.name, agent.id)
             writes.append(self._remember(RecordId(agent.id), fields["memory"], new=known is None))
         await self._commit(writes)
+
+    async def delete(self, agent_id: str) -> None:
+        """Delete an agent; nothing more happens in its name, its missions wait for another."""
+        agent = await self._opened.agent(agent_id)
+        gone: dict[str, Json] = {DELETED_AT: self._opened.now_iso()}
+        change = Change(AGENTS.name, RecordId(agent.id), ChangeKind.DELETE, gone)
+        await self._opened.book.commit([Write(change, self._opened.person)])
 
     def _write(self, agent_id: RecordId, kind: ChangeKind, values: dict[str, Json]) -> Write:
         for path, value in values.items():

@@ -138,8 +138,13 @@ class Device:
 
     async def edit_agent(self, agent_id: str, **fields: Unpack[AgentEdit]) -> None:
         """Write the named fields: name, avatar, role, system_prompt, memory, preset or policy,
-        state, tokens_per_day_max, concurrent_max."""
+        state, tokens_per_day_max, concurrent_max.
+        """
         await self._of.agents.edit(agent_id, fields)
+
+    async def delete_agent(self, agent_id: str) -> None:
+        """Delete an agent; nothing more happens in its name, its missions wait for another."""
+        await self._of.agents.delete(agent_id)
 
     # Missions
 
@@ -180,7 +185,8 @@ class Device:
 
     async def edit_mission(self, mission_id: str, **fields: Unpack[MissionEdit]) -> None:
         """Write the named fields: title, objective, concept, inputs, cadence, zone, agent_id,
-        runs_on, state. Moving it between hub and device needs the hub."""
+        runs_on, state. Moving it between hub and device needs the hub.
+        """
         await self._of.missions.edit(mission_id, fields)
 
     async def delete_mission(self, mission_id: str) -> None:

@@ -1,0 +1,227 @@
+"""Decisions: what was shown is what happens, once, whoever else decides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mana.device.inbox import (
+    ProposalDecided,
+    ProposalDenied,
+    ProposalImpossible,
+    ProposalMoved,
+    ProposalUnverified,
+)
+from mana.domain.errors import Invalid
+from mana.domain.iterations import JOURNAL, STEPS
+from mana.testing.models import ScriptedModel, calling, says
+from mana.testing.postgres import Database
+from tests.device.household import Household, household, operations, planned_mission
+
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+
+
+@pytest.fixture
+async def home(database: Database) -> AsyncIterator[Household]:
+    async with household(database) as made:
+        yield made
+
+
+def model(*calls: object) -> ScriptedModel:
+    return ScriptedModel([says("", *calls), says("Planned.")])  # type: ignore[arg-type]
+
+
+async def test_approval_executes_the_preview_under_the_agents_name(home: Household) -> None:
+    """An approved step writes exactly what it showed, as the agent, with a journal record."""
+    planner = model(calling("create_task", {"title": "Book the room", "rationale": "Offer"}))
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    run = await ada.run_now(mission)
+    assert run is not None
+    assert (run.state, run.tokens) == ("done", 240)
+    (waiting,) = await ada.inbox()
+    assert waiting.sentence == "Add task “Book the room”"
+    assert waiting.diffs[0].op == "insert"
+    assert waiting.diffs[0].title == "Book the room"
+    assert {one.title for one in waiting.cited} >= {"Offer", "Garden"}
+    await ada.approve(waiting.step_id, feedback="good")
+    task = await ada.get("tasks", waiting.diffs[0].record_id)
+    assert task.text("title") == "Book the room"
+    assert task.actors["title"].kind == "ai"
+    assert task.actors["title"].iteration_id == waiting.iteration_id
+    assert len(await operations(ada).opened.book.views(JOURNAL.name)) == 1
+    assert await ada.inbox() == []
+    (decided,) = await ada.inbox(decided=True)
+    assert (decided.state, decided.feedback) == ("approved", "good")
+    with pytest.raises(ProposalDecided):
+        await ada.approve(waiting.step_id)
+    with pytest.raises(ProposalDecided):
+        await ada.reject(waiting.step_id)
+    assert len(await ada.list("tasks")) == 3
+
+
+async def test_moved_proposal_is_shown_again_before_it_runs(home: Household) -> None:
+    """A proposal whose base has moved never executes before its new preview was shown."""
+    ada = await home.person(model=ScriptedModel([]))
+    of = operations(ada)
+    mission, notes, _ = await planned_mission(ada, runs_on="device")
+    call = calling("append_to_note", {"noteId": notes[1], "content": "Thyme too."})
+    object.__setattr__(of.opened, "model", model(call))
+    await ada.run_now(mission)
+    (waiting,) = await ada.inbox()
+    assert not waiting.moved
+    await ada.edit("notes", notes[1], {"content": "Less lawn."})
+    of.inbox._seen = {}
+    with pytest.raises(ProposalMoved):
+        await ada.approve(waiting.step_id)
+    assert (await ada.get("notes", notes[1])).text("content") == "Less lawn."
+    again = await ada.proposal(waiting.step_id)
+    assert again.moved
+    assert "Less lawn." in str(again.diffs[0].fields[0].before)
+    await ada.edit("notes", notes[1], {"content": "No lawn."})
+    with pytest.raises(ProposalMoved):
+        await ada.approve(waiting.step_id)
+    assert (await ada.approve(waiting.step_id)).state == "approved"
+    assert (await ada.get("notes", notes[1])).text("content").startswith("No lawn.")
+
+
+async def test_gone_target_cannot_be_approved(home: Household) -> None:
+    """A proposal on a record that was deleted says so and cannot be approved."""
+    ada = await home.person(model=ScriptedModel([]))
+    mission, _, tasks = await planned_mission(ada, runs_on="device")
+    of = operations(ada)
+    call = calling("complete_task", {"taskId": tasks[1]})
+    object.__setattr__(of.opened, "model", model(call))
+    await ada.run_now(mission)
+    (waiting,) = await ada.inbox()
+    await ada.delete("tasks", tasks[1])
+    assert (await ada.proposal(waiting.step_id)).trouble == "What it would change is gone."
+    with pytest.raises(ProposalImpossible):
+        await ada.approve(waiting.step_id)
+    assert (await ada.reject(waiting.step_id)).state == "rejected"
+
+
+async def test_policy_is_asked_again_at_approval(home: Household) -> None:
+    """A tool that is denied by now, or an agent that is gone, cannot be approved."""
+    planner = model(
+        calling("create_task", {"title": "One"}), calling("create_task", {"title": "Two"})
+    )
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.run_now(mission)
+    first, second = await ada.inbox()
+    agent = (await ada.agents())[0]
+    assert agent.policy is not None
+    stricter = type(agent.policy)(agent.policy.by_effect, {"create_task": "deny"})
+    await ada.edit_agent(agent.agent_id, policy=stricter)
+    with pytest.raises(ProposalDenied):
+        await ada.approve(first.step_id)
+    await ada.edit_agent(agent.agent_id, preset="standard")
+    assert (await ada.approve(first.step_id)).state == "approved"
+    assert (await ada.proposal(second.step_id)).state == "staged"
+
+
+async def test_first_device_wins_and_the_other_sees_it(home: Household) -> None:
+    """Of two devices that decide apart, the hub's first stands, and the other shows it."""
+    planner = model(calling("create_task", {"title": "One"}))
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.run_now(mission)
+    await ada.sync_now()
+    phone = await home.second()
+    await phone.sync_now()
+    (waiting,) = await phone.inbox()
+    assert waiting.verified, waiting.trouble
+    home.places[1].wire.is_cut = True
+    assert (await phone.reject(waiting.step_id, reason="no")).state == "rejected"
+    await ada.approve(waiting.step_id)
+    home.places[1].wire.is_cut = False
+    await phone.sync_now()
+    await phone.sync_now()
+    await ada.sync_now()
+    seen = await phone.proposal(waiting.step_id)
+    assert (seen.state, seen.trouble) == ("approved", "Decided on another device.")
+    assert len(await phone.list("tasks")) == len(await ada.list("tasks")) == 3
+    with pytest.raises(ProposalDecided):
+        await phone.approve(waiting.step_id)
+
+
+async def test_same_approval_from_two_devices_happens_once(home: Household) -> None:
+    """Two devices that approve apart end with one effect and the same records."""
+    planner = model(calling("create_task", {"title": "One"}))
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.run_now(mission)
+    await ada.sync_now()
+    phone = await home.second()
+    await phone.sync_now()
+    (waiting,) = await phone.inbox()
+    home.places[1].wire.is_cut = True
+    await phone.approve(waiting.step_id)
+    await ada.approve(waiting.step_id)
+    home.places[1].wire.is_cut = False
+    for device in (phone, ada, phone):
+        await device.sync_now()
+    ours, theirs = await ada.list("tasks"), await phone.list("tasks")
+    assert len(ours) == len(theirs) == 3
+    one = next(view for view in ours if view.text("title") == "One")
+    other = next(view for view in theirs if view.text("title") == "One")
+    assert (one.values, one.stamps) == (other.values, other.stamps)
+    preview = await phone.revert(f"step:{waiting.step_id}")
+    assert preview.conflicts == ()
+    assert len(await phone.list("tasks")) == 2
+
+
+async def test_proposals_of_a_runner_that_was_not_granted_cannot_be_approved(
+    home: Household,
+) -> None:
+    """A run is obeyed only if this person's devices granted to the runner that signed it."""
+    ada = await home.person()
+    mission, _, _ = await planned_mission(ada)
+    await ada.grant(mission)
+    await ada.run_now(mission)
+    await home.tick()
+    await ada.sync_now()
+    of = operations(ada)
+    await of.records.write_settings({"auditHead": None})
+    of.trust._reasons.clear()
+    waiting = await ada.inbox()
+    assert waiting
+    assert not any(one.verified for one in waiting)
+    with pytest.raises(ProposalUnverified):
+        await ada.approve(waiting[0].step_id)
+    assert waiting[0].trouble == "It was written by a runner that you did not grant to."
+
+
+async def test_feedback_is_bounded_and_reaches_the_next_run(home: Household) -> None:
+    """What the person answered stands in the next run's prompt; a novel is refused."""
+    planner = ScriptedModel(
+        [says("", calling("create_task", {"title": "One"})), says("A."), says("B.")]
+    )
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.run_now(mission)
+    (waiting,) = await ada.inbox()
+    with pytest.raises(Invalid):
+        await ada.reject(waiting.step_id, reason="x" * 2_001)
+    await ada.reject(waiting.step_id, reason="too early for that")
+    await ada.run_now(mission)
+    assert "too early for that" in planner.requests[-1].messages[1].content
+
+
+async def test_expired_proposals_close(home: Household) -> None:
+    """A proposal whose time has passed leaves the inbox and is closed for every device."""
+    planner = model(calling("create_task", {"title": "One"}))
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.run_now(mission)
+    (waiting,) = await ada.inbox()
+    assert (await ada.status()).to_decide == 1
+    home.clock.ahead_ms = 15 * 24 * 60 * 60 * 1_000
+    assert await ada.inbox() == []
+    assert (await ada.proposal(waiting.step_id)).state == "expired"
+    await operations(ada).inbox.expire()
+    step = await operations(ada).opened.book.view(STEPS.name, waiting.step_id)
+    assert step is not None
+    assert step.text("status") == "expired"
