@@ -75,6 +75,16 @@ async def test_master_key_is_wrapped(database: Database) -> None:
         assert ada.tokens.refresh_token not in text
 
 
+async def test_zero_knowledge_sends_no_master_key(database: Database) -> None:
+    """In zero-knowledge mode the hub never gets the master key, and keeps no wrap of it."""
+    async with served_hub(database) as served:
+        account = new_account("ada", now_ms=START_MS)
+        answer = await sign_up(served, account, mode="zero-knowledge", master_key=None)
+        assert answer.status_code == 201
+        async with connected(database.owner_url) as owner:
+            assert await owner.fetchval("select kek_wrap from mana.accounts") is None
+
+
 async def test_one_administrator(database: Database) -> None:
     """Of accounts that sign up together exactly one administers, and a demo never does."""
     async with served_hub(database) as served:

@@ -56,6 +56,10 @@ async def test_every_error_is_a_problem(database: Database) -> None:
             assert answer.headers["cache-control"] == "no-store"
         answer = await served.call("PUT", "/api/v1/auth/login")
         assert "POST" in answer.headers["allow"]
+        for method in ("OPTIONS", "PUT"):
+            answer = await served.call(method, "/api/v1/me")
+            allowed = set(answer.headers["allow"].replace(" ", "").split(","))
+            assert allowed >= {"GET", "DELETE"}
 
 
 async def test_unforeseen_failures_say_nothing(database: Database) -> None:

@@ -71,8 +71,10 @@ class TextQuery:
     length_max: int = 512
 
     def parse(self, text: str | None) -> str | None:
-        """Return the text; raise Invalid if it is too long or holds control characters."""
-        if text is not None and (len(text) > self.length_max or not text.isprintable()):
+        """Return the text; raise Invalid if it is too long or not of printable ASCII."""
+        if text is None:
+            return None
+        if len(text) > self.length_max or not (text.isascii() and text.isprintable()):
             raise Invalid(f"query {self.name} is malformed")
         return text
 

@@ -13,6 +13,9 @@ from mana.protocol.problems import MEDIA_TYPE
 
 VERSION: Final = "3.1.0"
 _REFS: Final = "#/components/schemas/{name}"
+_UUID: Final = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+_RECORD: Final = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+_FORMS: Final = {"spaceId": "^[0-9a-f]{64}$", "grantId": _UUID, "missionId": _RECORD}
 _DESCRIBED: Final = {
     400: "Malformed",
     401: "No valid access token, or wrong credentials",
@@ -57,7 +60,12 @@ def openapi(endpoints: Sequence[Endpoint], *, version: str) -> dict[str, Any]:
 
 def _operation(endpoint: Endpoint, schemas: dict[type[Any], Any]) -> dict[str, Any]:
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "pattern": _FORMS.get(name, "^[^/]+$")},
+        }
         for name in endpoint.parameters
     ]
     parameters += [_query(query) for query in endpoint.query]
@@ -93,7 +101,7 @@ def _query(query: Query) -> dict[str, Any]:
         if not query.clamps:
             schema |= {"minimum": query.low, "maximum": query.high}
     else:
-        schema = {"type": "string", "maxLength": query.length_max}
+        schema = {"type": "string", "maxLength": query.length_max, "pattern": "^[ -~]*$"}
     return {
         "name": query.name,
         "in": "query",

@@ -47,8 +47,11 @@ def serve_endpoints(
     served: str = "hub",
 ) -> ASGIApp:
     """Return the ASGI application. `served` is the name of the process in the log."""
+    paths: dict[str, dict[str, Endpoint]] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint
     app = Litestar(
-        route_handlers=[_handler(endpoint, authenticate) for endpoint in endpoints],
+        route_handlers=[_handler(methods, authenticate) for methods in paths.values()],
         exception_handlers={HTTPException: _failed, Exception: _failed},
         lifespan=list(lifespan),
         openapi_config=None,
@@ -60,8 +63,11 @@ def serve_endpoints(
     return _logged(app, served)
 
 
-def _handler(endpoint: Endpoint, authenticate: Authenticate) -> HTTPRouteHandler:
+def _handler(methods: Mapping[str, Endpoint], authenticate: Authenticate) -> HTTPRouteHandler:
+    """Return the handler of one path, so that the framework knows all of its methods."""
+
     async def handle(request: Request[Any, Any, Any]) -> Response[Any]:
+        endpoint = methods[str(request.method)]
         request.scope["state"][ROUTE] = endpoint.path
         call = await _call(request, endpoint, authenticate)
         reply = await endpoint.run(call)
@@ -79,16 +85,17 @@ def _handler(endpoint: Endpoint, authenticate: Authenticate) -> HTTPRouteHandler
             media_type = endpoint.media_type
         return Response(body, status_code=endpoint.status, media_type=media_type, headers=_HEADERS)
 
-    path = endpoint.path
-    for name in endpoint.parameters:
+    first = next(iter(methods.values()))
+    path = first.path
+    for name in first.parameters:
         path = path.replace(f"{{{name}}}", f"{{{name}:str}}")
     return HTTPRouteHandler(
         path,
-        http_method=[endpoint.method],
+        http_method=[endpoint.method for endpoint in methods.values()],
         status_code=200,  # each response brings its own; the framework checks this one
-        request_max_body_size=endpoint.bytes_max,
+        request_max_body_size=max(endpoint.bytes_max for endpoint in methods.values()),
         include_in_schema=False,
-        name=f"{endpoint.method} {endpoint.path}",
+        name=first.path,
     )(handle)
 
 

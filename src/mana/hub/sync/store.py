@@ -16,7 +16,7 @@ from mana.domain.clock import iso_ms
 from mana.domain.errors import Forbidden, Invalid, NotFound
 from mana.domain.ids import AccountId, SpaceId, require_uuid
 from mana.domain.tables import Table
-from mana.hub.db import Tenancy, Transaction, load_queries
+from mana.hub.db import Tenancy, Transaction, load_queries, retried
 from mana.hub.sync.apply import Batch, MergedRecord, RecordRef, apply_batch, ref_of
 from mana.hub.sync.rows import log_row_of, logged_of, merged_of, row_of, state_of
 from mana.hub.sync.validate import Place, Writer, WriterKind
@@ -183,9 +183,13 @@ class SyncStore:
         *,
         now_ms: int,
     ) -> PushAnswer:
-        """Append a batch in a transaction of its own."""
-        async with self._tenancy.transaction(tenant) as tx:
-            return await self._log.append(tx, space_id, writer, changes, now_ms=now_ms)
+        """Append a batch in a transaction of its own, again if another one came in between."""
+
+        async def once() -> PushAnswer:
+            async with self._tenancy.transaction(tenant) as tx:
+                return await self._log.append(tx, space_id, writer, changes, now_ms=now_ms)
+
+        return await retried(once)
 
     async def pull(
         self, tenant: Tenant, space_id: SpaceId, *, after: int, limit: int, now_ms: int
