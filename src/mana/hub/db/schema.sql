@@ -528,8 +528,9 @@ create policy members on mana_ai.grants as permissive for all to mana_app, mana_
   WHERE (s.space_id = grants.space_id)))) with check ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = grants.space_id))));
+create policy pending_goes on mana_ai.grants as restrictive for delete to mana_app using (((state = 'pending'::text) AND (account_id = mana.current_account())));
 CREATE TRIGGER guard_grant BEFORE UPDATE ON mana_ai.grants FOR EACH ROW EXECUTE FUNCTION mana_ai.guard_grant();
-grant insert, select, update on mana_ai.grants to mana_app;
+grant delete, insert, select, update on mana_ai.grants to mana_app;
 grant select, update(state), update(wrapped_key), update(sealed_keys), update(ended_at) on mana_ai.grants to mana_runner;
 
 create table mana_ai.mission_snapshots (
