@@ -39,8 +39,12 @@ class Hanging(ScriptedModel):
 
     cancelled = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
     async def complete(self, request: ModelRequest) -> ModelReply:
-        self.requests.append(request)
+        self.asked.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -232,8 +236,7 @@ async def test_stop_stops_a_run(home: Household) -> None:
     ada = await home.person(model=hanging)
     mission, _, _ = await planned_mission(ada, runs_on="device")
     running = asyncio.create_task(ada.run_now(mission))
-    while not hanging.requests:
-        await asyncio.sleep(0)
+    await hanging.asked.wait()
     assert (await ada.mission(mission)).phase == "model"
     with pytest.raises(MissionBusy):
         await ada.run_now(mission)
@@ -281,8 +284,7 @@ async def test_agent_works_on_as_many_missions_as_it_may(home: Household) -> Non
     agent = (await ada.agents())[0].agent_id
     other = await ada.create_mission("Other", "Do", agent_id=agent, runs_on="device")
     running = asyncio.create_task(ada.run_now(mission))
-    while not hanging.requests:
-        await asyncio.sleep(0)
+    await hanging.asked.wait()
     run = await ada.run_now(other)
     assert run is not None
     assert (run.state, run.reason) == ("skipped", "concurrency")

@@ -355,10 +355,12 @@ class Journal:
         """Undo, in as few groups as the hub takes; return what was restored and left."""
         made, records = await self._plan(target)
         shown = self._shown(target, made, records)
+        # One moment for all of it: by this a whole revert is found again and taken back.
+        moment = self._opened.now_iso()
         batch: list[Write] = []
         first: JournalEntry | None = None
         for restoration in made.restorations:
-            writes = self._writes(restoration)
+            writes = self._writes(restoration, moment)
             if first is not None and len(batch) + len(writes) > GROUP_MAX:
                 await self._commit(batch, first)
                 batch, first = [], None
@@ -386,7 +388,7 @@ class Journal:
         )
         return made, records
 
-    def _writes(self, restoration: Restoration) -> list[Write]:
+    def _writes(self, restoration: Restoration, moment: str) -> list[Write]:
         """Return the three writes of one restoration: the values, their journal, the mark."""
         entry, author = restoration.entry, self._opened.person
         kind = ChangeKind.UPDATE
@@ -407,7 +409,7 @@ class Journal:
             JOURNAL.name,
             RecordId(entry.id),
             ChangeKind.UPDATE,
-            {"revertedAt": self._opened.now_iso()},
+            {"revertedAt": moment},
         )
         return [
             Write(change, author, change_id=revert_change_id(entry.id)),
