@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -52,6 +52,8 @@ CLOCK_OFFSET: Final = "clockOffsetMs"
 REGISTERED: Final = "registeredDevice"
 SPACES: Final = "spaces"
 _SYNCED: Final = "syncedMs"
+_LINK: Final = "link"
+_BACKOFF_S_MAX: Final = 15.0
 _CERTIFICATES: Final = "certificates:"
 _RESTAMPS_MAX: Final = 3
 _FOLLOWER_S: Final = 2.0
@@ -90,6 +92,7 @@ class Syncer:
         self._tasks: list[asyncio.Task[None]] = []
         self._link: LinkState = "offline"
         self._trouble = ""
+        self._has_tried = False
         self._prepared = False
         self._seen_mark = 0
         self._authorities: dict[str, Authority] = {}
@@ -98,13 +101,26 @@ class Syncer:
 
     async def status(self) -> SyncStatus:
         """Return the truth about sync."""
-        (waiting, refused), synced, offset = await self._replica.read(
-            lambda tx: (tx.counts(), tx.meta(_SYNCED), tx.meta(CLOCK_OFFSET))
+        (waiting, refused), synced, offset, kept = await self._replica.read(
+            lambda tx: (tx.counts(), tx.meta(_SYNCED), tx.meta(CLOCK_OFFSET), tx.meta(_LINK))
         )
-        trouble = self._trouble or ("CLOCK_AHEAD" if offset is not None else "")
+        link, trouble = self._link, self._trouble
+        if not self._has_tried and kept is not None and self._is_led_elsewhere():
+            # Another process of this machine syncs this replica; what it found holds here too.
+            link, _, trouble = cast("tuple[LinkState, str, str]", kept.partition(" "))
+        if not trouble and offset is not None:
+            trouble = "CLOCK_AHEAD"
         return SyncStatus(
-            self._link, int(synced) if synced is not None else None, waiting, refused, trouble
+            link, int(synced) if synced is not None else None, waiting, refused, trouble
         )
+
+    def _is_led_elsewhere(self) -> bool:
+        if self._leadership.held:
+            return False
+        if self._leadership.acquire():
+            self._leadership.release()
+            return False
+        return True
 
     def authority(self, space_id: str) -> Authority:
         """Return who may decide in a space, as far as certificates are known here."""
@@ -141,11 +157,11 @@ class Syncer:
                     await self._push(space.space)
                     await self._pull(space.space)
             except ManaError as error:
-                self._failed(error)
+                await self._failed(error)
                 raise
             synced = str(self._now_ms())
             await self._replica.write(lambda tx: tx.set_meta(_SYNCED, synced))
-            self._succeeded()
+            await self._succeeded()
 
     async def push(self) -> None:
         """Push what waits; raise what stands in the way."""
@@ -155,9 +171,9 @@ class Syncer:
                 for space in await self._replica.read(lambda tx: tx.spaces()):
                     await self._push(space.space)
             except ManaError as error:
-                self._failed(error)
+                await self._failed(error)
                 raise
-            self._succeeded()
+            await self._succeeded()
 
     async def announce(self) -> None:
         """Tell subscribers which tables were touched since the last time."""
@@ -221,7 +237,7 @@ class Syncer:
             try:
                 await self.once()
             except ManaError:
-                await _first(self._retried, jittered(attempt))
+                await _first(self._retried, jittered(attempt, most_s=_BACKOFF_S_MAX))
                 attempt += 1
                 continue
             attempt = 0
@@ -243,7 +259,7 @@ class Syncer:
                             self._retried.set()
                         elif event.name == "mission":
                             self._emit(Notice("missions"))
-            await asyncio.sleep(jittered(attempt))
+            await asyncio.sleep(jittered(attempt, most_s=_BACKOFF_S_MAX))
             attempt += 1
 
     async def _watch(self) -> None:
@@ -454,18 +470,22 @@ class Syncer:
 
     # State of the link
 
-    def _failed(self, error: ManaError) -> None:
+    async def _failed(self, error: ManaError) -> None:
         is_away = isinstance(error, Unavailable | RateLimited)
-        link: LinkState = "offline" if is_away else "refused"
-        if (link, error.code) != (self._link, self._trouble):
-            self._link, self._trouble = link, error.code
-            self._emit(Notice("sync"))
+        await self._found("offline" if is_away else "refused", error.code)
 
-    def _succeeded(self) -> None:
+    async def _succeeded(self) -> None:
         self._retried.set()
-        if (self._link, self._trouble) != ("online", ""):
-            self._link, self._trouble = "online", ""
-            self._emit(Notice("sync"))
+        await self._found("online", "")
+
+    async def _found(self, link: LinkState, trouble: str) -> None:
+        self._has_tried = True
+        if (link, trouble) == (self._link, self._trouble):
+            return
+        self._link, self._trouble = link, trouble
+        with contextlib.suppress(ManaError):
+            await self._replica.write(lambda tx: tx.set_meta(_LINK, f"{link} {trouble}"))
+        self._emit(Notice("sync"))
 
 
 async def _first(event: asyncio.Event, timeout_s: float) -> bool:

@@ -84,6 +84,7 @@ class Replica:
 
     def _open(self) -> None:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.parent.chmod(0o700)
         if not self.path.exists():
             self.path.touch(mode=_MODE)
         connection = sqlite3.connect(
