@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from mana.cli.places import PORTS, Places
 from mana.cli.supervisor import Part, Supervisor
@@ -68,17 +69,27 @@ async def started(
         }
         # Nobody but migrations needs the owner's address, so no part is told it.
         base.pop("MANA_DATABASE_URL", None)
-        runner, hub = await asyncio.gather(
-            supervisor.start(_part(places, "runner", base)),
-            supervisor.start(_part(places, "hub", base)),
+        # On a port that is known the device need not wait for the hub: it works offline too.
+        parts = ["runner", "hub"]
+        known = bool(places.ports["hub"])
+        if with_device and known:
+            base["MANA_HUB_URL"] = f"http://127.0.0.1:{places.ports['hub']}"
+            parts.append("device")
+        facts = dict(
+            zip(
+                parts,
+                await asyncio.gather(*(_start(supervisor, places, part, base) for part in parts)),
+                strict=True,
+            )
         )
+        hub, runner = facts["hub"], facts["runner"]
         say(f"hub on {hub['url']}")
         say(f"runner on {runner['url']}, model: {runner['model']}")
-        device: dict[str, object] = {}
-        if with_device:
-            device = await supervisor.start(
-                _part(places, "device", {**base, "MANA_HUB_URL": str(hub["url"])})
-            )
+        if with_device and not known:
+            base["MANA_HUB_URL"] = str(hub["url"])
+            facts["device"] = await _start(supervisor, places, "device", base)
+        device = facts.get("device", {})
+        if device:
             say(f"device on {device['url']} ({_seconds(began)} in all)")
         yield Running(
             supervisor=supervisor,
@@ -95,8 +106,17 @@ async def started(
             embedded.stop()
 
 
-def _part(places: Places, name: str, environ: Mapping[str, str]) -> Part:
-    return Part(name, (name,), dict(environ), places.home / "logs" / f"{name}.log")
+async def _start(
+    supervisor: Supervisor, places: Places, name: str, environ: Mapping[str, str]
+) -> dict[str, object]:
+    """Start a part; one that is started again later comes back on the port it has now."""
+    kept = dict(environ)
+    part = Part(name, (name,), kept, places.home / "logs" / f"{name}.log")
+    facts = await supervisor.start(part)
+    port = urlsplit(str(facts["url"])).port
+    if port is not None:
+        kept[PORTS[name][0]] = str(port)
+    return facts
 
 
 def _seconds(began: float) -> str:
