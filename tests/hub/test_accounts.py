@@ -16,12 +16,19 @@ from mana.crypto.primitives import b64
 from mana.domain.errors import Unauthenticated
 from mana.domain.ids import AccountId
 from mana.hub.accounts.tokens import TokenIssuer, TokenVerifier
-from mana.hub.db import AccessRefused, Tenancy
+from mana.hub.db import AccessRefused, Tenancy, migrate
+from mana.hub.db.urls import url_as
 from mana.hub.secrets import load_or_create
 from mana.modules.todo.manifest import MANIFEST as TODO
 from mana.protocol.messages import KdfParameters, Tokens
 from mana.testing.accounts import NewAccount, found_space, new_account, new_device, sealed_change
-from mana.testing.postgres import Database, connected, database_text, security_definer_functions
+from mana.testing.postgres import (
+    Cluster,
+    Database,
+    connected,
+    database_text,
+    security_definer_functions,
+)
 from tests.hub.client import START_MS, Served, served_hub
 
 pytest_plugins = ["mana.testing.plugin"]
@@ -373,6 +380,7 @@ async def test_devices(database: Database) -> None:
     async with served_hub(database) as served:
         ada, eve = await served.sign_up("ada"), await served.sign_up("eve")
         _, _, certificate = new_device(ada.account.identity, now_ms=START_MS)
+        served.clock.now_ms += 1
         for _ in range(2):
             answer = await ada.call("POST", "/api/v1/me/devices", certificate)
             assert answer.status_code == 201
@@ -418,6 +426,29 @@ async def test_deletion_leaves_nothing(database: Database) -> None:
         assert len((await bob.state()).records) == 1
         again = new_account("ada", now_ms=START_MS)
         assert (await sign_up(served, again)).status_code == 201
+
+
+async def test_owner_needs_no_superuser(postgres: Cluster) -> None:
+    """Under an owner that row-level security holds too, the doors open and nothing else does."""
+    async with connected(postgres.instance.url()) as root:
+        await root.execute("create role plain_owner login createrole")
+        await root.execute("create database plain owner plain_owner")
+    plain = Database("plain", url_as(postgres.instance.url("plain"), "plain_owner"))
+    try:
+        await migrate(plain.owner_url)
+        async with served_hub(plain) as served:
+            ada = await served.sign_up("ada")
+            assert (await ada.log_in()).status_code == 200
+            assert (await refreshed(served, ada.tokens.refresh_token)).status_code == 200
+            body = {"loginKey": b64(ada.account.login_key)}
+            async with connected(plain.owner_url) as owner:
+                assert await owner.fetchval("select count(*) from mana.accounts") == 0
+            assert (await ada.call("DELETE", "/api/v1/me", body)).status_code == 204
+            assert code(await ada.log_in()) == "401 INVALID_CREDENTIALS"
+    finally:
+        postgres.drop(plain)
+        async with connected(postgres.instance.url()) as root:
+            await root.execute("drop role plain_owner")
 
 
 async def test_doors_are_known(database: Database, tenancy: Tenancy) -> None:

@@ -13,9 +13,9 @@ CREATE OR REPLACE FUNCTION mana.admit_sign_up(p_demo boolean, p_invite bytea, p_
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO ''
- SET "app.door" TO 'open'
 AS $function$
 begin
+  perform pg_catalog.set_config('app.door', 'open', true);
   perform pg_catalog.pg_advisory_xact_lock(1835101793, 1);
   if not p_demo and not exists (select from mana.accounts a where not a.demo) then
     return 'administrator';
@@ -34,12 +34,14 @@ $function$;
 
 CREATE OR REPLACE FUNCTION mana.clear_attempts(p_login_mac bytea)
  RETURNS void
- LANGUAGE sql
+ LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO ''
- SET "app.door" TO 'open'
 AS $function$
-  delete from mana.login_attempts l where l.login_mac = p_login_mac
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  delete from mana.login_attempts l where l.login_mac = p_login_mac;
+end
 $function$;
 -- execute: mana_app
 
@@ -48,12 +50,12 @@ CREATE OR REPLACE FUNCTION mana.count_attempt(p_login_mac bytea, p_now timestamp
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO ''
- SET "app.door" TO 'open'
 AS $function$
 declare
   counted bigint;
   oldest timestamptz;
 begin
+  perform pg_catalog.set_config('app.door', 'open', true);
   perform pg_catalog.pg_advisory_xact_lock(
     pg_catalog.hashtextextended(pg_catalog.encode(p_login_mac, 'hex'), 1835101793));
   delete from mana.login_attempts l where l.ctid in (
@@ -80,12 +82,15 @@ AS $function$ select nullif(pg_catalog.current_setting('app.current_user_id', tr
 
 CREATE OR REPLACE FUNCTION mana.login_facts(p_login_key text)
  RETURNS TABLE(account_id text, kdf jsonb, login_hash text)
- LANGUAGE sql
- STABLE SECURITY DEFINER
+ LANGUAGE plpgsql
+ SECURITY DEFINER
  SET search_path TO ''
- SET "app.door" TO 'open'
 AS $function$
-  select a.account_id, a.kdf, a.login_hash from mana.accounts a where a.login_key = p_login_key
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    select a.account_id, a.kdf, a.login_hash from mana.accounts a where a.login_key = p_login_key;
+end
 $function$;
 -- execute: mana_app
 
@@ -94,13 +99,13 @@ CREATE OR REPLACE FUNCTION mana.rotate_token(p_old bytea, p_new bytea, p_now tim
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO ''
- SET "app.door" TO 'open'
 AS $function$
 #variable_conflict use_column
 declare
   held record;
   sess record;
 begin
+  perform pg_catalog.set_config('app.door', 'open', true);
   select * into held from mana.refresh_tokens t where t.token_hash = p_old;
   if not found then
     return query select 'unknown', null::text, null::text;

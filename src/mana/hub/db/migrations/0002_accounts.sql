@@ -166,7 +166,8 @@ grant select, insert on mana.space_keys to mana_app;
 
 -- The doors: the only functions that run with their owner's rights. Where the owner is no
 -- superuser, forced row-level security holds for it too, and these policies let it through
--- while such a function runs, and at no other time.
+-- in a transaction in which such a function has opened the door. Nobody else gains by the
+-- setting: the policies are the owner's alone.
 do $$
 declare
   name text;
@@ -187,9 +188,10 @@ $$;
 create function mana.admit_sign_up(p_demo boolean, p_invite bytea, p_invites_only boolean)
   returns text
   language plpgsql volatile security definer
-  set search_path = '' set app.door = 'open'
+  set search_path = ''
 as $$
 begin
+  perform pg_catalog.set_config('app.door', 'open', true);
   perform pg_catalog.pg_advisory_xact_lock(1835101793, 1);
   if not p_demo and not exists (select from mana.accounts a where not a.demo) then
     return 'administrator';
@@ -207,10 +209,14 @@ $$;
 
 create function mana.login_facts(p_login_key text)
   returns table (account_id text, kdf jsonb, login_hash text)
-  language sql stable security definer
-  set search_path = '' set app.door = 'open'
+  language plpgsql volatile security definer
+  set search_path = ''
 as $$
-  select a.account_id, a.kdf, a.login_hash from mana.accounts a where a.login_key = p_login_key
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    select a.account_id, a.kdf, a.login_hash from mana.accounts a where a.login_key = p_login_key;
+end
 $$;
 
 -- Count an attempt before it is judged. Null: it may be judged. Else: when the next one may.
@@ -218,12 +224,13 @@ create function mana.count_attempt(
   p_login_mac bytea, p_now timestamptz, p_window interval, p_attempts_max integer)
   returns timestamptz
   language plpgsql volatile security definer
-  set search_path = '' set app.door = 'open'
+  set search_path = ''
 as $$
 declare
   counted bigint;
   oldest timestamptz;
 begin
+  perform pg_catalog.set_config('app.door', 'open', true);
   perform pg_catalog.pg_advisory_xact_lock(
     pg_catalog.hashtextextended(pg_catalog.encode(p_login_mac, 'hex'), 1835101793));
   delete from mana.login_attempts l where l.ctid in (
@@ -241,10 +248,13 @@ end
 $$;
 
 create function mana.clear_attempts(p_login_mac bytea) returns void
-  language sql volatile security definer
-  set search_path = '' set app.door = 'open'
+  language plpgsql volatile security definer
+  set search_path = ''
 as $$
-  delete from mana.login_attempts l where l.login_mac = p_login_mac
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  delete from mana.login_attempts l where l.login_mac = p_login_mac;
+end
 $$;
 
 -- Exchange a refresh token. Outcome: ok, unknown, ended (before), reused (ended now).
@@ -254,13 +264,14 @@ create function mana.rotate_token(
   p_old bytea, p_new bytea, p_now timestamptz, p_grace interval, p_life interval)
   returns table (outcome text, account_id text, session_id text)
   language plpgsql volatile security definer
-  set search_path = '' set app.door = 'open'
+  set search_path = ''
 as $$
 #variable_conflict use_column
 declare
   held record;
   sess record;
 begin
+  perform pg_catalog.set_config('app.door', 'open', true);
   select * into held from mana.refresh_tokens t where t.token_hash = p_old;
   if not found then
     return query select 'unknown', null::text, null::text;
