@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from mana.crypto.envelope import Binding, RecordKey, open_field
@@ -20,12 +26,23 @@ from mana.domain.errors import Invalid
 from mana.domain.iterations import ITERATIONS, STEPS, binding_hash
 from mana.domain.tables import Table
 from mana.hub.runner.app import Runner
+from mana.hub.runner.dialogue import (
+    AuditAsk,
+    Finished,
+    Message,
+    PhaseNote,
+    SocketChannel,
+    ToWorker,
+    WorkerLost,
+)
 from mana.hub.runner.keys import load_runner_key, load_service_key
 from mana.hub.runner.settings import RunnerSettings
+from mana.hub.runner.worker import work
+from mana.hub.runner.workers import ProcessWorkers
 from mana.hub.runner.writeback import run_digest
 from mana.protocol.messages import StateRecord
-from mana.testing.postgres import Database
-from tests.runner.world import World, world
+from mana.testing.postgres import Database, database_text
+from tests.runner.world import CANARY, InlineWorkers, World, world
 
 pytest_plugins = ["mana.testing.plugin"]
 
@@ -193,3 +210,96 @@ def test_settings_name_what_is_wrong(tmp_path: Path, name: str, value: str) -> N
     """A setting that cannot be used is refused by its name."""
     with pytest.raises(Invalid, match=name):
         settings(tmp_path, **{name: value})
+
+
+@pytest.mark.postgres
+@pytest.mark.anyio
+async def test_rsa_suite(database: Database) -> None:
+    """A grant that is wrapped by RSA, as the reference does it, opens too."""
+    async with world(database) as made:
+        await made.agent()
+        await made.memory()
+        await made.note("note-1")
+        await made.mission()
+        await made.grant(suite="rsa-oaep-2048-sha256")
+        await made.run_now()
+        async with made.runner() as runner:
+            assert (await runner.scheduler.tick()).plans_written_back == 1
+        assert "agentMemory" in {row.table_name for row in (await made.audit()).rows}
+
+
+@pytest.mark.anyio
+async def test_workers_leave_nothing_behind() -> None:
+    """A worker ends when its runner closes the pipe, whatever it was doing."""
+    worker = await ProcessWorkers().start()
+    pid = worker.pid
+    assert pid is not None
+    os.kill(pid, 0)
+    await worker.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are read from /proc")
+def test_no_core_dumps() -> None:
+    """A process that forbade dumps cannot leave its memory in a file, nor be traced."""
+    script = (
+        "from mana.hub.runner.isolation import forbid_dumps; forbid_dumps();"
+        "import ctypes, resource;"
+        "print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "(0, 0) 0"
+
+
+@pytest.mark.postgres
+@pytest.mark.anyio
+@pytest.mark.parametrize("lie", ["table", "step", "actor", "reason", "phase"])
+async def test_worker_is_not_believed(database: Database, lie: str) -> None:
+    """A worker that was taken over writes no record but its own, and no word but ours."""
+
+    class Liar(InlineWorkers):
+        async def _work(self, end: socket.socket) -> None:
+            channel = await SocketChannel.over(end, ToWorker)
+            send = channel.send
+
+            async def lying(message: Message) -> None:
+                await send(lied(message, lie))
+
+            channel.send = lying  # type: ignore[method-assign]
+            try:
+                with contextlib.suppress(WorkerLost):
+                    await work(channel, model=self.model())
+            finally:
+                await channel.close()
+
+    async with world(database) as made:
+        await made.ready()
+        await made.run_now()
+        async with made.runner(workers=Liar()) as runner:
+            await runner.scheduler.tick()
+        state = await made.ada.state()
+        assert not [one for one in state.records if one.table.startswith("aiIter")]
+        assert CANARY not in await database_text(database.owner_url)
+
+
+def lied(message: Message, lie: str) -> Message:
+    """Return the message as an attacker would have it."""
+    if isinstance(message, AuditAsk) and lie == "reason":
+        entries = [msgspec.structs.replace(one, reason=CANARY) for one in message.entries]
+        return msgspec.structs.replace(message, entries=entries)
+    if isinstance(message, PhaseNote) and lie == "phase":
+        return PhaseNote(CANARY)
+    if isinstance(message, Finished):
+        first, *rest = message.changes
+        if lie == "table":
+            first = msgspec.structs.replace(first, table="aiSteps")
+        if lie == "step":
+            rest = [msgspec.structs.replace(one, id="other-1") for one in rest]
+        if lie == "actor":
+            first = msgspec.structs.replace(first, actor={**first.actor, "principalId": "other"})
+        return msgspec.structs.replace(message, changes=[first, *rest])
+    return message

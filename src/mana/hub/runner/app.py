@@ -91,6 +91,9 @@ class Runner:
                     pause_s = min(interval_s, max(wait_ms / 1_000, 0.05))
             except ManaError as error:
                 _log.error("tick_failed", code=error.code)
+            except Exception as error:
+                # A defect must not end the runner; what a library says may quote a value.
+                _log.error("tick_failed", kind=type(error).__name__)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(awake.wait(), pause_s)
 

@@ -12,14 +12,21 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, get_args
 
 import structlog
 
 from mana.domain.clock import iso_ms
 from mana.domain.errors import Conflict, Invalid, ManaError
-from mana.domain.ids import AccountId, MissionId, SpaceId, iteration_id
-from mana.domain.occurrences import HOLDING, LEASES_MAX
+from mana.domain.ids import AccountId, MissionId, SpaceId, iteration_id, step_id
+from mana.domain.iterations import ITERATIONS, STEPS
+from mana.domain.occurrences import (
+    FAIL_POINTS,
+    HOLDING,
+    LEASES_MAX,
+    FailReason,
+    SkipReason,
+)
 from mana.hub.runner import audit, gates, scheduling
 from mana.hub.runner.dialogue import (
     AuditAsk,
@@ -64,6 +71,9 @@ _GRANT_REASONS: Final = frozenset(
         "not-a-member",
     }
 )
+_SKIPS: Final = frozenset(get_args(SkipReason))
+_FAILURES: Final = frozenset(get_args(FailReason))
+_PHASES: Final = frozenset({*FAIL_POINTS, "prompt", "model", "tools", "done"})
 _log: Final = structlog.get_logger("mana.runner")
 
 
@@ -451,9 +461,9 @@ class Scheduler:
                     await channel.send(await self._reserve(admitted, message.tokens))
                 case SettleAsk():
                     await channel.send(await self._settle(admitted, message))
-                case PhaseNote():
-                    await self._store.phase(admitted.lease, message.name[:32])
-                    self._fail(message.name)
+                case PhaseNote(name) if name in _PHASES:
+                    await self._store.phase(admitted.lease, name)
+                    self._fail(name)
                 case Finished():
                     await self._finish(admitted, message, stats)
                     return
@@ -469,6 +479,8 @@ class Scheduler:
         header = gates.read_header(job.grant.header)
         refusal: str | None = None
         entries = ask.entries
+        if any(entry.reason is not None and entry.reason not in _SKIPS for entry in entries):
+            raise WorkerLost("the worker gave a reason that is not a documented word")
         async with self._store.work(lease.account_id) as ledger:
             if not await ledger.holds(lease):
                 raise WorkerLost("the lease is another's by now")
@@ -528,6 +540,7 @@ class Scheduler:
     async def _finish(self, admitted: _Admitted, done: Finished, stats: TickStats) -> None:
         """Write iteration, steps, ledger and next occurrence, all or nothing."""
         lease = admitted.lease
+        _check_written(admitted, done)
         stats.plans_produced += 1
         self._metrics.plans_produced.inc()
         try:
@@ -583,13 +596,14 @@ class Scheduler:
     async def _stop(self, admitted: _Admitted, stopped: Stopped, stats: TickStats) -> None:
         """End a run without an iteration."""
         lease = admitted.lease
+        reason = stopped.reason if stopped.reason in _FAILURES else "internal"
         async with self._store.work(lease.account_id) as ledger:
-            if stopped.outcome == "skipped":
+            if stopped.outcome == "skipped" and stopped.reason in _SKIPS:
                 await self._skip(ledger, lease, stopped.reason)
                 return
-            if await self._end(ledger, lease, "failed", stopped.reason):
-                stats.fail(lease, stopped.reason)
-        if stopped.reason in ("model", "refused-reply"):
+            if await self._end(ledger, lease, "failed", reason):
+                stats.fail(lease, reason)
+        if reason in ("model", "refused-reply"):
             stats.parse_failures += 1
             self._metrics.parse_failures.inc()
             kind = stopped.detail if stopped.detail in FAILURE_KINDS else "other"
@@ -633,6 +647,30 @@ class Scheduler:
             for worker in self._active.values():
                 worker.kill()
             self._setting.fail()
+
+
+def _check_written(admitted: _Admitted, done: Finished) -> None:
+    """Raise WorkerLost unless a worker wrote its own iteration and steps, and nothing else.
+
+    A worker has read text that may be an attacker's; what it hands back is not believed.
+    """
+    lease = admitted.lease
+    iteration = iteration_id(lease.mission_id, admitted.job.scheduled_for)
+    first, *steps = [(change.table, change.id) for change in done.changes] or [("", "")]
+    is_own = (
+        done.iteration_id == iteration
+        and first == (ITERATIONS.name, iteration)
+        and steps == [(STEPS.name, step_id(iteration, place)) for place in range(len(steps))]
+        and all(
+            change.author_id == lease.account_id
+            and change.actor.get("missionId") == lease.mission_id
+            and change.actor.get("iterationId") == iteration
+            and change.actor.get("principalId") == admitted.agent.agent_id
+            for change in done.changes
+        )
+    )
+    if not is_own:
+        raise WorkerLost("the worker wrote something that is not its run's")
 
 
 def _refused_entry(entry: AuditEntry, *, status: str, reason: str) -> AuditEntry:

@@ -285,9 +285,8 @@ class _Run:
         for reference in mission.inputs:
             record = self._records.get(reference.key)
             if reference.key not in named:
-                entries.append(
-                    AuditEntry(reference.table, reference.id, "scope-violation", "scope-mismatch")
-                )
+                table = self._known(reference.table)
+                entries.append(AuditEntry(table, reference.id, "scope-violation", "scope-mismatch"))
             elif record is not None:
                 entries.append(_entry(record))
                 found.append(record)
@@ -301,6 +300,13 @@ class _Run:
         if found and not views:
             raise Ended("skipped", "key-rotated" if self._rotated else "malformed")
         return views
+
+    def _known(self, table: str) -> str:
+        """Return a table's name if it is one: what a mission names is sealed text until then."""
+        try:
+            return self._catalogue.table(table).name
+        except NotFound:
+            return "unknown"
 
     async def _history(self, keys: GrantKeys) -> tuple[PastIteration, ...]:
         """Open what earlier runs of this mission wrote, so that nothing is proposed again."""
