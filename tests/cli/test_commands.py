@@ -76,7 +76,7 @@ def test_a_mission_is_read_back_as_a_sentence() -> None:
     terminal.ok("note", "add", "Diary")
     terminal.ok("agent", "create", "Mira")
     said = terminal.ok(
-        "mission", "create", "Weekly review", "--agent", "mira", "--objective", "find what to do.",
+        "mission", "create", "Weekly review", "--agent", "mira", "--objective", "Find what to do.",
         "--input", "notes:Diary", "--every", "weekly sunday 10:00", "--zone", "Europe/Berlin",
     )  # fmt: skip
     assert (
@@ -168,7 +168,7 @@ def test_a_proposal_is_shown_approved_reverted_and_redone() -> None:
     assert preview["preview"] is True
     assert "sync" not in preview
     assert "dentist" in terminal.ok("task", "list")
-    assert "Restored 1 record." in terminal.ok("revert", first["iterationId"][:8])
+    assert "Reverted 1 record." in terminal.ok("revert", first["iterationId"][:8])
     assert "reverted" in terminal.ok("timeline")
     assert "dentist" not in terminal.ok("task", "list")
     assert "Brought back 1 record." in terminal.ok("redo", "mission:Weekly review")

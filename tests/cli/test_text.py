@@ -64,11 +64,12 @@ def test_times_read_as_people_say_them(apart_ms: int, words: str) -> None:
     assert when(NOW_MS + apart_ms, now_ms=NOW_MS, zone=UTC) == words
 
 
-def test_time_left_is_never_rounded_up() -> None:
-    """What is left of a grant is not told longer than it is."""
-    assert left(NOW_MS + 7 * DAY, now_ms=NOW_MS) == "7 days left"
-    assert left(NOW_MS + 2 * DAY - 1, now_ms=NOW_MS) == "47 hours left"
-    assert left(NOW_MS + 90 * MINUTE, now_ms=NOW_MS) == "90 minutes left"
+def test_time_left_is_told_to_the_minute() -> None:
+    """What is left of a grant is not told longer than it is, by more than a minute."""
+    assert left(NOW_MS + 7 * DAY - 9_000, now_ms=NOW_MS) == "7 days left"
+    assert left(NOW_MS + 2 * DAY - 2 * MINUTE, now_ms=NOW_MS) == "47 hours left"
+    assert left(NOW_MS + 89 * MINUTE, now_ms=NOW_MS) == "90 minutes left"
+    assert left(NOW_MS + 1, now_ms=NOW_MS) == "1 minute left"
     assert left(NOW_MS, now_ms=NOW_MS) == "over"
 
 

@@ -66,10 +66,12 @@ def when(at_ms: int | None, *, now_ms: int, zone: tzinfo | None = None) -> str:
 
 
 def left(until_ms: int, *, now_ms: int) -> str:
-    """Return how long it is until a moment: `6 days left`, `40 min left`, `over`."""
+    """Return how long it is until a moment: `6 days left`, `40 minutes left`, `over`."""
     apart_ms = until_ms - now_ms
     if apart_ms <= 0:
         return "over"
+    # A grant of seven days is said to have them still a few seconds later.
+    apart_ms += MINUTE_MS
     for size_ms, word in ((24 * HOUR_MS, "day"), (HOUR_MS, "hour"), (MINUTE_MS, "minute")):
         # From two of a unit on it is told in that unit, so that nothing is rounded to "1 day".
         if apart_ms >= 2 * size_ms:

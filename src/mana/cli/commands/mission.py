@@ -138,8 +138,7 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
             [
                 ("Id", one.mission_id),
                 ("State", one.state),
-                ("Waits", one.hold_words),
-                ("Running", one.phase),
+                ("Now", one.phase or one.hold_words),
                 ("Next", ahead),
                 ("Looks at", "\n".join(one_line(cited.title) for cited in one.input_titles)),
                 ("Grant", grant_words(one.grant, now_ms=now_ms)),
@@ -272,6 +271,8 @@ def sentence(one: MissionView) -> str:
         where = "on this device"
     who = one_line(one.agent_name, 80) or "Nobody"
     objective = one_line(one.objective).rstrip(".")
+    if objective[1:2].islower():
+        objective = objective[:1].lower() + objective[1:]
     return f"{who} shall {objective}{looking}, {one.cadence_words}, {where}."
 
 

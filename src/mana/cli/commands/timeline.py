@@ -75,10 +75,10 @@ async def revert(
     found = await _target(device, target)
     if preview:
         shown = await device.revert_preview(found)
-        blocks = _revert_blocks((shown,), "Would restore", "Would leave")
+        blocks = _revert_blocks((shown,), "Would revert", "Would leave")
         return Answer({"preview": True, "revert": shown}, blocks)
     done = await device.revert(found)
-    blocks = _revert_blocks((done,), "Restored", "Left")
+    blocks = _revert_blocks((done,), "Reverted", "Left")
     if done.restored:
         blocks.append(Line(f"Take it back: mana redo {found}", "quiet"))
     return Answer({"preview": False, "revert": done}, blocks, wrote=bool(done.restored))
