@@ -520,6 +520,7 @@ class FakeHost:
 
     passwords: dict[str, str] = field(default_factory=dict)
     devices: dict[str, FakeDevice] = field(default_factory=dict)
+    hub: dict[str, FakeDevice] = field(default_factory=dict)
     closed: int = 0
 
     def accounts(self) -> list[Known]:
@@ -544,11 +545,13 @@ class FakeHost:
         self.passwords[login] = password
         self.devices[login] = FakeDevice(login, mode=mode, demo=demo)
         self.devices[login].display_name = display_name
+        self.hub[login] = self.devices[login]
         return self.devices[login]
 
     async def sign_in(self, login: str, password: str) -> FakeDevice:
         if self.passwords.get(login) != password:
             raise WrongPassword("the password does not open this account")
+        self.devices[login] = self.hub[login]
         self.devices[login].locked = False
         return self.devices[login]
 

@@ -1,8 +1,8 @@
 """Reads the commands that a page of the docs shows, so that tests run every one of them.
 
 A fenced block marked `console` holds commands after `$ ` and what they print. A line that ends
-in a backslash goes on. In what is printed, `…` stands for any text in a line, and a line of
-`…` alone for any lines. A command without printed lines may print anything.
+in a backslash goes on. In what is printed, `…` stands for any text in a line, with the
+spaces after it as many as there are, and a line of `…` alone for any lines. A command without printed lines may print anything.
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ def matches(said: Sequence[str], printed: Sequence[str]) -> bool:
 
 
 def _line(said: str) -> str:
-    return ".*".join(re.escape(part) for part in said.split(ANY))
+    first, *rest = said.split(ANY)
+    # Columns stay aligned on the page, whatever the length of what `…` stands for.
+    return re.escape(first) + "".join(
+        ".*" + (" +" if part.startswith(" ") else "") + re.escape(part.lstrip(" ")) for part in rest
+    )
 
 
 def _trimmed(step: Step) -> Step:
