@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -330,3 +332,46 @@ def test_accounts_reads_no_folder_before_it_exists(tmp_path: Path) -> None:
 
 async def _subtasks(book, wanted: list[Json]) -> None:
     await book.commit([write(book, "tasks", "t1", {"subtasks": wanted})])
+
+
+_WRITER = """
+import asyncio, pathlib, sys
+from mana.device.replica import Replica
+
+async def main():
+    replica = Replica(pathlib.Path(sys.argv[1]), guarded=lambda table, path: False)
+    await replica.open()
+    number = 0
+    while True:
+        number += 1
+        await replica.write(lambda tx: tx.set_meta("number", str(number)))
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+    """A process that is killed in the middle of writing has lost nothing that it reported."""
+    path = tmp_path / "a.db"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _WRITER,
+        str(path),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert child.stdout is not None
+    reported = 0
+    while reported < 50:
+        reported = int(await child.stdout.readline())
+    child.kill()
+    rest = (await child.stdout.read()).split()
+    await child.wait()
+    reported = max([reported, *(int(line) for line in rest)])
+    replica = Replica(path, guarded=lambda table, path: False)
+    await replica.open()
+    found = int(await replica.read(lambda tx: tx.meta("number")) or 0)
+    assert found in (reported, reported + 1)
+    await replica.close()

@@ -366,6 +366,26 @@ async def test_another_process_is_seen(rig: Rig) -> None:
     assert await titles(book) == {"n1": "from there"}
 
 
+async def test_one_process_syncs_for_all(rig: Rig) -> None:
+    """What one process of a machine wrote is pushed by the one that leads, which both report."""
+    machine = rig.machine(watch_s=0.02)
+    leader = await machine.sign_up()
+    heard: asyncio.Queue[Notice] = asyncio.Queue()
+    leader.on_change(heard.put_nowait)
+    await leader.start()
+    follower_machine = rig.machine(machine.home, clock=machine.clock, watch_s=0.02)
+    follower = await follower_machine.sign_in()
+    await follower.start()
+    await note(follower, "n1", title="pushed by the other")
+    async with asyncio.timeout(20):
+        while (await follower.status()).waiting or (await leader.status()).link != "online":
+            await heard.get()
+    assert (await follower.status()).link == "online"
+    assert follower_machine.wire.seen == []
+    await leader.lock()
+    assert (await follower.status()).link == "offline"
+
+
 async def test_sessions_survive_two_processes(rig: Rig) -> None:
     """Two processes that refresh one session take turns, and neither is signed out."""
     machine = rig.machine()

@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import time
+import unicodedata
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -91,6 +92,11 @@ class Accounts:
         """Return the accounts of this device, in the order they came."""
         return self._list.read()
 
+    def find(self, login: str) -> KnownAccount | None:
+        """Return the account of this device with a login name, however its letters are written."""
+        wanted = _folded(login)
+        return next((one for one in self.known() if _folded(one.login) == wanted), None)
+
     async def sign_up(
         self,
         login: str,
@@ -133,9 +139,9 @@ class Accounts:
     async def sign_in(self, login: str, password: str) -> RecordBook:
         """Open an account: the one kept here, offline too; else fetch its vault from the hub."""
         name = _login(login)
-        for account in self.known():
-            if account.login == name:
-                return await self.unlock(account.account_id, password)
+        known = self.find(name)
+        if known is not None:
+            return await self.unlock(known.account_id, password)
         hub = self._hub(None)
         try:
             kdf = await hub.kdf(name)
@@ -413,6 +419,10 @@ def _write_device(tx: Tx, vault: OpenedVault, device: DeviceKey, marker: str) ->
     tx.set_meta(_CERTIFICATE, msgspec.json.encode(device.certificate).decode())
     tx.set_meta(_DEVICE_KEY, sealed)
     tx.set_meta(_MARKER, marker)
+
+
+def _folded(login: str) -> str:
+    return unicodedata.normalize("NFC", login.strip()).lower()
 
 
 def _login(login: str) -> str:

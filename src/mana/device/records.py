@@ -437,7 +437,7 @@ class RecordBook:
             rows = tx.refused_with(change_id)
             if not rows:
                 raise NotFound("no refused change has this id")
-            if any(row.code in ("clock-ahead", "stale-key") for row in rows):
+            if any(self._is_outdated(row) for row in rows):
                 tx.restamp(rows, anew, now_ms=now_ms)
                 return
             for row in rows:
@@ -505,6 +505,13 @@ class RecordBook:
     async def _held(self, table: str, record_id: str) -> Held | None:
         space = self._sealer().space_of(self.catalogue.table(table).name)
         return await self._replica.read(lambda tx: tx.held(space, table, record_id))
+
+    def _is_outdated(self, row: OutboxRow) -> bool:
+        """Say whether a refused change needs another stamp or key before it is sent again."""
+        stamps = [write.at for write in row.message.fields.values()]
+        return row.code in ("clock-ahead", "stale-key") or any(
+            parse_stamp(at).device != self.device_id for at in stamps
+        )
 
     async def _refused_change(self, row: OutboxRow) -> RefusedChange:
         message = row.message

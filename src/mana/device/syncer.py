@@ -154,6 +154,9 @@ class Syncer:
             try:
                 await self._prepare()
                 for space in await self._replica.read(lambda tx: tx.spaces()):
+                    if space.cursor is None:
+                        # A new device first learns what is there, then says what it wrote.
+                        await self._pull(space.space)
                     await self._push(space.space)
                     await self._pull(space.space)
             except ManaError as error:
@@ -479,13 +482,12 @@ class Syncer:
         await self._found("online", "")
 
     async def _found(self, link: LinkState, trouble: str) -> None:
+        if (link, trouble) != (self._link, self._trouble):
+            with contextlib.suppress(ManaError):
+                await self._replica.write(lambda tx: tx.set_meta(_LINK, f"{link} {trouble}"))
+            self._link, self._trouble = link, trouble
+            self._emit(Notice("sync"))
         self._has_tried = True
-        if (link, trouble) == (self._link, self._trouble):
-            return
-        self._link, self._trouble = link, trouble
-        with contextlib.suppress(ManaError):
-            await self._replica.write(lambda tx: tx.set_meta(_LINK, f"{link} {trouble}"))
-        self._emit(Notice("sync"))
 
 
 async def _first(event: asyncio.Event, timeout_s: float) -> bool:

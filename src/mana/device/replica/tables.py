@@ -347,15 +347,7 @@ class Tx:
             base = bases[key] if key in bases else self.base(space, *key)
             bases[key] = apply_change(base, change, seq=logged.seq, guarded=self._guarded)
         self._sql("update spaces set cursor = ? where space = ?", (cursor, space))
-        over = self._sql(
-            "select distinct tbl, id from outbox"
-            " where space = ? and state = 'acknowledged' and seq <= ?",
-            (space, cursor),
-        ).fetchall()
-        self._sql(
-            "delete from outbox where space = ? and state = 'acknowledged' and seq <= ?",
-            (space, cursor),
-        )
+        over = self._forget_acknowledged(space, cursor)
         self._set_bases(space, bases)
         for table, record_id in over:
             if (table, record_id) not in bases:
@@ -385,6 +377,8 @@ class Tx:
                 "update spaces set cursor = ?, page = null, head = null where space = ?",
                 (head, space),
             )
+            for table, record_id in self._forget_acknowledged(space, head):
+                self._refresh(space, table, record_id)
         else:
             self._sql("update spaces set page = ?, head = ? where space = ?", (page, head, space))
 
@@ -484,6 +478,15 @@ class Tx:
             (table, self._at),
         )
         return self._at
+
+    def _forget_acknowledged(self, space: str, cursor: int) -> list[tuple[str, str]]:
+        """Drop own changes that the records hold by now; return which records they lay over."""
+        found = self._sql(
+            "delete from outbox where space = ? and state = 'acknowledged' and seq <= ?"
+            " returning tbl, id",
+            (space, cursor),
+        ).fetchall()
+        return [(str(table), str(record_id)) for table, record_id in found]
 
     def _set_aside(
         self, space: str, table: str, kind: str, body: LoggedChange | StateRecord

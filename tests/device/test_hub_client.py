@@ -1,0 +1,224 @@
+"""Calls to the hub: errors come back as they are, sessions are not lost, answers are bounded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from mana.device.errors import Offline
+from mana.device.hub_client import HubClient, LiveEvent, jittered
+from mana.domain.errors import (
+    Conflict,
+    Forbidden,
+    ManaError,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+from mana.protocol.errors import RateLimited, SessionEnded
+from mana.protocol.messages import Tokens
+from mana.protocol.replication import HubDistrusted
+
+pytestmark = pytest.mark.anyio
+ACCOUNT = {"accountId": "a", "login": "ada", "mode": "standard", "role": "owner", "createdAt": "x"}
+
+
+@dataclass
+class Session:
+    """A session in memory that notes what was kept, in order."""
+
+    token: str | None = "r1"
+    kept: list[str] = field(default_factory=list)
+    is_full: bool = False
+    key: tuple[str, bytes] | None = None
+
+    def exclusively(self) -> AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
+    async def refresh_token(self) -> str | None:
+        return self.token
+
+    async def keep(self, tokens: Tokens) -> None:
+        if self.is_full:
+            raise OSError("no space left")
+        self.token = tokens.refresh_token
+        self.kept.append(tokens.refresh_token)
+
+    def credentials(self) -> tuple[str, bytes] | None:
+        return self.key
+
+
+class Hub:
+    """A hub of tokens: each refresh gives the next pair, each access token works once told."""
+
+    def __init__(self) -> None:
+        self.number = 1
+        self.asked: list[str] = []
+        self.valid: set[str] = set()
+        self.refuses_refresh = False
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        self.asked.append(path)
+        if path.endswith(("/refresh", "/login")):
+            if path.endswith("/refresh") and self.refuses_refresh:
+                return problem(401, "SESSION_ENDED")
+            self.number += 1
+            self.valid = {f"a{self.number}"}
+            pair = {
+                "accountId": "a",
+                "accessToken": f"a{self.number}",
+                "refreshToken": f"r{self.number}",
+                "expiresIn": 900,
+            }
+            return httpx.Response(200, json=pair)
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if token not in self.valid:
+            return problem(401, "UNAUTHENTICATED")
+        return httpx.Response(200, json=ACCOUNT)
+
+
+def problem(status: int, code: str) -> httpx.Response:
+    return httpx.Response(status, json={"code": code, "title": "no", "status": status})
+
+
+@contextlib.asynccontextmanager
+async def client(
+    handler: Callable[[httpx.Request], httpx.Response], session: Any = None, **options: Any
+) -> AsyncIterator[HubClient]:
+    made = HubClient(
+        "http://hub.test", session=session, transport=httpx.MockTransport(handler), **options
+    )
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def test_a_new_pair_is_kept_before_it_is_used() -> None:
+    """The refresh token is durable before the access token is sent for the first time."""
+    hub, session = Hub(), Session()
+    async with client(hub, session) as asking:
+        await asking.account()
+        assert session.kept == ["r2"]
+        hub.valid.clear()
+        await asking.account()
+        assert session.kept == ["r2", "r3"]
+
+
+async def test_a_pair_that_cannot_be_kept_is_not_used() -> None:
+    """If keeping fails, nothing is asked with the new token."""
+    hub, session = Hub(), Session(is_full=True)
+    async with client(hub, session) as asking:
+        with pytest.raises(OSError, match="space"):
+            await asking.account()
+    assert hub.asked == ["/api/v1/auth/refresh"]
+
+
+async def test_an_ended_session_begins_anew_only_with_the_login_key() -> None:
+    """With the key in memory it logs in again; without, it says that the session ended."""
+    hub, session = Hub(), Session(key=("ada", b"k" * 32))
+    hub.refuses_refresh = True
+    async with client(hub, session) as asking:
+        await asking.account()
+    assert hub.asked[:2] == ["/api/v1/auth/refresh", "/api/v1/auth/login"]
+    async with client(hub, Session()) as asking:
+        with pytest.raises(SessionEnded):
+            await asking.account()
+    async with client(hub) as asking:
+        with pytest.raises(Unauthenticated):
+            await asking.account()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (404, "NOT_FOUND", NotFound),
+        (403, "FORBIDDEN", Forbidden),
+        (409, "ZK_ACTIVE", Conflict),
+        (429, "RATE_LIMITED", RateLimited),
+        (503, "GRANT_NOT_CONFIGURED", Unavailable),
+    ],
+)
+async def test_problems_come_back_as_errors(status: int, code: str, kind: type[ManaError]) -> None:
+    """The hub's code survives the way, also one that this version does not know."""
+    async with client(lambda request: problem(status, code)) as asking:
+        with pytest.raises(kind) as failure:
+            await asking.kdf("ada")
+    assert failure.value.code == code
+
+
+async def test_an_answer_has_a_form_and_a_size() -> None:
+    """Something else than the promised message, or too much of it, is refused."""
+    async with client(lambda request: httpx.Response(200, json={"salt": 1})) as asking:
+        with pytest.raises(HubDistrusted):
+            await asking.kdf("ada")
+    big = httpx.Response(200, content=b"x" * 2_000)
+    async with client(lambda request: big, answer_bytes_max=1_000) as asking:
+        with pytest.raises(TooLarge):
+            await asking.kdf("ada")
+
+
+async def test_no_hub_is_offline() -> None:
+    """Every failure of the connection is the one error that the person can do something about."""
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    async with client(refuse) as asking:
+        with pytest.raises(Offline) as failure:
+            await asking.kdf("ada")
+    assert failure.value.code == "OFFLINE"
+
+
+async def test_live_events_are_read_as_they_come() -> None:
+    """Comments are skipped, unknown events passed on, and `bye` ends the stream."""
+    hub, session = Hub(), Session()
+    stream = (
+        b"event: hello\n\n: still here\n\n"
+        b'event: space\ndata: {"spaceId":"s","seq":3}\n\n'
+        b'event: mission\r\ndata: {"missionId":"m"}\r\n\r\n'
+        b"event: bye\n\nevent: space\n\n"
+    )
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/v1/live":
+            return httpx.Response(200, content=stream)
+        return hub(request)
+
+    async with client(answer, session) as asking, asking.live() as events:
+        heard = [event async for event in events]
+    assert heard == [
+        LiveEvent("hello", {}),
+        LiveEvent("space", {"spaceId": "s", "seq": 3}),
+        LiveEvent("mission", {"missionId": "m"}),
+        LiveEvent("bye", {}),
+    ]
+
+
+async def test_a_live_stream_that_is_no_stream_is_refused() -> None:
+    """Broken JSON and endless lines end the stream with an error."""
+    hub = Hub()
+    for content in (b"event: space\ndata: {\n\n", b"data: " + b"x" * 100_000 + b"\n\n"):
+
+        def answer(request: httpx.Request, content: bytes = content) -> httpx.Response:
+            if request.url.path == "/api/v1/live":
+                return httpx.Response(200, content=content)
+            return hub(request)
+
+        async with client(answer, Session()) as asking, asking.live() as events:
+            with pytest.raises(HubDistrusted):
+                [event async for event in events]
+
+
+async def test_waiting_grows_and_is_bounded() -> None:
+    """Back-off doubles up to its limit, with a part of chance."""
+    assert all(0.25 <= jittered(0) <= 0.5 for _ in range(50))
+    assert all(7.5 <= jittered(50, most_s=15) <= 15 for _ in range(50))
