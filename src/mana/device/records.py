@@ -345,7 +345,7 @@ class RecordBook:
             header = headers.get(str(proof.get("grantId")))
             runner = runners.get(str(proof.get("keyId")))
             if header is None or runner is None:
-                return False, "grant-unknown" if header is None else "runner-unknown"
+                return False, "no-grant" if header is None else "runner-unknown"
             verify_run(authority, iteration, present, header=header, runner=runner)
         except ManaError as error:
             return False, reason_of(error)
