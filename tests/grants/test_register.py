@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from mana.crypto.primitives import b64
 from mana.domain.clock import parse_iso_ms
 from mana.domain.grants import LIFE_MS_DEFAULT, LIFE_MS_MAX, LIFE_MS_MIN
 from mana.hub.db import Pool, Tenancy
@@ -14,7 +15,7 @@ from mana.hub.db.errors import AccessRefused
 from mana.hub.runner.keys import PUBLIC_FILE
 from mana.hub.tenants import Tenant
 from mana.protocol.messages import GrantRequest, GrantsAnswer, Signature
-from mana.testing.postgres import Database, connected
+from mana.testing.postgres import Database, connected, database_text
 from tests.runner.world import World, world
 
 pytest_plugins = ["mana.testing.plugin"]
@@ -233,3 +234,17 @@ async def test_audit_pages(database: Database, limit: str, rows: int) -> None:
         assert answer.more == (rows < 3)
         rest = await made.audit(f"?before={answer.rows[-1].seq}")
         assert [row.seq for row in rest.rows] == list(range(answer.rows[-1].seq - 1, 0, -1))
+
+
+async def test_deleted_account_leaves_nothing(database: Database) -> None:
+    """When an account is removed, so are its grants, runs, audit, snapshots and use of tokens."""
+    async with world(database) as made:
+        await made.ready()
+        await made.run_now()
+        async with made.runner() as runner:
+            await runner.scheduler.tick()
+        body = {"loginKey": b64(made.ada.account.login_key)}
+        assert (await made.ada.call("DELETE", "/api/v1/me", body)).status_code == 204
+        text = await database_text(database.owner_url)
+        assert made.ada.account.account_id not in text
+        assert made.ada.space not in text

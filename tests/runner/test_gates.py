@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from mana.crypto.runners import RunnerPrivateKey
 from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.encoding import Json
 from mana.hub.runner.workers import ProcessWorkers
@@ -128,6 +129,15 @@ async def other_records(made: World) -> None:
     await made.complete(header, payload)
 
 
+async def wrapped_for_another(made: World) -> None:
+    await made.agent()
+    await made.note("note-1")
+    await made.mission()
+    header = await made.header()
+    made.wrap_for = RunnerPrivateKey.generate().public()
+    await made.complete(header)
+
+
 REFUSALS: list[tuple[Callable[[World], Awaitable[None]], str]] = [
     (no_grant, "no-grant"),
     (paused_agent, "agent-paused"),
@@ -141,6 +151,7 @@ REFUSALS: list[tuple[Callable[[World], Awaitable[None]], str]] = [
     (rotated, "key-rotated"),
     (wrong_key, "malformed"),
     (other_records, "malformed"),
+    (wrapped_for_another, "wrap-rejected"),
 ]
 
 
@@ -277,6 +288,28 @@ async def test_revoked_after_the_lease(database: Database) -> None:
         line = (await made.status()).occurrences[0]
         assert (line.state, line.reason) == ("skipped", "revoked")
         assert {row.status for row in (await made.audit()).rows} == {"revoked"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "status"),
+    [
+        ("update mana.memberships set role = 'viewer'", "failed"),
+        ("delete from mana.memberships; update mana.spaces set members = '{}'", None),
+    ],
+)
+async def test_lost_role(database: Database, statement: str, status: str | None) -> None:
+    """An account that may not write any more, or was removed, has nothing opened for it."""
+    async with world(database) as made:
+        await made.ready()
+        await made.run_now()
+        await owner(made, statement)
+        async with made.runner() as runner:
+            await runner.scheduler.tick()
+        async with connected(database.owner_url) as connection:
+            line = await connection.fetchrow("select state, reason from mana_ai.occurrences")
+        assert tuple(line) == ("skipped", "not-a-member")
+        rows = (await made.audit()).rows
+        assert {row.status for row in rows} == ({status} if status else set())
 
 
 async def test_budget_of_a_day(database: Database) -> None:

@@ -104,6 +104,7 @@ class World:
     ada: Person
     home: Path
     clock: int = field(default_factory=now_ms)
+    wrap_for: RunnerPublicKey | None = None
 
     @property
     def space(self) -> FoundedSpace:
@@ -215,7 +216,7 @@ class World:
             header.canonical(),
             header.mission_id,
             payload or self.payload(header),
-            runner=(await self.runner_key()).wrap_key(header.suite),
+            runner=(self.wrap_for or await self.runner_key()).wrap_key(header.suite),
             device=self.ada.account.device_key,
         )
         return GrantCompletion(
