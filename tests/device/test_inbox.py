@@ -13,6 +13,7 @@ from mana.device.inbox import (
     ProposalMoved,
     ProposalUnverified,
 )
+from mana.device.steps import StepDone, decision
 from mana.domain.errors import Invalid
 from mana.domain.iterations import JOURNAL, STEPS
 from mana.testing.models import ScriptedModel, calling, says
@@ -225,3 +226,22 @@ async def test_expired_proposals_close(home: Household) -> None:
     step = await operations(ada).opened.book.view(STEPS.name, waiting.step_id)
     assert step is not None
     assert step.text("status") == "expired"
+
+
+async def test_executed_step_is_not_executed_again_whatever_its_status(home: Household) -> None:
+    """A step whose journal is here never runs again, even if its status were put back."""
+    planner = model(calling("create_task", {"title": "One"}))
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.run_now(mission)
+    (waiting,) = await ada.inbox()
+    await ada.approve(waiting.step_id)
+    steps = operations(ada).steps
+    case = await steps.case(waiting.step_id)
+    records = await steps.snapshot(case)
+    shown = await steps.shown(case, records)
+    change = decision(case.id, "approved", guards={"status": "staged"}, extra={})
+    with pytest.raises(StepDone):
+        await steps.effects(
+            case, shown, change, consent="approved", records=records, decision_id="again"
+        )

@@ -21,7 +21,7 @@ async def home(database: Database) -> AsyncIterator[Household]:
 async def test_granted_mission_is_proposed_approved_and_reverted(home: Household) -> None:
     """What was granted is planned on the hub, approved on the device, shown and undone."""
     ada = await home.person()
-    mission, notes, tasks = await planned_mission(ada)
+    mission, _, _ = await planned_mission(ada)
     consent = await ada.consent(mission)
     assert "Offer" in " ".join(consent.lines)
     assert "2 notes and 2 tasks" in consent.lines[0]
@@ -33,7 +33,7 @@ async def test_granted_mission_is_proposed_approved_and_reverted(home: Household
     await home.tick()
     await ada.sync_now()
     waiting = await ada.inbox()
-    assert waiting, [one for one in (await ada.mission(mission)).runs]
+    assert waiting, (await ada.mission(mission)).runs
     assert all(one.verified for one in waiting), [one.trouble for one in waiting]
     approved, rejected = waiting[0], waiting[1]
     before = len(await ada.list("tasks"))

@@ -289,8 +289,6 @@ class DeviceHost:
                 "changes of this device have not reached the hub",
                 detail={"waiting": status.waiting},
             )
-        if not force:
-            return
         with contextlib.suppress(ManaError):
             await book.hub.logout()
 

@@ -6,9 +6,9 @@ hub can be asked again. Nothing here decides; what decides is verified where it 
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from mana.device.opened import Opened
@@ -18,6 +18,9 @@ from mana.protocol.messages import GrantInfo, MissionsAnswer, MissionStatus, Run
 
 FRESH_MS: Final = 2_000
 RUNNER_FRESH_MS: Final = 60_000
+OFFLINE_MS: Final = 10_000
+QUIET_MS: Final = RUNNER_FRESH_MS
+PATIENCE_S: Final = 5.0
 
 T = TypeVar("T")
 
@@ -27,7 +30,8 @@ class _Kept(Generic[T]):
     """The last answer to one question; `value` is None until there was one."""
 
     value: T | None = None
-    asked_ms: int | None = None
+    due_ms: int | None = None
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class HubNews:
@@ -43,7 +47,7 @@ class HubNews:
 
     def moved(self) -> None:
         """Ask again at the next question."""
-        self._missions.asked_ms = self._grants.asked_ms = None
+        self._missions.due_ms = self._grants.due_ms = None
 
     async def mission(self, mission_id: str) -> MissionStatus | None:
         """Return what the hub knows of a mission; None if it said nothing of it."""
@@ -76,12 +80,17 @@ class HubNews:
     async def _ask(
         self, kept: _Kept[T], question: Callable[[], Awaitable[T]], fresh_ms: int
     ) -> T | None:
-        now_ms = self._opened.now_ms()
-        if kept.asked_ms is None or not 0 <= now_ms - kept.asked_ms < fresh_ms:
-            kept.asked_ms = now_ms
-            with contextlib.suppress(Unavailable, Unauthenticated, NotFound):
-                kept.value = await question()
-        return kept.value
+        async with kept.asking:
+            now_ms = self._opened.now_ms()
+            if kept.due_ms is None or not now_ms < kept.due_ms <= now_ms + QUIET_MS:
+                try:
+                    async with asyncio.timeout(PATIENCE_S):
+                        kept.value = await question()
+                    kept.due_ms = now_ms + fresh_ms
+                except (Unavailable, Unauthenticated, NotFound, TimeoutError):
+                    # A page must not wait again and again for a hub that is not there.
+                    kept.due_ms = now_ms + OFFLINE_MS
+            return kept.value
 
 
 def model_views(info: RunnerInfo) -> tuple[ModelView, ...]:

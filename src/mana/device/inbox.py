@@ -17,7 +17,7 @@ from mana.device.errors import ChangeRefused, Offline
 from mana.device.journal import decide_change_id
 from mana.device.opened import Opened
 from mana.device.records import Write
-from mana.device.steps import FEEDBACK_MAX, Case, Shown, Steps, decision, moment
+from mana.device.steps import FEEDBACK_MAX, Case, Shown, StepDone, Steps, decision, moment
 from mana.device.views import Proposal
 from mana.domain.encoding import Json
 from mana.domain.errors import Conflict, Forbidden, Invalid, NotFound
@@ -160,6 +160,8 @@ class Inbox:
                 )
             except (ToolDenied, NeedsApproval) as error:
                 raise ProposalDenied(error.message, detail={"stepId": step_id}) from error
+            except StepDone as error:
+                raise ProposalDecided(error.message, detail={"stepId": step_id}) from error
             except NotFound as error:
                 raise ProposalImpossible(error.message, detail={"stepId": step_id}) from error
             await self._commit(case, writes, change_id)

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final
 
-from mana.device.errors import ChangeRefused, Offline
+from mana.device.errors import ChangeRefused, Locked, Offline
 from mana.device.hub_news import HubNews
 from mana.device.inbox import Inbox
 from mana.device.journal import decide_change_id
@@ -25,7 +25,7 @@ from mana.device.opened import Opened, stamp_ms
 from mana.device.records import Write
 from mana.device.run_ledger import RunLedger, RunLine
 from mana.device.run_ledger import view as run_view
-from mana.device.steps import Case, Steps, decision, in_order
+from mana.device.steps import Case, StepDone, Steps, decision, in_order
 from mana.device.views import RunView
 from mana.domain.actors import Actor, agent_at_work
 from mana.domain.agents import AGENTS, Agent
@@ -70,18 +70,21 @@ class NotRunHere(Conflict):
 class _Budget:
     """The agent's tokens on this device: what is reserved counts until it is settled."""
 
-    def __init__(self, tokens_max: int | None, used: int) -> None:
+    def __init__(self, tokens_max: int | None, used: int, beside: Callable[[], int]) -> None:
         self._tokens_max = tokens_max
         self._used = used
+        self._beside = beside
         self._reserved: dict[str, int] = {}
+        self._calls = 0
         self.spent = 0
 
     async def reserve(self, tokens: int) -> str:
         """Reserve the worst case of one call; raise BudgetExceeded."""
-        counted = self._used + self.spent + sum(self._reserved.values())
+        counted = self._used + self._beside() + self.end()
         if self._tokens_max is not None and counted + tokens > self._tokens_max:
             raise BudgetExceeded("the agent has no tokens left for this call")
-        name = str(len(self._reserved))
+        self._calls += 1
+        name = str(self._calls)
         self._reserved[name] = tokens
         return name
 
@@ -118,6 +121,7 @@ class Runner:
         self._timeout_s = timeout_s
         self._running: dict[str, tuple[str, asyncio.Task[RunLine]]] = {}
         self._stopped: set[str] = set()
+        self._budgets: dict[str, builtins.list[_Budget]] = {}
         self._executing = asyncio.Lock()
 
     async def serve(self, woken: asyncio.Event) -> None:
@@ -247,7 +251,14 @@ class Runner:
     async def _run(self, mission: Mission, agent: Agent, scheduled_ms: int, kind: str) -> RunLine:
         """Plan and commit one run; return its line, which is kept in every case."""
         used = (await self._news.tokens_today()).get(agent.id, 0)
-        budget = _Budget(agent.tokens_per_day_max, used)
+        budgets = self._budgets.setdefault(agent.id, [])
+        budget = _Budget(
+            agent.tokens_per_day_max,
+            used,
+            # Another mission of the same agent spends from the same day.
+            lambda: sum(one.end() for one in budgets if one is not budget),
+        )
+        budgets.append(budget)
         state, reason, iteration = "failed", "internal", None
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -268,6 +279,7 @@ class Runner:
         except ManaError as error:
             _log.warning("run failed: %s", error.code)
         finally:
+            budgets.remove(budget)
             line = self._line(mission, scheduled_ms, kind, state, reason, iteration, budget.end())
             if reason != "stopped" or mission.id in self._stopped:
                 # A run that ends with the process is no run: it is made up for at the next start.
@@ -497,6 +509,10 @@ class Runner:
             writes = await self._steps.effects(
                 case, shown, change, consent="policy", records=records, decision_id=change_id
             )
+        except StepDone:
+            # Its effects are here: only its status was lost, or put back.
+            await self._set(case, "executing", "approved", "")
+            return False
         except ManaError as error:
             await self._set(case, "executing", "failed", f"It could not be done: {error.code}.")
             return False
@@ -574,10 +590,13 @@ class Runner:
             result = work()
             if asyncio.iscoroutine(result):
                 await result
-        except Unauthenticated:
+        except Locked:
             raise
         except ManaError as error:
             _log.warning("work of the device failed: %s", error.code)
+        except Exception as error:
+            # A defect in one thing must not end all the others; what it said may hold text.
+            _log.error("work of the device broke down: %s", type(error).__name__)
 
 
 class _Phases:

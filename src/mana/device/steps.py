@@ -27,9 +27,9 @@ from mana.domain.agents import AGENTS, Agent
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.encoding import Json
-from mana.domain.errors import Invalid, ManaError, NotFound
+from mana.domain.errors import Conflict, Invalid, ManaError, NotFound
 from mana.domain.ids import RecordId, StepId, derived_id
-from mana.domain.iterations import ITERATIONS, STEPS, binding_hash
+from mana.domain.iterations import ITERATIONS, JOURNAL, STEPS, binding_hash
 from mana.domain.missions import MISSIONS
 from mana.domain.records import Records, View
 from mana.planning.dispatch import (
@@ -52,6 +52,13 @@ class StepNotFound(NotFound):
     """There is no such step on this device."""
 
     code: ClassVar[str] = "PROPOSAL_NOT_FOUND"
+
+
+class StepDone(Conflict):
+    """The journal holds this step's effects: it was executed before."""
+
+    code: ClassVar[str] = "STEP_DONE"
+    advice: ClassVar[str] = "Look at the timeline; what it did can be reverted there."
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +212,8 @@ class Steps:
     ) -> list[Write]:
         """Return the whole group of a step that happens: decision, effects and journal.
 
-        The policy is asked again here: raises ToolDenied, NeedsApproval or UnknownTool.
+        The policy is asked again here: raises ToolDenied, NeedsApproval or UnknownTool; raises
+        StepDone if it was executed before.
         """
         opened = self._opened
         check_decision(case.tool, caller=case.caller, catalogue=opened.catalogue, consent=consent)
@@ -224,6 +232,9 @@ class Steps:
             paths = await opened.book.opened_paths(change.table, change.record_id)
             writes.append(Write(change, case.caller.actor, change_id=decide_change_id(*key)))
             entry_id = journal_id(*key)
+            if await opened.book.view(JOURNAL.name, entry_id) is not None:
+                # Whatever the hub says of its status: what was done once is not done again.
+                raise StepDone("the step was executed before", detail={"stepId": case.id})
             writes.append(
                 journal_write(
                     entry_id=entry_id,
