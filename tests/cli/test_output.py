@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -123,6 +127,32 @@ def test_output_has_no_colour_without_a_terminal() -> None:
         said = terminal.ok(*command.split())
         assert "\x1b" not in said
         assert all(line == line.rstrip() for line in said.splitlines()), said
+
+
+def test_a_narrow_terminal_cuts_titles_not_ids() -> None:
+    """On a terminal a list has colour and fits its width; ids stay whole, to be copied."""
+    code = (
+        "from mana.cli.output import Answer, Rows, show\n"
+        "rows = [('0a1b2c3d', 'A very long title of a note that goes on and on', 'today 07:02')]\n"
+        "show(Answer({}, [Rows(('ID', 'TITLE', 'WRITTEN'), rows, flexible=1)]), as_json=False)"
+    )
+    ours, theirs = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "48", "LINES": "24"}
+    environ.pop("NO_COLOR", None)
+    done = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, env=environ)
+    os.close(theirs)
+    got = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(ours, 4_096):
+            got += chunk
+    os.close(ours)
+    assert done.wait(timeout=60) == 0
+    text = got.decode()
+    assert "\x1b[" in text
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    assert all(len(line) <= 48 for line in plain)
+    assert plain[1].startswith("0a1b2c3d  A very")
+    assert plain[1].endswith("…  today 07:02")
 
 
 def test_help_lists_every_command_without_loading_it() -> None:

@@ -103,6 +103,11 @@ async def test_the_main_job_from_the_terminal(shell: Shell) -> None:
     await shell.ok("grant", "revoke", "Review")
     assert (await shell.json("grant", "list"))["grants"][0]["state"] == "revoked"
 
+    # Several commands at once share one replica, as they do with a running `mana up`.
+    await asyncio.gather(*(shell.ok("task", "add", f"At once {n}") for n in range(4)))
+    tasks = (await shell.json("task", "list"))["tasks"]
+    assert sum(task["values"]["title"].startswith("At once") for task in tasks) == 4
+
     offline = Shell({**shell.environ, "MANA_HUB_URL": "http://127.0.0.1:1"})
     assert "Kept here" in await offline.ok("note", "add", "On the train")
     wrong = await Shell({**shell.environ, "MANA_PASSWORD": "wrong"}).run("note", "list")

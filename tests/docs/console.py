@@ -8,7 +8,8 @@ spaces after it as many as there are, and a line of `…` alone for any lines. A
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,22 @@ def read_steps(page: Path) -> list[Step]:
             last = found[-1]
             found[-1] = Step(last.page, last.line, last.command, (*last.printed, line))
     return [_trimmed(step) for step in found]
+
+
+def run_in_shell(
+    step: Step, *, environ: Mapping[str, str], folder: Path, seconds_max: float = 120.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a step as a person would type it, for pages whose commands are not all `mana`."""
+    return subprocess.run(
+        ["sh", "-c", step.command],
+        env=dict(environ),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds_max,
+        check=False,
+    )
 
 
 def matches(said: Sequence[str], printed: Sequence[str]) -> bool:
