@@ -1,1 +1,1 @@
-"""The page that the device serves; it knows the device only."""
+"""The page: what a person sees and does, served by their own device."""

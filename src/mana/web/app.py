@@ -1,0 +1,278 @@
+"""The page as one ASGI application, and the server that shows it on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from litestar import Litestar, Request, Response
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.static_files import create_static_files_router
+from litestar.types import ControllerRouterHandler
+
+from mana.domain.errors import ManaError
+from mana.web import doors, showing
+from mana.web.problems import (
+    ForeignHost,
+    ForeignRequest,
+    PortTaken,
+    Problem,
+    SignedOut,
+    problem_of,
+    problem_of_status,
+)
+from mana.web.routes import ROUTES
+from mana.web.sessions import Session, Sessions
+from mana.web.visits import HTML, Asked, Page, Visit, Web, now_ms
+
+if TYPE_CHECKING:
+    from mana.device.app import DeviceHost
+    from mana.device.settings import DeviceSettings
+
+HERE: Final = Path(__file__).parent
+BODY_MAX: Final = 2 * 1024 * 1024
+GRACE_S: Final = 3
+STATIC: Final = "/static/"
+LOCKED: Final = "LOCKED"
+_log: Final = logging.getLogger("mana.web")
+Ready = Callable[[str], None]
+
+
+def build(host: DeviceHost, settings: DeviceSettings) -> Litestar:
+    """Wire the page of a device host; tests call this too, with a host of their own."""
+    templates = Environment(
+        loader=PackageLoader("mana.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    showing.equip(templates)
+    web = Web(host, Sessions(), templates, names_of(settings.host))
+    static = create_static_files_router(
+        path=STATIC.rstrip("/"), directories=[HERE / "static"], name="static"
+    )
+    routes: list[ControllerRouterHandler] = [*ROUTES, static]
+
+    async def provide_visit(request: Request[Any, Any, Any]) -> Visit:
+        return Visit(web, request, request.state.session)
+
+    async def enter(request: Request[Any, Any, Any]) -> Page | None:
+        return await _enter(web, request)
+
+    def refuse(request: Request[Any, Any, Any], error: Exception) -> Page:
+        return _refuse(web, request, error)
+
+    async def stop() -> None:
+        web.closing.set()
+        for task in list(web.work):
+            task.cancel()
+
+    app = Litestar(
+        routes,
+        dependencies={"visit": Provide(provide_visit)},
+        before_request=enter,
+        after_request=_leave,
+        exception_handlers={Exception: refuse, HTTPException: refuse, ManaError: refuse},
+        on_shutdown=[stop],
+        openapi_config=None,
+        request_max_body_size=BODY_MAX,
+        logging_config=None,
+        debug=False,
+    )
+    app.state.web = web
+    return app
+
+
+def names_of(host: str) -> frozenset[str]:
+    """Return the names beside loopback by which the page may be asked for."""
+    return frozenset() if host in ("", "0.0.0.0", "::") else frozenset({host.lower()})
+
+
+async def _enter(web: Web, request: Asked) -> Page | None:
+    """Refuse what is not ours, and find the browser's session; static files need neither."""
+    host = request.headers.get("host", "")
+    if not doors.is_ours(host, web.names):
+        raise ForeignHost("this address is not one of this device")
+    if request.url.path.startswith(STATIC):
+        return None
+    session = web.sessions.find(request.cookies.get(doors.cookie_name(host)))
+    if session is None:
+        session = web.sessions.open()
+    request.state.session = session
+    if request.method not in ("GET", "HEAD"):
+        form = await request.form()
+        if not session.holds(str(form.get("csrf", ""))) or not doors.is_same_site(
+            host,
+            origin=request.headers.get("origin"),
+            fetched_from=request.headers.get("sec-fetch-site"),
+        ):
+            raise ForeignRequest("this did not come from a page that is open here")
+    return None
+
+
+async def _leave(response: Response[Any]) -> Response[Any]:
+    for name, value in doors.HEADERS.items():
+        response.headers[name] = value
+    if getattr(response, "media_type", None) == HTML:
+        response.headers["Cache-Control"] = doors.NOT_KEPT
+    return response
+
+
+def _refuse(web: Web, request: Asked, error: Exception) -> Page:
+    """Show an error: beside the form that is open, or as a page of its own."""
+    if isinstance(error, HTTPException):
+        problem = problem_of_status(error.status_code)
+    else:
+        problem = problem_of(error)
+        if not isinstance(error, ManaError):
+            _report(error)
+    session = getattr(request.state, "session", None)
+    answer = _shown(web, request, session, error, problem)
+    for name, value in doors.HEADERS.items():
+        answer.headers.setdefault(name, value)
+    answer.headers["Cache-Control"] = doors.NOT_KEPT
+    return answer
+
+
+def _report(error: Exception) -> None:
+    """Log where an unknown error arose; never what it says, for that may be a person's text."""
+    places = [
+        f"{Path(frame.filename).name}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    _log.error("page failed: %s at %s", type(error).__name__, " < ".join(reversed(places[-8:])))
+
+
+def _shown(
+    web: Web, request: Asked, session: Session | None, error: Exception, problem: Problem
+) -> Page:
+    if session is None:
+        return _bare(problem)
+    visit = Visit(web, request, session)
+    if isinstance(error, SignedOut):
+        return visit.go("/")
+    values: dict[str, object] = {
+        "csrf": session.csrf,
+        "problem": problem,
+        "now_ms": now_ms(),
+        "said": (),
+        "path": request.url.path,
+    }
+    if problem.code == LOCKED and request.method == "GET":
+        known = [one for one in web.host.accounts() if one.account_id == session.account_id]
+        values["account"] = known[0] if known else None
+        return visit.rendered("locked.html", 423, values)
+    if visit.is_enhanced and request.method != "GET":
+        # The form stays as it is, with all that was typed; the problem appears above it.
+        page = visit.rendered("alert.html", problem.status, values)
+        page.headers |= {
+            "HX-Retarget": "#alert",
+            "HX-Reswap": "innerHTML",
+            "HX-Reselect": "#problem",
+            "HX-Push-Url": "false",
+        }
+        return page
+    return visit.rendered("problem.html", problem.status, values)
+
+
+def _bare(problem: Problem) -> Page:
+    text = f"{problem.title}\n{problem.happened}\n{problem.advice}\n[{problem.code}]\n"
+    return Response(text, status_code=problem.status, media_type="text/plain")
+
+
+class _Server(uvicorn.Server):
+    """A server whose open live streams end when it stops, instead of holding it."""
+
+    def __init__(self, config: uvicorn.Config, before_end: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._before_end = before_end
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._before_end()
+        await super().shutdown(sockets)
+
+
+async def serve(
+    host: DeviceHost,
+    settings: DeviceSettings,
+    port: int | None = None,
+    ready: Ready | None = None,
+    *,
+    until: Awaitable[object] | None = None,
+) -> None:
+    """Serve the page until the process is asked to stop; the host is the caller's to close.
+
+    `port` None: the settings'; 0: a free one. `ready` is told the page's address once it
+    answers. `until` ends the serving when it is done. Raises PortTaken.
+    """
+    app = build(host, settings)
+    wanted = settings.port if port is None else port
+    with contextlib.closing(_listening(settings.host, wanted)) as listener:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=GRACE_S,
+            lifespan="on",
+            ws="none",
+        )
+        server = _Server(config, app.state.web.closing.set)
+        address = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}/"
+        await _run(server, listener, address, ready, until)
+
+
+async def _run(
+    server: _Server,
+    listener: socket.socket,
+    address: str,
+    ready: Ready | None,
+    until: Awaitable[object] | None,
+) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if server.started and ready is not None:
+            ready(address)
+        if until is None:
+            await asyncio.shield(serving)
+        else:
+            ended = asyncio.ensure_future(until)
+            await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+            ended.cancel()
+    finally:
+        server.should_exit = True
+        await serving
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise PortTaken(f"MANA_DEVICE_PORT: {port} cannot be used on {host}") from error
+    return listener
+
+
+def _shown_host(host: str) -> str:
+    if host in ("", "0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

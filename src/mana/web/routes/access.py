@@ -1,0 +1,38 @@
+"""Data access: who read what for which mission, and what may still be read."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from litestar import get, post
+from litestar.types import ControllerRouterHandler
+
+from mana.web.visits import Page, Visit, record_id
+from mana.web.words import t
+
+
+@get("/data-access")
+async def data_access(visit: Visit) -> Page:
+    """Show readings and grants."""
+    asked = visit.request.query_params
+    before = asked.get("before", "")
+    found = await visit.device.data_access(
+        mission_id=asked.get("mission") or None,
+        before=int(before) if before.isascii() and before.isdigit() else None,
+    )
+    active = [one for one in found.grants if one.state in ("active", "stale")]
+    ended = [one for one in found.grants if one.state not in ("active", "stale")]
+    return await visit.page("access.html", access=found, active=active, ended=ended)
+
+
+@post("/grants/{grant_id:str}/revoke")
+async def revoke(visit: Visit, grant_id: str) -> Page:
+    """End a grant for ever."""
+    form = await visit.form()
+    await visit.device.revoke(record_id(grant_id))
+    return visit.go(
+        visit.back(form, "/data-access"), t("Revoked. The next reading is refused.")
+    )
+
+
+ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (data_access, revoke)

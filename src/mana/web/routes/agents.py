@@ -1,0 +1,167 @@
+"""Agents: their portraits, what they remember and what they may do."""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+from litestar import get, post
+from litestar.datastructures import FormMultiDict
+from litestar.types import ControllerRouterHandler
+
+from mana.domain.errors import Invalid
+from mana.domain.policy import DECISIONS, EFFECTS, PRESETS, Decision, Policy
+from mana.domain.tools import Effect
+from mana.registry.catalogue import load_catalogue
+from mana.web.visits import Page, Visit, record_id, text_of
+from mana.web.words import t
+
+TOKENS_MAX: Final = 1_000_000_000
+
+
+@get("/agents")
+async def agents(visit: Visit) -> Page:
+    """List the agents."""
+    return await visit.page("agents.html", agents=await visit.device.agents())
+
+
+@get("/agents/new")
+async def new_agent(visit: Visit) -> Page:
+    """Show the form of a new agent."""
+    return await visit.page("agent_new.html", presets=tuple(PRESETS))
+
+
+@get("/agents/{agent_id:str}")
+async def agent(visit: Visit, agent_id: str) -> Page:
+    """Show an agent's portrait."""
+    device = visit.device
+    found = await device.agent(record_id(agent_id))
+    missions = [one for one in await device.missions() if one.agent_id == found.agent_id]
+    decided = [one for one in await device.inbox(decided=True) if one.agent_id == found.agent_id]
+    decided.sort(key=lambda one: one.planned_ms)
+    trend = [one.state == "approved" for one in decided if one.state in ("approved", "rejected")]
+    return await visit.page(
+        "agent.html",
+        agent=found,
+        missions=missions,
+        presets=tuple(PRESETS),
+        tools=load_catalogue().tools,
+        effects=EFFECTS,
+        decisions=DECISIONS,
+        trend=trend,
+    )
+
+
+@post("/agents")
+async def create_agent(visit: Visit) -> Page:
+    """Create an agent."""
+    form = await visit.form()
+    new_id = await visit.device.create_agent(
+        _name(form),
+        role=text_of(form, "role").strip(),
+        avatar=text_of(form, "avatar").strip(),
+        system_prompt=text_of(form, "system_prompt").strip(),
+        preset=text_of(form, "preset") or "standard",
+        tokens_per_day_max=_tokens(form),
+    )
+    return visit.go(f"/agents/{new_id}", t("The agent is there. Give it a mission."))
+
+
+@post("/agents/{agent_id:str}")
+async def save_agent(visit: Visit, agent_id: str) -> Page:
+    """Write who an agent is and its budget."""
+    form = await visit.form()
+    await visit.device.edit_agent(
+        record_id(agent_id),
+        name=_name(form),
+        avatar=text_of(form, "avatar").strip(),
+        role=text_of(form, "role").strip(),
+        system_prompt=text_of(form, "system_prompt").strip(),
+        tokens_per_day_max=_tokens(form),
+    )
+    return visit.go(f"/agents/{agent_id}", t("Saved."))
+
+
+@post("/agents/{agent_id:str}/memory")
+async def save_memory(visit: Visit, agent_id: str) -> Page:
+    """Write what an agent remembers."""
+    form = await visit.form()
+    await visit.device.edit_agent(record_id(agent_id), memory=text_of(form, "memory"))
+    return visit.go(f"/agents/{agent_id}", t("Its memory is saved."))
+
+
+@post("/agents/{agent_id:str}/preset")
+async def choose_preset(visit: Visit, agent_id: str) -> Page:
+    """Give an agent a preset's policy."""
+    form = await visit.form()
+    await visit.device.edit_agent(record_id(agent_id), preset=text_of(form, "preset"))
+    return visit.go(f"/agents/{agent_id}", t("What it may do is saved."))
+
+
+@post("/agents/{agent_id:str}/policy")
+async def save_policy(visit: Visit, agent_id: str) -> Page:
+    """Write an agent's policy, effect by effect and tool by tool."""
+    form = await visit.form()
+    by_effect: dict[Effect, Decision] = {}
+    for effect in EFFECTS:
+        by_effect[cast(Effect, effect)] = _decision(text_of(form, f"effect-{effect}"))
+    by_tool: dict[str, Decision] = {}
+    for tool in load_catalogue().tools:
+        chosen = text_of(form, f"tool-{tool.name}")
+        if chosen:
+            by_tool[tool.name] = _decision(chosen)
+    await visit.device.edit_agent(record_id(agent_id), policy=Policy(by_effect, by_tool))
+    return visit.go(f"/agents/{agent_id}", t("What it may do is saved."))
+
+
+@post("/agents/{agent_id:str}/state")
+async def set_state(visit: Visit, agent_id: str) -> Page:
+    """Pause an agent, let it go on, or put it away."""
+    form = await visit.form()
+    wanted = text_of(form, "state")
+    if wanted == "active":
+        await visit.device.edit_agent(record_id(agent_id), state="active")
+        said = t("It may work again.")
+    elif wanted == "paused":
+        await visit.device.edit_agent(record_id(agent_id), state="paused")
+        said = t("Paused. Its missions wait.")
+    elif wanted == "archived":
+        await visit.device.edit_agent(record_id(agent_id), state="archived")
+        said = t("Archived. Nothing happens in its name any more.")
+    else:
+        raise Invalid("an agent is active, paused or archived")
+    return visit.go(f"/agents/{agent_id}", said)
+
+
+def _name(form: FormMultiDict) -> str:
+    named = text_of(form, "name").strip()
+    if not named:
+        raise Invalid("an agent needs a name")
+    return named
+
+
+def _tokens(form: FormMultiDict) -> int | None:
+    typed = text_of(form, "tokens_per_day_max").replace(",", "").strip()
+    if not typed:
+        return None
+    if not typed.isascii() or not typed.isdigit() or int(typed) > TOKENS_MAX:
+        raise Invalid("a budget is a whole number of tokens, or empty for none")
+    return int(typed)
+
+
+def _decision(text: str) -> Decision:
+    if text not in DECISIONS:
+        raise Invalid("a decision is auto, propose or deny")
+    return cast(Decision, text)
+
+
+ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
+    agents,
+    new_agent,
+    agent,
+    create_agent,
+    save_agent,
+    save_memory,
+    choose_preset,
+    save_policy,
+    set_state,
+)

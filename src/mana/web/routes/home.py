@@ -1,0 +1,44 @@
+"""The scene: notes and tasks as cards, each at its most useful."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from litestar import get
+from litestar.types import ControllerRouterHandler
+
+from mana.domain.errors import NotFound
+from mana.web.routes.notes import sorted_notes
+from mana.web.routes.tasks import task_lists
+from mana.web.visits import Page, Visit, record_id
+
+
+async def home_page(visit: Visit) -> Page:
+    """Return the scene."""
+    device = visit.device
+    still_open, done = task_lists(await device.list("tasks"))
+    return await visit.page(
+        "home.html",
+        notes=sorted_notes(await device.list("notes")),
+        tasks=still_open,
+        done=done,
+        missions=[one for one in await device.missions() if one.state == "active"],
+    )
+
+
+@get("/menu")
+async def menu(visit: Visit) -> Page:
+    """Show the parts that have no place in a phone's bottom bar."""
+    return await visit.page("menu.html")
+
+
+@get("/peek/{table:str}/{wanted:str}")
+async def peek(visit: Visit, table: str, wanted: str) -> Page:
+    """Show a record that a proposal cites, beside it."""
+    if table not in ("notes", "tasks"):
+        raise NotFound("records of this table are not shown")
+    found = await visit.device.get(table, record_id(wanted))
+    return visit.rendered("peek.html", 200, {"record": found})
+
+
+ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (menu, peek)

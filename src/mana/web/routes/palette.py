@@ -1,0 +1,86 @@
+"""The command palette: go, create, run, search, all by a few letters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from litestar import get
+from litestar.types import ControllerRouterHandler
+
+from mana.web.showing import title
+from mana.web.visits import Page, Visit
+from mana.web.words import t
+
+SHOWN_MAX: Final = 12
+RECORDS_MAX: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One line of the palette: a page to go to, or a post to make."""
+
+    icon: str
+    text: str
+    path: str
+    posts: bool = False
+    hint: str = ""
+
+
+def _fixed() -> list[Command]:
+    return [
+        Command("house", t("Go to Home"), "/"),
+        Command("inbox", t("Go to Inbox"), "/inbox"),
+        Command("notebook-text", t("Go to Notes"), "/notes"),
+        Command("list-todo", t("Go to Tasks"), "/tasks"),
+        Command("target", t("Go to Missions"), "/missions"),
+        Command("bot", t("Go to Agents"), "/agents"),
+        Command("history", t("Go to Timeline"), "/timeline"),
+        Command("eye", t("Go to Data access"), "/data-access"),
+        Command("settings", t("Go to Settings"), "/settings"),
+        Command("plus", t("Write a note"), "/notes/new"),
+        Command("plus", t("Add a task"), "/tasks#new-task"),
+        Command("plus", t("Create a mission"), "/missions/new"),
+        Command("plus", t("Create an agent"), "/agents/new"),
+        Command("refresh-cw", t("Sync now"), "/sync", posts=True),
+        Command("lock", t("Lock"), "/lock", posts=True),
+    ]
+
+
+@get("/palette")
+async def palette(visit: Visit) -> Page:
+    """Return the commands and records in whose text every typed word stands."""
+    words = visit.request.query_params.get("q", "").casefold().split()
+    device = visit.device
+    commands = _fixed()
+    for mission in await device.missions():
+        run = t("Run “{title}” now", title=mission.title)
+        commands.append(Command("play", run.unescape(), f"/missions/{mission.mission_id}/run", True))
+        commands.append(
+            Command("target", mission.title, f"/missions/{mission.mission_id}", hint=t("mission"))
+        )
+    for agent in await device.agents():
+        commands.append(Command("bot", agent.name, f"/agents/{agent.agent_id}", hint=t("agent")))
+    shown = [one for one in commands if _matches(one.text, words)][:SHOWN_MAX]
+    if words:
+        for table, named, hint in (("notes", "notebook-text", "note"), ("tasks", "list-todo", "task")):
+            found = [
+                view
+                for view in await device.list(table)
+                if _matches(f"{view.text('title')}\n{view.text('content')}", words)
+            ]
+            shown += [
+                Command(named, title(view), f"/{table}/{view.id}", hint=t(hint))
+                for view in found[:RECORDS_MAX]
+            ]
+    return visit.rendered(
+        "palette.html", 200, {"commands": shown, "csrf": visit.session.csrf, "path": "/"}
+    )
+
+
+def _matches(text: str, words: list[str]) -> bool:
+    folded = text.casefold()
+    return all(word in folded for word in words)
+
+
+ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (palette,)

@@ -1,0 +1,106 @@
+"""Settings: the account, what its mode protects from, what was refused, and the ways out."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from litestar import get, post
+from litestar.types import ControllerRouterHandler
+
+from mana.domain.errors import Invalid, ManaError
+from mana.web.problems import problem_of
+from mana.web.visits import Page, Visit, text_of, trouble
+from mana.web.words import t
+
+
+@get("/settings")
+async def settings(visit: Visit) -> Page:
+    """Show the settings."""
+    device = visit.device
+    return await visit.page("settings.html", refused=await device.refused())
+
+
+@post("/settings/name")
+async def set_name(visit: Visit) -> Page:
+    """Set the name by which the person is addressed."""
+    form = await visit.form()
+    name = text_of(form, "display_name").strip()
+    if not name:
+        raise Invalid("a name is needed")
+    await visit.device.set_display_name(name)
+    return visit.go("/settings", t("Saved."))
+
+
+@post("/sync")
+async def sync_now(visit: Visit) -> Page:
+    """Push and pull now."""
+    form = await visit.form()
+    path = visit.back(form, "/settings")
+    try:
+        await visit.device.sync_now()
+    except ManaError as error:
+        visit.session.say(trouble(problem_of(error)))
+        return visit.go(path)
+    return visit.go(path, t("Synced."))
+
+
+@post("/refused/{change_id:str}/retry")
+async def retry_refused(visit: Visit, change_id: str) -> Page:
+    """Send a refused change again."""
+    await visit.device.retry_refused(change_id)
+    return visit.go("/settings", t("It is sent again."))
+
+
+@post("/refused/{change_id:str}/drop")
+async def drop_refused(visit: Visit, change_id: str) -> Page:
+    """Forget a refused change."""
+    await visit.device.drop_refused(change_id)
+    return visit.go("/settings", t("Dropped. The record shows what the hub holds."))
+
+
+@post("/lock")
+async def lock(visit: Visit) -> Page:
+    """Take the account's keys out of memory."""
+    await visit.host.lock(visit.device.account_id)
+    return visit.go("/")
+
+
+@post("/sign-out")
+async def sign_out(visit: Visit) -> Page:
+    """Remove the account's data from this device, after what waits was sent."""
+    account_id = visit.device.account_id
+    await visit.host.sign_out(account_id)
+    visit.sign_out()
+    visit.web.sessions.leave(account_id)
+    return visit.go("/", t("Signed out. This device no longer holds your data."))
+
+
+@post("/leave")
+async def leave(visit: Visit) -> Page:
+    """Untie this browser from the account, which stays as it is on the device."""
+    visit.sign_out()
+    return visit.go("/")
+
+
+@post("/settings/remove-account")
+async def remove_account(visit: Visit) -> Page:
+    """Delete the account on the hub and here."""
+    form = await visit.form()
+    account_id = visit.device.account_id
+    await visit.host.remove_account(account_id, text_of(form, "password"))
+    visit.sign_out()
+    visit.web.sessions.leave(account_id)
+    return visit.go("/", t("The account and all its data are deleted."))
+
+
+ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
+    settings,
+    set_name,
+    sync_now,
+    retry_refused,
+    drop_refused,
+    lock,
+    leave,
+    sign_out,
+    remove_account,
+)

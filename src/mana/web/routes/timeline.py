@@ -1,0 +1,60 @@
+"""The timeline: what AI did, and the way back from any of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from litestar import get, post
+from litestar.types import ControllerRouterHandler
+
+from mana.domain.errors import Invalid
+from mana.web.visits import Page, Visit, text_of
+from mana.web.words import counted, t
+
+_TARGET: Final = re.compile(r"(step|iteration|mission|revert):[\w.-]{1,128}")
+
+
+def _target(text: str) -> str:
+    if not _TARGET.fullmatch(text):
+        raise Invalid("what is to be reverted is not named")
+    return text
+
+
+@get("/timeline")
+async def timeline(visit: Visit) -> Page:
+    """Show what AI did, day by day."""
+    mission_id = visit.request.query_params.get("mission") or None
+    buckets = await visit.device.timeline(mission_id=mission_id)
+    return await visit.page("timeline.html", buckets=buckets, mission_id=mission_id)
+
+
+@get("/timeline/revert")
+async def preview(visit: Visit) -> Page:
+    """Show what a revert would restore and what it would leave."""
+    target = _target(visit.request.query_params.get("target", ""))
+    found = await visit.device.revert_preview(target)
+    return await visit.page("revert.html", preview=found, redo=target.startswith("revert:"))
+
+
+@post("/timeline/revert")
+async def revert(visit: Visit) -> Page:
+    """Revert, or take a revert back."""
+    form = await visit.form()
+    target = _target(text_of(form, "target"))
+    done = await visit.device.revert(target)
+    restored, left = len(done.restored), len(done.conflicts)
+    if target.startswith("revert:"):
+        said = counted(restored, "1 change is there again.", "{n} changes are there again.")
+    else:
+        said = counted(restored, "1 change is taken back.", "{n} changes are taken back.")
+    if left:
+        said += " " + counted(
+            left, "1 field was left as you changed it.", "{n} fields were left as you changed them."
+        )
+    if not restored:
+        said = t("Nothing was changed: what it wrote has been changed since.")
+    return visit.go(visit.back(form, "/timeline"), said)
+
+
+ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (timeline, preview, revert)

@@ -1,0 +1,129 @@
+"""The first page: create an account, sign in, unlock, or try the demo."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from litestar import get, post
+from litestar.types import ControllerRouterHandler
+
+from mana.domain.errors import Invalid, ManaError
+from mana.web.problems import DemoLinkUsed, problem_of
+from mana.web.routes.home import home_page
+from mana.web.visits import Page, Visit, text_of
+from mana.web.words import t
+
+
+async def welcome_page(
+    visit: Visit, *, error: ManaError | None = None, part: str = "", **typed: str
+) -> Page:
+    """Return the first page; with an error, beside the part that it belongs to."""
+    accounts = visit.host.accounts()
+    demo = next((one for one in accounts if one.demo), None)
+    problem = None if error is None else problem_of(error)
+    return await visit.page(
+        "welcome.html",
+        shell=False,
+        status=200 if problem is None else problem.status,
+        accounts=[one for one in accounts if not one.demo],
+        demo=demo,
+        problem=problem,
+        part=part,
+        typed={"login": "", "display_name": "", **typed},
+    )
+
+
+@get("/")
+async def first(visit: Visit) -> Page:
+    """Show the scene of whoever is signed in, else the first page."""
+    if visit.session.account_id is None:
+        return await welcome_page(visit)
+    return await home_page(visit)
+
+
+@get("/welcome")
+async def welcome(visit: Visit) -> Page:
+    """Show the first page also to whoever is signed in, to open another account."""
+    return await welcome_page(visit)
+
+
+@post("/sign-up")
+async def sign_up(visit: Visit) -> Page:
+    """Create an account and open it."""
+    form = await visit.form()
+    login = text_of(form, "login").strip()
+    password = text_of(form, "password")
+    name = text_of(form, "display_name").strip()
+    try:
+        if not login or not password:
+            raise Invalid("a login name and a password are needed")
+        device = await visit.host.sign_up(
+            login,
+            password,
+            display_name=name or login,
+            mode="standard",
+            invite=text_of(form, "invite").strip() or None,
+            zone=text_of(form, "zone") or "UTC",
+        )
+    except ManaError as error:
+        return await welcome_page(visit, error=error, part="sign-up", login=login, display_name=name)
+    visit.sign_in(device.account_id)
+    return visit.go("/", t("Your account is made. Write a first note, or add a task."))
+
+
+@post("/sign-in")
+async def sign_in(visit: Visit) -> Page:
+    """Open an account: known here, or fetched from the hub."""
+    form = await visit.form()
+    login = text_of(form, "login").strip()
+    try:
+        device = await visit.host.sign_in(login, text_of(form, "password"))
+    except ManaError as error:
+        return await welcome_page(visit, error=error, part="sign-in", login=login)
+    visit.sign_in(device.account_id)
+    return visit.go(visit.back(form, "/"))
+
+
+@post("/demo")
+async def start_demo(visit: Visit) -> Page:
+    """Start the demo, a second account with things in it, and open it."""
+    try:
+        device = await visit.host.start_demo()
+    except ManaError as error:
+        return await welcome_page(visit, error=error, part="demo")
+    visit.sign_in(device.account_id)
+    return visit.go("/")
+
+
+@get("/demo/{token:str}")
+async def demo_link(visit: Visit, token: str) -> Page:
+    """Sign in to the demo by the link that was printed, once."""
+    try:
+        device = await visit.host.redeem_demo_token(token)
+    except ManaError as error:
+        raise DemoLinkUsed("this link was used before, or is of an earlier start") from error
+    visit.sign_in(device.account_id)
+    return visit.go("/")
+
+
+@post("/demo/remove")
+async def remove_demo(visit: Visit) -> Page:
+    """Remove the demo with all that is in it."""
+    demo = next((one for one in visit.host.accounts() if one.demo), None)
+    await visit.host.remove_demo()
+    if demo is not None and visit.session.account_id == demo.account_id:
+        visit.sign_out()
+    if demo is not None:
+        visit.web.sessions.leave(demo.account_id)
+    return visit.go("/", t("The demo is removed."))
+
+
+ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
+    first,
+    welcome,
+    sign_up,
+    sign_in,
+    start_demo,
+    demo_link,
+    remove_demo,
+)

@@ -1,0 +1,254 @@
+"""How values look: the filters and functions that templates may use, and nothing else.
+
+Whatever a person or a model wrote passes through escaping; only words of the page are trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from datetime import date
+from itertools import groupby
+from typing import Final
+from zoneinfo import available_timezones
+
+from jinja2 import Environment
+from markupsafe import Markup, escape
+
+from mana.device.views import Bucket, Proposal, RunView
+from mana.domain.encoding import Json
+from mana.domain.records import View
+from mana.web import words
+from mana.web.icons import icon
+from mana.web.visits import now_ms
+from mana.web.words import counted, t
+
+HUES: Final = 12
+LINE_MAX: Final = 80
+_QUOTED: Final = re.compile(r"“[^”]*”")
+_FIELDS: Final = {
+    "title": "Title",
+    "content": "Text",
+    "description": "Notes",
+    "dueDate": "Due",
+    "priority": "Priority",
+    "isCompleted": "Done",
+    "completedAt": "Completed",
+    "isPinned": "Pinned",
+    "isArchived": "Archived",
+    "color": "Colour",
+    "deletedAt": "Deleted",
+}
+_TABLES: Final = {
+    "notes": "note",
+    "tasks": "task",
+    "aiMissions": "mission",
+    "agents": "agent",
+    "agentMemory": "memory",
+}
+_EFFECTS: Final = {
+    "read": "Read",
+    "write": "Add and change",
+    "destructive": "Replace or delete",
+    "external": "Send out",
+}
+_DECISIONS: Final = {"auto": "by itself", "propose": "asks first", "deny": "never"}
+_STATES: Final = {
+    "staged": "waits for you",
+    "planned": "runs by itself",
+    "executing": "running",
+    "approved": "approved",
+    "rejected": "rejected",
+    "skipped": "skipped",
+    "failed": "failed",
+    "expired": "expired",
+    "done": "done",
+    "reverted": "reverted",
+    "changed": "changed since by you",
+    "proposed": "waits for you",
+    "refused": "refused",
+    "active": "active",
+    "paused": "paused",
+    "archived": "archived",
+    "queued": "waits for its turn",
+    "leased": "at work",
+    "missed": "missed",
+    "revoked": "revoked",
+    "stale": "no longer fits",
+}
+_PHASES: Final = {
+    "queued": "Waiting for its turn",
+    "gates": "Checking what it may",
+    "opening": "Opening what you granted",
+    "reading": "Reading its inputs",
+    "planning": "Asking the model",
+    "asking": "Asking the model",
+    "writing": "Sealing what it found",
+    "sealing": "Sealing what it found",
+}
+
+
+def equip(templates: Environment) -> None:
+    """Give templates what they may use."""
+    templates.globals |= {
+        "t": t,
+        "counted": counted,
+        "icon": icon,
+        "clock": words.clock,
+        "iso": words.iso,
+        "exact": words.exact,
+        "zones": zones,
+        "path_of": path,
+    }
+    templates.tests["overdue"] = is_overdue
+    templates.filters |= {
+        "when": when,
+        "left": lambda ms: words.left(ms, now_ms()),
+        "told": told,
+        "hue": hue,
+        "initial": initial,
+        "field": lambda name: t(_FIELDS.get(name, name)),
+        "table": lambda name: t(_TABLES.get(name, name)),
+        "effect": lambda name: t(_EFFECTS.get(name, name)),
+        "decision": lambda name: t(_DECISIONS.get(name, name)),
+        "state": lambda name: t(_STATES.get(name, name)),
+        "phase": lambda name: t(_PHASES.get(name, name)),
+        "value": value,
+        "title": title,
+        "tool": lambda name: name.replace("_", " "),
+        "line": line,
+        "days": days,
+        "by_iteration": by_iteration,
+        "due": due,
+        "run": run_words,
+        "spark": spark,
+    }
+
+
+def when(ms: int | None) -> Markup:
+    """Return a moment in words, the exact one on hover."""
+    if ms is None:
+        return t("never")
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        words.iso(ms), words.exact(ms), words.ago(ms, now_ms())
+    )
+
+
+def told(sentence: str) -> Markup:
+    """Return a sentence with what it names in bold."""
+    parts = []
+    at = 0
+    for found in _QUOTED.finditer(sentence):
+        parts.append(escape(sentence[at : found.start()]))
+        parts.append(Markup("<strong>{}</strong>").format(found[0][1:-1]))
+        at = found.end()
+    parts.append(escape(sentence[at:]))
+    return Markup("").join(parts)
+
+
+def hue(agent_id: str) -> int:
+    """Return the number of an agent's hue, the same on every device."""
+    return hashlib.sha256(agent_id.encode()).digest()[0] % HUES
+
+
+def initial(name: str) -> str:
+    """Return what stands in an avatar that has no picture."""
+    return name.strip()[:1].upper() or "·"
+
+
+def value(found: Json) -> Markup:
+    """Return a field's value as people read it."""
+    if found is None or found == "":
+        return Markup('<span class="quiet">{}</span>').format(t("nothing"))
+    if isinstance(found, bool):
+        return t("yes") if found else t("no")
+    if isinstance(found, list):
+        return Markup(", ").join(escape(str(item)) for item in found)
+    if isinstance(found, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", found):
+        return due(found)
+    return escape(str(found))
+
+
+def title(view: View) -> str:
+    """Return what a record is called: its title, or the start of its text."""
+    named = view.text("title").strip() or line(view.text("content"))
+    return named or str(t("Untitled"))
+
+
+def line(text: str) -> str:
+    """Return the first line of a text, shortened."""
+    first = text.strip().partition("\n")[0].strip()
+    return first if len(first) <= LINE_MAX else first[: LINE_MAX - 1] + "…"
+
+
+def due(text: str) -> Markup:
+    """Return a day in words, the full date on hover."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        return escape(text)
+    today = words.local(now_ms()).date()
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        text, words.day_name(day), words.day_words(day, today)
+    )
+
+
+def is_overdue(view: View) -> bool:
+    """Say whether an open task's day has passed."""
+    due_on = view.text("dueDate")
+    done = view.values.get("isCompleted") is True
+    return bool(due_on) and not done and due_on < words.local(now_ms()).date().isoformat()
+
+
+def days(buckets: Sequence[Bucket]) -> list[tuple[Markup, list[Bucket]]]:
+    """Return buckets under the headings of their days, in their order."""
+    now = now_ms()
+    found = groupby(buckets, key=lambda bucket: words.local(bucket.at_ms).date())
+    return [
+        (words.heading(group[0].at_ms, now), group)
+        for group in (list(members) for _, members in found)
+    ]
+
+
+def by_iteration(proposals: Sequence[Proposal]) -> list[list[Proposal]]:
+    """Return proposals as the plans they belong to, each in one group."""
+    groups: dict[str, list[Proposal]] = {}
+    for proposal in proposals:
+        groups.setdefault(proposal.iteration_id, []).append(proposal)
+    return list(groups.values())
+
+
+def run_words(run: RunView) -> Markup:
+    """Return how a run stands or ended."""
+    named = {
+        "queued": "Waits for its turn",
+        "leased": "At work",
+        "done": "Done",
+        "skipped": "Did not run",
+        "failed": "Failed",
+        "missed": "Missed",
+    }
+    return t(named.get(run.state, run.state))
+
+
+def path(table: str, record_id: str) -> str:
+    """Return the page of a record, empty if it has none."""
+    if table in ("notes", "tasks", "agents"):
+        return f"/{table}/{record_id}"
+    return f"/missions/{record_id}" if table == "aiMissions" else ""
+
+
+def spark(decisions: Sequence[bool]) -> str:
+    """Return the points of a line through the accept rate after each decision."""
+    accepted, points = 0, []
+    for number, was_accepted in enumerate(decisions, start=1):
+        accepted += was_accepted
+        across = 0 if len(decisions) == 1 else 118 * (number - 1) / (len(decisions) - 1)
+        points.append(f"{1 + across:.1f},{23 - 22 * accepted / number:.1f}")
+    return " ".join(points)
+
+
+def zones() -> list[str]:
+    """Return the names of time zones to choose from."""
+    return sorted(name for name in available_timezones() if "/" in name or name == "UTC")

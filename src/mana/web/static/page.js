@@ -1,0 +1,350 @@
+/* What a page of plain forms cannot do alone: keys, the live stream, small courtesies.
+   Without it every form and link still works. */
+"use strict";
+
+(() => {
+  const $ = (selector, root = document) => root.querySelector(selector);
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const typing = (element) =>
+    element instanceof HTMLElement &&
+    (element.matches("input:not([type=checkbox], [type=radio]), textarea, select") || element.isContentEditable);
+  const visible = (element) => element && element.getClientRects().length > 0;
+
+  /* Long waits say so, and a form is sent once. */
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (event.defaultPrevented && form.dataset.sent) return;
+    delete form.dataset.dirty;
+    const words = form.dataset.long;
+    if (!words || $(".waiting", form)) return;
+    const line = document.createElement("p");
+    line.className = "waiting quiet";
+    line.setAttribute("role", "status");
+    line.textContent = words;
+    form.append(line);
+  });
+  document.addEventListener("htmx:finally:request", () => all(".waiting").forEach((line) => line.remove()));
+
+  /* After a page came: top and heading for another page, the next proposal after a decision. */
+  let from = location.pathname;
+  let decided = null;
+  document.addEventListener("htmx:before:request", (event) => {
+    from = location.pathname;
+    const source = event.detail.ctx.sourceElement;
+    decided = source instanceof Element ? source.closest("[data-proposal]") : null;
+    decided = decided && { next: nextOf(decided)?.id };
+    refreshing?.abort();
+    loading += 1;
+  });
+  document.addEventListener("htmx:finally:request", () => { loading = Math.max(0, loading - 1); });
+  document.addEventListener("htmx:after:swap", (event) => {
+    const ctx = event.detail.ctx;
+    prepare();
+    if (ctx.refresh) return;
+    const problem = $("#problem");
+    if (problem && ctx.response?.status >= 400) {
+      problem.focus();
+      problem.scrollIntoView({ block: "nearest" });
+      return;
+    }
+    document.documentElement.classList.toggle("inbox-open", drawerWanted() && visibleDrawer());
+    if (location.hash) {
+      $(`[id="${CSS.escape(location.hash.slice(1))}"]`)?.scrollIntoView();
+    } else if (location.pathname !== from) {
+      window.scrollTo(0, 0);
+    }
+    if (document.activeElement && document.activeElement !== document.body) return;
+    const wanted = $("[autofocus]") || (decided?.next && document.getElementById(decided.next)) || (decided && $("[data-proposal]")) || $("#main");
+    wanted?.focus({ preventScroll: location.pathname !== from });
+    decided = null;
+  });
+  const nextOf = (card) => {
+    const cards = all("[data-proposal]");
+    const at = cards.indexOf(card);
+    return cards[at + 1] || cards[at - 1];
+  };
+
+  /* Live: the stream says that something changed; the page is fetched anew and morphed, so that
+     focus, typed text and open parts stay. */
+  let stream = null;
+  let refreshing = null;
+  let loading = 0;
+  let timer = 0;
+  const listen = () => {
+    const wanted = Boolean($("#page[data-live]"));
+    if (!wanted) { stream?.close(); stream = null; return; }
+    if (stream && stream.readyState !== EventSource.CLOSED) return;
+    stream = new EventSource("/live");
+    let known = false;
+    stream.addEventListener("hello", () => { if (known) soon(); known = true; });
+    stream.addEventListener("notice", () => soon());
+  };
+  const soon = (delay = 120) => {
+    clearTimeout(timer);
+    timer = setTimeout(refresh, delay);
+  };
+  const refresh = async () => {
+    if (!$("#page[data-live]")) return;
+    if (document.hidden) { stale = true; return; }
+    if (loading) { soon(300); return; }
+    const url = location.pathname + location.search;
+    refreshing?.abort();
+    refreshing = new AbortController();
+    try {
+      const answer = await fetch(url, { headers: { "HX-Request": "true", "Mana-Refresh": "1" }, credentials: "same-origin", signal: refreshing.signal });
+      if (!answer.ok && answer.status !== 423) return;
+      const text = await answer.text();
+      if (loading || location.pathname + location.search !== url) return;
+      stale = false;
+      await htmx.swap({ text, target: "#page", select: "#page", swap: "outerMorph", sourceElement: document.body, refresh: true });
+    } catch (error) {
+      if (error.name !== "AbortError") soon(3000);
+    }
+  };
+  let stale = false;
+  let morphing = false;
+  document.addEventListener("htmx:before:swap", (event) => { morphing = Boolean(event.detail.ctx.refresh); });
+  document.addEventListener("htmx:finally:swap", () => { morphing = false; });
+  document.addEventListener("visibilitychange", () => { if (!document.hidden && stale) soon(); });
+  setInterval(() => { if (!document.hidden) soon(0); }, 60000);
+  htmx.registerExtension("keep", {
+    htmx_before_morph_node: (node) => {
+      if (!morphing || !(node instanceof Element)) return true;
+      if (node.matches("[data-keep], form[data-dirty], .peek:not(:empty)")) return false;
+      return !(node === document.activeElement && typing(node));
+    },
+    htmx_before_morph_attr: (node, detail) =>
+      !(morphing && detail.attrName === "open" && node.matches("details, dialog")) &&
+      !(morphing && detail.attrName === "class" && node.matches(".later")),
+  });
+
+  /* Typed and not yet sent. */
+  document.addEventListener("input", (event) => {
+    const form = event.target.closest("form");
+    if (!form) return;
+    form.dataset.dirty = "1";
+    const words = $("[data-dirty-words]", form);
+    if (words) words.hidden = false;
+    if (event.target.dataset.filter) filter(event.target);
+    if (event.target.dataset.strength) strength(event.target);
+  });
+  window.addEventListener("beforeunload", (event) => {
+    if ($("form.editor[data-dirty]")) event.preventDefault();
+  });
+
+  const filter = (input) => {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    all(`#${input.dataset.filter} li`).forEach((item) => {
+      const text = item.textContent.toLowerCase();
+      item.hidden = !words.every((word) => text.includes(word));
+    });
+  };
+  const countTicked = () => all("[data-ticked]").forEach((line) => {
+    const n = all(`#${line.dataset.ticked} input:checked`).length;
+    line.textContent = n === 1 ? line.dataset.one : line.dataset.many.replace("{n}", n);
+  });
+  document.addEventListener("change", countTicked);
+
+  /* An estimate of how long guessing would take; no rules. */
+  const COMMON = /passwor[dt]|qwert[yz]|letmein|admin|welcome|iloveyou|monkey|dragon|football|sunshine|12345|abcde|mana/gi;
+  const strength = (input) => {
+    const plain = input.value.replace(COMMON, "x").replace(/(.)\1{2,}/g, "$1");
+    const sets = [[/[a-z]/, 26], [/[A-Z]/, 26], [/[0-9]/, 10], [/[^a-zA-Z0-9]/, 30]];
+    const size = sets.reduce((sum, [set, count]) => sum + (set.test(plain) ? count : 0), 0) || 1;
+    const spread = new Set(plain).size / Math.max(1, plain.length);
+    const bits = plain.length * Math.log2(size) * Math.min(1, 0.45 + spread * 0.6) * 0.8;
+    const level = !input.value ? 0 : bits < 32 ? 1 : bits < 50 ? 2 : bits < 70 ? 3 : 4;
+    const meter = document.getElementById(input.dataset.strength);
+    const words = document.getElementById(`${input.dataset.strength}-words`);
+    if (meter) meter.value = level;
+    if (words) words.textContent = words.dataset.words.split("|")[level];
+  };
+
+  /* Drawer and dialogs. */
+  const visibleDrawer = () => Boolean($(".drawer"));
+  const drawerWanted = () => { try { return localStorage.getItem("mana-inbox") === "open"; } catch { return false; } };
+  const toggleDrawer = () => {
+    if (!visibleDrawer() || innerWidth < 601) { go("/inbox"); return; }
+    const open = document.documentElement.classList.toggle("inbox-open");
+    try { localStorage.setItem("mana-inbox", open ? "open" : ""); } catch { /* private window */ }
+    if (open) $(".drawer a, .drawer button")?.focus();
+    else $("#main")?.focus();
+  };
+  const go = (path) => {
+    const link = $(`a[href="${path}"]`);
+    if (link) link.click();
+    else location.href = path;
+  };
+  const openDialog = (id) => {
+    const dialog = document.getElementById(id);
+    if (!dialog || dialog.open) return;
+    dialog.showModal();
+    if (id === "palette") {
+      const text = $("#palette-text");
+      text.value = "";
+      text.dispatchEvent(new Event("open"));
+    }
+  };
+  document.addEventListener("click", (event) => {
+    const target = event.target.closest("button, dialog, summary");
+    if (!target) return;
+    if (target.dataset.open) openDialog(target.dataset.open);
+    else if ("drawer" in target.dataset) toggleDrawer();
+    else if ("later" in target.dataset) later(target.closest("[data-proposal]"));
+    else if (target.tagName === "DIALOG" && event.target === target) target.close();
+  });
+
+  /* The palette: typed words choose, arrows move, Enter does. */
+  const options = () => all("#palette-list [role=option]");
+  const select = (index) => {
+    const found = options();
+    if (!found.length) return;
+    const at = (index + found.length) % found.length;
+    found.forEach((option, number) => option.setAttribute("aria-selected", String(number === at)));
+    found[at].id = "palette-chosen";
+    found.forEach((option, number) => { if (number !== at) option.removeAttribute("id"); });
+    $("#palette-text")?.setAttribute("aria-activedescendant", "palette-chosen");
+    found[at].scrollIntoView({ block: "nearest" });
+  };
+  const selected = () => options().findIndex((option) => option.getAttribute("aria-selected") === "true");
+  let wantsFirst = false;
+  document.addEventListener("htmx:after:swap", () => {
+    if (!$("#palette")?.open) return;
+    select(0);
+    if (wantsFirst) { wantsFirst = false; choose(); }
+  });
+  const choose = () => {
+    const option = options()[Math.max(0, selected())];
+    if (!option) return;
+    $("#palette").close();
+    option.click();
+  };
+  document.addEventListener("input", (event) => { if (event.target.id === "palette-text") event.target.dataset.asked = "1"; });
+  document.addEventListener("htmx:finally:request", (event) => { const s = event.detail.ctx.sourceElement; if (s?.id === "palette-text") delete s.dataset.asked; });
+
+  /* Proposals. */
+  const cards = () => all("[data-proposal]");
+  const card = () => document.activeElement?.closest("[data-proposal]") || cards().find((one) => !one.matches(".later")) || cards()[0];
+  const later = (found) => {
+    if (!found) return;
+    const next = nextOf(found);
+    found.classList.add("later");
+    next?.focus();
+  };
+  const press = (key) => {
+    const found = card();
+    const button = found && $(`[data-key="${key}"]`, found);
+    if (!button || button.disabled) return false;
+    button.click();
+    return true;
+  };
+  const step = (by) => {
+    const found = cards();
+    if (!found.length) return;
+    const at = found.indexOf(document.activeElement?.closest("[data-proposal]"));
+    found[at < 0 ? 0 : Math.min(found.length - 1, Math.max(0, at + by))].focus();
+  };
+
+  /* Keys. */
+  let prefix = 0;
+  document.addEventListener("keydown", (event) => {
+    const key = event.key;
+    if ((event.ctrlKey || event.metaKey) && key.toLowerCase() === "k") {
+      event.preventDefault();
+      openDialog("palette");
+      return;
+    }
+    if ((event.ctrlKey || event.metaKey) && key.toLowerCase() === "s") {
+      const save = $("[data-save]", document.activeElement?.closest("form") || document);
+      if (save) { event.preventDefault(); save.click(); }
+      return;
+    }
+    if (event.target.id === "palette-text") {
+      if (key === "ArrowDown" || key === "ArrowUp") { event.preventDefault(); select(selected() + (key === "ArrowDown" ? 1 : -1)); }
+      if (key === "Enter") { event.preventDefault(); if (event.target.dataset.asked) wantsFirst = true; else choose(); }
+      return;
+    }
+    if (event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
+    if (key === "Escape") {
+      if (typing(event.target)) event.target.blur();
+      else if (document.documentElement.classList.contains("inbox-open") && visibleDrawer()) toggleDrawer();
+      else $("details.reject[open]")?.removeAttribute("open");
+      return;
+    }
+    if (typing(event.target)) return;
+    const handled = onKey(key);
+    if (handled) event.preventDefault();
+  });
+  const onKey = (key) => {
+    if (Date.now() - prefix < 1500 && "hntm".includes(key)) {
+      prefix = 0;
+      go({ h: "/", n: "/notes", t: "/tasks", m: "/missions" }[key]);
+      return true;
+    }
+    if (key === "g") { prefix = Date.now(); return true; }
+    if (!$("#page.shell")) return false;
+    if (key === "i") { toggleDrawer(); return true; }
+    if (key === "?") { openDialog("keys"); return true; }
+    if (/^[1-9]$/.test(key)) {
+      const wanted = all("[data-card]")[Number(key) - 1];
+      wanted?.focus();
+      wanted?.scrollIntoView({ block: "nearest" });
+      return Boolean(wanted);
+    }
+    if (key === "j" || key === "k") { step(key === "j" ? 1 : -1); return true; }
+    if (key === "a" || key === "l") return press(key);
+    if (key === "r") {
+      const found = card();
+      const details = found && $("details.reject", found);
+      if (!details) return false;
+      details.open = true;
+      $("input[name=chip]", details)?.focus();
+      return true;
+    }
+    if (key === "x") {
+      const tick = card() && $(".tick", card());
+      if (tick) tick.click();
+      return Boolean(tick);
+    }
+    if (key === "A") { const form = $("#ticked"); form?.requestSubmit(); return Boolean(form); }
+    if (key === "u") { const undo = $("#undo"); undo?.click(); return Boolean(undo); }
+    if (key === "c") {
+      const wanted = $("[data-create]");
+      if (!wanted) return false;
+      if (typing(wanted)) wanted.focus();
+      else wanted.click();
+      return true;
+    }
+    return false;
+  };
+  /* Enter in a chip sends the rejection; radios alone would not. */
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.matches?.("input[name=chip]")) {
+      event.preventDefault();
+      event.target.form.requestSubmit();
+    }
+  });
+
+  /* Once per page. */
+  const prepare = () => {
+    all("[data-zone]").forEach((input) => {
+      if (!input.value) input.value = Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC";
+    });
+    all("[data-toast]").forEach((toast) => {
+      if (toast.dataset.toast) return;
+      toast.dataset.toast = "seen";
+      setTimeout(function leave() {
+        if (toast.contains(document.activeElement) || toast.matches(":hover")) setTimeout(leave, 2000);
+        else toast.remove();
+      }, 10000);
+    });
+    countTicked();
+    listen();
+  };
+  document.addEventListener("DOMContentLoaded", () => {
+    document.documentElement.classList.toggle("inbox-open", drawerWanted() && visibleDrawer());
+    prepare();
+  });
+  window.addEventListener("pagehide", () => { stream?.close(); stream = null; });
+  window.addEventListener("pageshow", (event) => { if (event.persisted) { prepare(); soon(); } });
+})();

@@ -1,0 +1,135 @@
+"""The page's words: one place where text is chosen, and times as people say them.
+
+`t` looks a text up by its English form, so a second language is one more catalogue, and fills
+named places with escaped values. Pure, apart from the zone of this machine for clock times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+from markupsafe import Markup
+
+CATALOGUES: Final[Mapping[str, Mapping[str, str]]] = {"en": {}}
+"""By language, the text for each English one; a text that is missing stays English."""
+
+LANGUAGE: Final = "en"
+MINUTE_MS: Final = 60_000
+HOUR_MS: Final = 60 * MINUTE_MS
+DAY_MS: Final = 24 * HOUR_MS
+DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+MONTHS: Final = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
+
+
+def t(text: str, /, *, language: str = LANGUAGE, **values: object) -> Markup:
+    """Return the text in the person's language, with each `{name}` filled and escaped."""
+    chosen = CATALOGUES.get(language, {}).get(text, text)
+    return Markup(chosen).format(**values) if values else Markup(chosen)
+
+
+def counted(number: int, one: str, many: str) -> Markup:
+    """Return the number with its noun; both forms are texts of the catalogue."""
+    return t(one if number == 1 else many, n=f"{number:,}")
+
+
+def local(ms: int) -> datetime:
+    """Return the moment on the wall clock of this machine."""
+    return datetime.fromtimestamp(ms / 1_000, tz=UTC).astimezone()
+
+
+def iso(ms: int) -> str:
+    """Return the moment for a `datetime` attribute."""
+    return local(ms).isoformat(timespec="seconds")
+
+
+def exact(ms: int) -> str:
+    """Return the moment in full, for whoever hovers over it."""
+    at = local(ms)
+    return f"{t(DAYS[at.weekday()])} {day_name(at.date())}, {at:%H:%M:%S}"
+
+
+def clock(ms: int) -> str:
+    """Return the time of day."""
+    return f"{local(ms):%H:%M}"
+
+
+def day_name(day: date) -> str:
+    """Return `3 March 2026`."""
+    return f"{day.day} {t(MONTHS[day.month - 1])} {day.year}"
+
+
+def day_words(day: date, today: date) -> Markup:
+    """Return a day as people say it: today, tomorrow, Friday, 3 March."""
+    apart = (day - today).days
+    near = {0: "today", 1: "tomorrow", -1: "yesterday"}
+    if apart in near:
+        return t(near[apart])
+    if 1 < apart < 7:
+        return t(DAYS[day.weekday()])
+    if day.year == today.year:
+        return Markup(f"{day.day} {t(MONTHS[day.month - 1])}")
+    return Markup(day_name(day))
+
+
+def ago(ms: int, now_ms: int) -> Markup:
+    """Return how far the moment is from now, in words, in either direction."""
+    apart = abs(ms - now_ms)
+    past = ms <= now_ms
+    if apart < 5_000:
+        return t("just now") if past else t("now")
+    if apart < MINUTE_MS:
+        number, one, many = apart // 1_000, "{n} s ago", "{n} s ago"
+        if not past:
+            one = many = "in {n} s"
+    elif apart < HOUR_MS:
+        number, one, many = round(apart / MINUTE_MS), "1 minute ago", "{n} minutes ago"
+        if not past:
+            one, many = "in 1 minute", "in {n} minutes"
+    elif apart < 12 * HOUR_MS:
+        number, one, many = round(apart / HOUR_MS), "1 hour ago", "{n} hours ago"
+        if not past:
+            one, many = "in 1 hour", "in {n} hours"
+    else:
+        at, now = local(ms), local(now_ms)
+        named = day_words(at.date(), now.date())
+        return t("{day} at {time}", day=named, time=f"{at:%H:%M}")
+    return t(one if number == 1 else many, n=number)
+
+
+def left(ms: int, now_ms: int) -> Markup:
+    """Return how much time is left until the moment."""
+    apart = ms - now_ms
+    if apart <= 0:
+        return t("ended")
+    if apart < HOUR_MS:
+        return counted(max(1, apart // MINUTE_MS), "1 minute left", "{n} minutes left")
+    if apart < 2 * DAY_MS:
+        return counted(round(apart / HOUR_MS), "1 hour left", "{n} hours left")
+    return counted(round(apart / DAY_MS), "1 day left", "{n} days left")
+
+
+def heading(ms: int, now_ms: int) -> Markup:
+    """Return the day of a moment as a heading: Today, Yesterday, Friday 20 November."""
+    day, today = local(ms).date(), local(now_ms).date()
+    if day == today:
+        return t("Today")
+    if day == today - timedelta(days=1):
+        return t("Yesterday")
+    name = t("{weekday} {day} {month}", weekday=t(DAYS[day.weekday()]), day=day.day,
+             month=t(MONTHS[day.month - 1]))
+    return name if day.year == today.year else Markup(f"{name} {day.year}")
