@@ -9,6 +9,8 @@ import pytest
 
 from mana.device.errors import Offline
 from mana.device.journal import decide_change_id
+from mana.device.locks import FileLock
+from mana.device.operations import runner_lock
 from mana.device.records import RecordBook
 from mana.device.runner import MissionBusy, NotRunHere
 from mana.domain.cadences import Cadence
@@ -67,7 +69,6 @@ async def test_due_mission_runs_once_per_moment(home: Household) -> None:
     assert (line.state, line.kind, line.mission_id) == ("done", "scheduled", mission)
     assert await of.runner.run_due() == []
     await of.opened.book.keep("runs", None)
-    of.ledger._lines = None
     assert await of.runner.run_due() == []
     assert len(await of.opened.book.views(ITERATIONS.name)) == 1
     home.clock.ahead_ms += HOUR_MS
@@ -317,3 +318,20 @@ async def test_device_works_by_itself_once_it_is_started(home: Household) -> Non
             if any(view.text("title") == "One" for view in await ada.list("tasks")):
                 break
     assert (await ada.mission(mission)).runs[0].state == "done"
+
+
+async def test_one_process_of_a_machine_works_by_itself(home: Household) -> None:
+    """While another process holds the runner's lock, this one starts no mission."""
+    planner = creating("One")
+    ada = await home.person(model=planner)
+    of = operations(ada)
+    await planned_mission(
+        ada, runs_on="device", cadence=Cadence("interval", every_minutes=60), preset="aggressive"
+    )
+    home.clock.ahead_ms = HOUR_MS + 1_000
+    other = FileLock(runner_lock(of.opened.book.settings.folder, ada.account_id))
+    assert other.acquire()
+    await ada.start()
+    await ada.sync_now()
+    assert planner.requests == []
+    other.release()

@@ -27,7 +27,7 @@ from mana.device.accounts import Accounts, system_ms
 from mana.device.desk import Device
 from mana.device.errors import Locked
 from mana.device.opened import Opened
-from mana.device.operations import Operations
+from mana.device.operations import Operations, runner_lock
 from mana.device.records import RecordBook
 from mana.device.runner import TIMEOUT_S
 from mana.device.settings import DeviceSettings
@@ -181,14 +181,14 @@ class DeviceHost:
                 await self._push_rest(found[1], force=force)
                 await self.lock(account_id)
             self._accounts.forget(account_id)
-            self._names.pop(account_id, None)
+            self._clear(account_id)
 
     async def remove_account(self, account_id: str, password: str) -> None:
         """Remove an account for ever: on the hub and here."""
         async with self._changing:
             await self.lock(account_id)
             await self._accounts.remove(account_id, password)
-            self._names.pop(account_id, None)
+            self._clear(account_id)
 
     # The demo
 
@@ -224,7 +224,7 @@ class DeviceHost:
                     await self._accounts.remove(known.account_id, kept[1])
                 else:
                     self._accounts.forget(known.account_id)
-                self._names.pop(known.account_id, None)
+                self._clear(known.account_id)
             self._demo_path.unlink(missing_ok=True)
             self._tokens.clear()
 
@@ -291,6 +291,11 @@ class DeviceHost:
             )
         with contextlib.suppress(ManaError):
             await book.hub.logout()
+
+    def _clear(self, account_id: str) -> None:
+        """Remove what the host itself kept of an account."""
+        self._names.pop(account_id, None)
+        runner_lock(self.settings.folder, account_id).unlink(missing_ok=True)
 
     @property
     def _demo_path(self) -> Path:

@@ -42,7 +42,7 @@ class HubNews:
         self._missions: _Kept[MissionsAnswer] = _Kept()
         self._grants: _Kept[list[GrantInfo]] = _Kept()
         self._runner: _Kept[RunnerInfo] = _Kept()
-        self.tokens_here: Callable[[], dict[str, int]] = dict
+        self.tokens_here: Callable[[], Awaitable[dict[str, int]]] = _none
         """Tokens that runs on this device used in 24 hours, by agent."""
 
     def moved(self) -> None:
@@ -62,7 +62,7 @@ class HubNews:
         """Return tokens used in 24 hours by agent, on the hub and here."""
         answer = await self._ask(self._missions, self._opened.hub.missions, FRESH_MS)
         used = dict(answer.tokens_today) if answer is not None else {}
-        for agent_id, tokens in self.tokens_here().items():
+        for agent_id, tokens in (await self.tokens_here()).items():
             used[agent_id] = used.get(agent_id, 0) + tokens
         return used
 
@@ -91,6 +91,10 @@ class HubNews:
                     # A page must not wait again and again for a hub that is not there.
                     kept.due_ms = now_ms + OFFLINE_MS
             return kept.value
+
+
+async def _none() -> dict[str, int]:
+    return {}
 
 
 def model_views(info: RunnerInfo) -> tuple[ModelView, ...]:

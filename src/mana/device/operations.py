@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import Final
 
 from mana.device.agents import Agents
@@ -14,21 +15,26 @@ from mana.device.grants import Grants
 from mana.device.hub_news import HubNews
 from mana.device.inbox import Inbox
 from mana.device.journal import Journal
+from mana.device.locks import FileLock
 from mana.device.missions import Missions
 from mana.device.notices import Notices
 from mana.device.opened import Opened
 from mana.device.run_ledger import RunLedger
-from mana.device.runner import TIMEOUT_S, Runner
+from mana.device.runner import TICK_S, TIMEOUT_S, Runner
 from mana.device.steps import Steps
 from mana.device.timeline import Timeline
 from mana.device.trust import Trust
 from mana.device.views import ModelView, Notice, RunView, Status, SyncStatus
-from mana.domain.errors import Unauthenticated
 from mana.domain.iterations import STEPS
 from mana.domain.missions import MISSIONS, RUNS_ON_HUB
 from mana.domain.settings import SETTINGS, SETTINGS_ID
 
 WAKING: Final = frozenset({STEPS.name, MISSIONS.name})
+
+
+def runner_lock(folder: Path, account_id: str) -> Path:
+    """Return the file that the process which works by itself holds."""
+    return folder / f"{account_id}.runner"
 
 
 class Operations:
@@ -66,7 +72,6 @@ class Operations:
     async def start(self) -> None:
         """Start sync and what the device does by itself."""
         await self.opened.book.start()
-        await self.ledger.lines()
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve())
 
@@ -122,8 +127,15 @@ class Operations:
         return await self.runner.run_now(mission_id)
 
     async def _serve(self) -> None:
-        with contextlib.suppress(Locked, Unauthenticated):
-            await self.runner.serve(self._woken)
+        # One process of this machine works by itself; the terminal opens the same replica.
+        lock = FileLock(runner_lock(self.opened.book.settings.folder, self.opened.account_id))
+        try:
+            while not lock.acquire():  # noqa: ASYNC110 - another process can set no event here
+                await asyncio.sleep(TICK_S)
+            with contextlib.suppress(Locked):
+                await self.runner.serve(self._woken)
+        finally:
+            lock.release()
 
     def _heard(self, notice: Notice) -> None:
         if notice.topic == "missions":

@@ -55,7 +55,6 @@ class RunLedger:
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
-        self._lines: list[RunLine] | None = None
         self._phases: dict[str, str] = {}
 
     def phase(self, mission_id: str) -> str:
@@ -70,11 +69,9 @@ class RunLedger:
             self._phases[mission_id] = phase
 
     async def lines(self) -> list[RunLine]:
-        """Return all lines, oldest first."""
-        if self._lines is None:
-            kept = await self._opened.book.kept(KEPT)
-            self._lines = [line for item in _items(kept) if (line := _line(item)) is not None]
-        return self._lines
+        """Return all lines, oldest first; read anew, because the terminal runs missions too."""
+        kept = await self._opened.book.kept(KEPT)
+        return [line for item in _items(kept) if (line := _line(item)) is not None]
 
     async def put(self, line: RunLine) -> RunLine:
         """Keep a line; one for the same mission and moment is replaced, its tokens added."""
@@ -102,11 +99,11 @@ class RunLedger:
             view(line) for line in reversed(await self.lines()) if line.mission_id == mission_id
         ]
 
-    def tokens_today(self) -> dict[str, int]:
+    async def tokens_today(self) -> dict[str, int]:
         """Return tokens by agent that runs of the last 24 hours used here."""
         since_ms = self._opened.now_ms() - DAY_MS
         used: dict[str, int] = {}
-        for line in self._lines or ():
+        for line in await self.lines():
             if line.ended_ms > since_ms and line.tokens:
                 used[line.agent_id] = used.get(line.agent_id, 0) + line.tokens
         return used
