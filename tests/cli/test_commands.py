@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
-
-import pytest
 
 from mana.device.views import RefusedChange
 from tests.cli.fake_host import NOW_MS
@@ -267,13 +264,15 @@ def test_the_account_that_is_meant_is_used() -> None:
 
 
 def test_the_demo_is_used_only_by_name() -> None:
-    """A device with the demo alone says how to name it, and needs no password for it."""
+    """The demo needs its name and no password; it is made when it is named to be used."""
     terminal = Terminal(environ={})
-    with pytest.raises(StopIteration):
-        terminal.device  # noqa: B018
-    asyncio.run(terminal.host.start_demo())
-    assert "--account demo" in terminal.run("status").err
+    assert terminal.run("account", "remove", "--account", "demo", "--yes").status == 3
+    assert terminal.host.devices == {}
     assert "demo" in terminal.ok("status", "--account", "demo")
+    assert "--account demo" in terminal.run("status").err
+    assert "demo" in terminal.ok("status", "--account", "Demo")
+    terminal.ok("account", "remove", "--account", "demo", "--yes")
+    assert terminal.host.devices == {}
 
 
 def test_passwords_come_from_file_variable_or_terminal(tmp_path: Path) -> None:

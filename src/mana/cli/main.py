@@ -42,7 +42,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "refused": ("refused", "Changes that the hub refused."),
     "hub": ("hub", "Serve the hub on the database that MANA_DATABASE_URL names."),
     "runner": ("runner", "Serve the runner on the database that MANA_DATABASE_URL names."),
-    "device": ("device", "Serve the page of this device; the hub is the one that MANA_HUB_URL names."),
+    "device": (
+        "device",
+        "Serve the page of this device; the hub is the one that MANA_HUB_URL names.",
+    ),
 }
 """Name of the command to its file under `commands`, and its line in the list."""
 

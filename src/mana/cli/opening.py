@@ -98,12 +98,15 @@ class ConfirmationNeeded(Invalid):
 
 def _build_host(environ: Mapping[str, str]) -> DeviceHost:
     # The device with its keys and its HTTP client takes a moment to import: not for `--help`.
-    from mana.cli.places import home_of
+    from mana.cli.places import PORTS, Places
     from mana.device.app import build
     from mana.device.settings import DeviceSettings
 
-    settings = replace(DeviceSettings.from_env(environ), home=home_of(environ))
-    return build(settings, background=False)
+    places = Places.from_env(environ)
+    # Without a name of another hub, the one that `mana up` runs with these variables.
+    here = {"MANA_HUB_URL": f"http://127.0.0.1:{places.ports['hub'] or PORTS['hub'][1]}"}
+    settings = DeviceSettings.from_env({**here, **environ})
+    return build(replace(settings, home=places.home), background=False)
 
 
 def _asked_hidden(question: str) -> str | None:
@@ -188,8 +191,16 @@ async def opened_host(around: Surroundings) -> AsyncIterator[DeviceHost]:
 
 
 async def opened_device(host: DeviceHost, around: Surroundings, login: str | None) -> Device:
-    """Unlock the account that is meant; raise NoAccount, AccountUnknown, AccountAmbiguous."""
-    account_id, found, demo = chosen_account(host, around, login)
+    """Unlock the account that is meant; raise NoAccount, AccountUnknown, AccountAmbiguous.
+
+    The demo is made when it is named for the first time, as its link on the page does.
+    """
+    try:
+        account_id, found, demo = chosen_account(host, around, login)
+    except AccountUnknown:
+        if _named(around, login) != DEMO:
+            raise
+        return await host.start_demo()
     if demo:
         return await host.start_demo()
     known = next(one for one in host.accounts() if one.account_id == account_id)
@@ -203,14 +214,12 @@ def chosen_account(
 ) -> tuple[str, str, bool]:
     """Return id, login and whether it is the demo, of the account that is meant."""
     known = host.accounts()
-    wanted = login or around.environ.get("MANA_ACCOUNT", "").strip() or None
-    if wanted is not None:
+    wanted = _named(around, login)
+    if wanted:
         fitting = [
             one
             for one in known
-            if one.login.casefold() == wanted.casefold()
-            or one.account_id == wanted
-            or (one.demo and wanted.casefold() == DEMO)
+            if wanted in (one.login.casefold(), one.account_id, DEMO if one.demo else "")
         ]
         if not fitting:
             raise AccountUnknown("no account of this device has this login")
@@ -218,7 +227,7 @@ def chosen_account(
         fitting = [one for one in known if not one.demo]
         if not fitting:
             raise NoAccount(
-                "only the demo is on this device; name it with --account demo"
+                "only the demo is on this device, which --account demo names"
                 if known
                 else "no account is on this device"
             )
@@ -227,6 +236,11 @@ def chosen_account(
         raise AccountAmbiguous(f"several accounts are on this device: {logins}")
     one = fitting[0]
     return one.account_id, one.login, one.demo
+
+
+def _named(around: Surroundings, login: str | None) -> str:
+    """Return how the account is named, without regard to case; empty if it is not."""
+    return (login or around.environ.get("MANA_ACCOUNT", "")).strip().casefold()
 
 
 async def synced(device: Device, *, seconds_max: float) -> SyncStatus | None:

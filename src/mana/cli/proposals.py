@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 
 from mana.cli.output import Block, Facts, Line
-from mana.cli.text import one_line, when
+from mana.cli.text import agent_words, one_line, when
 from mana.device.views import FieldDiff, Proposal, RecordDiff
 from mana.domain.encoding import Json
-
-VALUE_MAX: int = 2_000
 
 
 def proposal_blocks(one: Proposal, *, now_ms: int) -> list[Block]:
     """Return a proposal in the order in which a person decides on it."""
-    who = one_line(f"{one.agent_avatar} {one.agent_name}".strip()) or "unknown agent"
+    who = agent_words(one.agent_name, one.agent_avatar)
     blocks: list[Block] = [
         Line(one_line(one.sentence), "title"),
         Facts(

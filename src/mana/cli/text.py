@@ -84,6 +84,13 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def agent_words(name: str, avatar: str) -> str:
+    """Return an agent's name, after its avatar where that is a sign and no letter."""
+    sign = avatar.strip()
+    shown = f"{sign} {name}" if sign and not sign.isalnum() else name
+    return one_line(shown, 80) or "An agent"
+
+
 def _local(at_ms: int, zone: tzinfo | None) -> datetime:
     return datetime.fromtimestamp(at_ms / 1_000, tz=UTC).astimezone(zone)
 

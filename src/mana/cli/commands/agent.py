@@ -10,7 +10,7 @@ import typer
 from mana.cli.naming import resolve, shorts
 from mana.cli.opening import on_account
 from mana.cli.output import Answer, Block, Facts, Line, Rows
-from mana.cli.text import counted, one_line
+from mana.cli.text import agent_words, counted, one_line
 from mana.device.desk import Device
 from mana.device.views import AgentView
 from mana.domain.errors import Invalid
@@ -211,7 +211,7 @@ async def find_agent(device: Device, named_so: str) -> AgentView:
 
 def named(one: AgentView) -> str:
     """Return the agent's name with its avatar."""
-    return one_line(f"{one.avatar} {one.name}".strip())
+    return agent_words(one.name, one.avatar)
 
 
 async def _changed(device: Device, one: AgentView, verb: str, more: str = "") -> Answer:

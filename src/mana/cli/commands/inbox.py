@@ -11,7 +11,7 @@ from mana.cli.naming import NameUnknown, resolve_step, short_step
 from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Line, Rows, to_json
 from mana.cli.proposals import diff_blocks, proposal_blocks
-from mana.cli.text import one_line, when
+from mana.cli.text import agent_words, one_line, when
 from mana.device.desk import Device
 from mana.device.views import Proposal
 from mana.domain.errors import Conflict
@@ -35,7 +35,7 @@ async def _list(device: Device, around: Surroundings, *, decided: bool) -> Answe
         (
             short_step(one.step_id, known),
             when(one.planned_ms, now_ms=now_ms),
-            f"{one.agent_avatar} {one.agent_name}",
+            agent_words(one.agent_name, one.agent_avatar),
             one.state if decided else _remark(one),
             one.sentence,
         )

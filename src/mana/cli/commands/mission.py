@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -30,7 +30,8 @@ class Place(StrEnum):
     DEVICE = "device"
 
 
-RUNS_SHOWN: int = 5
+RUNS_SHOWN: Final = 5
+OBJECTIVE_SHOWN_MAX: Final = 120
 
 mission = typer.Typer(
     help="Missions: standing goals given to an agent.", no_args_is_help=True, add_completion=False
@@ -138,6 +139,7 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
             [
                 ("Id", one.mission_id),
                 ("State", one.state),
+                ("Shall", one.objective if len(one.objective) > OBJECTIVE_SHOWN_MAX else ""),
                 ("Now", one.phase or one.hold_words),
                 ("Next", ahead),
                 ("Looks at", "\n".join(one_line(cited.title) for cited in one.input_titles)),
@@ -270,7 +272,7 @@ def sentence(one: MissionView) -> str:
     if one.runs_here:
         where = "on this device"
     who = one_line(one.agent_name, 80) or "Nobody"
-    objective = one_line(one.objective).rstrip(".")
+    objective = one_line(one.objective, OBJECTIVE_SHOWN_MAX).rstrip(".")
     if objective[1:2].islower():
         objective = objective[:1].lower() + objective[1:]
     return f"{who} shall {objective}{looking}, {one.cadence_words}, {where}."

@@ -12,7 +12,7 @@ from mana.cli.naming import PREFIX_MIN, NameAmbiguous, NameUnknown, resolve_step
 from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Line
 from mana.cli.proposals import diff_blocks
-from mana.cli.text import counted, one_line, when
+from mana.cli.text import agent_words, counted, one_line, when
 from mana.device.desk import Device
 from mana.device.views import Bucket, Conflict, RecordDiff, RevertPreview, TimelineLine
 from mana.domain.errors import NotFound
@@ -151,7 +151,7 @@ async def _reverts(device: Device, target: str) -> list[str]:
 
 
 def _bucket_blocks(bucket: Bucket, short: str, *, now_ms: int, diffs: bool) -> list[Block]:
-    who = one_line(f"{bucket.agent_avatar} {bucket.agent_name}".strip()) or "An agent"
+    who = agent_words(bucket.agent_name, bucket.agent_avatar)
     title = one_line(bucket.mission_title, 80)
     state = "  reverted" if bucket.reverted else ""
     head = f"{when(bucket.at_ms, now_ms=now_ms)}  {who} on “{title}”  {short}{state}"
