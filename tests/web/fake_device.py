@@ -41,8 +41,8 @@ from mana.device.views import (
 )
 from mana.domain.cadences import MANUAL, Cadence, describe, next_due
 from mana.domain.encoding import Json
-from mana.domain.errors import Forbidden, Invalid, NotFound
 from mana.domain.errors import Conflict as Clash
+from mana.domain.errors import Forbidden, Invalid, NotFound
 from mana.domain.missions import InputRef
 from mana.domain.policy import PRESETS, SpacePolicy, decide, preset_of
 from mana.domain.records import View
@@ -362,7 +362,11 @@ class FakeDevice:
         run = RunView(self._id("run"), now(), "manual", "leased", "", "", None, 0, "planning")
         if found.runs_on == "hub" and (found.grant is None or found.grant.state != "active"):
             skipped = replace(
-                run, state="skipped", reason="no-grant", reason_words="Nothing is granted.", phase=""
+                run,
+                state="skipped",
+                reason="no-grant",
+                reason_words="Nothing is granted.",
+                phase="",
             )
             self._set(mission_id, runs=(skipped, *found.runs))
             return skipped
@@ -479,9 +483,7 @@ class FakeDevice:
             )
         for step in steps:
             self._steps[step.step_id] = step
-            lines.append(
-                TimelineLine(step.step_id, step.sentence, "proposed", (), step.diffs, at)
-            )
+            lines.append(TimelineLine(step.step_id, step.sentence, "proposed", (), step.diffs, at))
         self._buckets[iteration] = Bucket(
             iteration,
             mission.mission_id,
@@ -612,9 +614,7 @@ class FakeDevice:
         self, *, limit: int = 100, mission_id: str | None = None
     ) -> builtins.list[Bucket]:
         self._check()
-        found = [
-            one for one in self._buckets.values() if mission_id in (None, one.mission_id)
-        ]
+        found = [one for one in self._buckets.values() if mission_id in (None, one.mission_id)]
         return sorted(found, key=lambda one: -one.at_ms)[:limit]
 
     def _targets(self, target: str) -> builtins.list[TimelineLine]:
@@ -642,7 +642,9 @@ class FakeDevice:
                 moved = [f for f in diff.fields if view.values.get(f.name) != f.after]
                 if moved and op == "update" and not target.startswith("revert:"):
                     conflicts += [
-                        Conflict(diff.table, diff.record_id, diff.title, f.name, "You changed it since.")
+                        Conflict(
+                            diff.table, diff.record_id, diff.title, f.name, "You changed it since."
+                        )
                         for f in moved
                     ]
                 else:
@@ -700,7 +702,13 @@ class FakeDevice:
     def refuse(self) -> None:
         """Let the hub have refused a change."""
         self._refused["change-1"] = RefusedChange(
-            "change-1", "notes", "x", "Plan for the trip", "TOO_LARGE", "It is larger than the hub takes.", now() - HOUR
+            "change-1",
+            "notes",
+            "x",
+            "Plan for the trip",
+            "TOO_LARGE",
+            "It is larger than the hub takes.",
+            now() - HOUR,
         )
 
 
@@ -797,9 +805,18 @@ class FakeHost:
 
 
 NOTES = (
-    ("Garden", "Order bulbs before the frost. The apple tree wants a stake.\n\nAsk Jo about the fence."),
-    ("Diary 20 November", "Slept badly. Promised Mum to call the dentist by Friday.\n\nThe talk went well; Rita wants the slides."),
-    ("Talk on small gardens", "Outline:\n- why small\n- three plots\n- what fails\n\nSlides are due on Tuesday."),
+    (
+        "Garden",
+        "Order bulbs before the frost. The apple tree wants a stake.\n\nAsk Jo about the fence.",
+    ),
+    (
+        "Diary 20 November",
+        "Slept badly. Promised Mum to call the dentist by Friday.\n\nThe talk went well; Rita wants the slides.",
+    ),
+    (
+        "Talk on small gardens",
+        "Outline:\n- why small\n- three plots\n- what fails\n\nSlides are due on Tuesday.",
+    ),
 )
 TASKS = (
     ("Send the slides to Rita", "2026-11-24", "high"),
@@ -813,7 +830,9 @@ TASKS = (
 async def seed(device: FakeDevice) -> None:
     """Put in what the demo starts with, and what a week of work leaves behind."""
     for title, content in NOTES:
-        await device.create("notes", {"title": title, "content": content, "isPinned": title == "Garden"})
+        await device.create(
+            "notes", {"title": title, "content": content, "isPinned": title == "Garden"}
+        )
     for title, due, priority in TASKS:
         values: dict[str, Json] = {"title": title, "priority": priority, "isCompleted": False}
         await device.create("tasks", values | ({"dueDate": due} if due else {}))

@@ -42,6 +42,7 @@ HERE: Final = Path(__file__).parent
 BODY_MAX: Final = 2 * 1024 * 1024
 GRACE_S: Final = 3
 STATIC: Final = "/static/"
+EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104 - names to recognise, nothing is bound
 LOCKED: Final = "LOCKED"
 _log: Final = logging.getLogger("mana.web")
 Ready = Callable[[str], None]
@@ -95,7 +96,7 @@ def build(host: DeviceHost, settings: DeviceSettings) -> Litestar:
 
 def names_of(host: str) -> frozenset[str]:
     """Return the names beside loopback by which the page may be asked for."""
-    return frozenset() if host in ("", "0.0.0.0", "::") else frozenset({host.lower()})
+    return frozenset() if host in EVERYWHERE else frozenset({host.lower()})
 
 
 async def _enter(web: Web, request: Asked) -> Page | None:
@@ -196,6 +197,11 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, before_end: Callable[[], None]) -> None:
         super().__init__(config)
         self._before_end = before_end
+        self.answers = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.answers.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._before_end()
@@ -243,8 +249,9 @@ async def _run(
 ) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.01)
+        answers = asyncio.create_task(server.answers.wait())
+        await asyncio.wait({serving, answers}, return_when=asyncio.FIRST_COMPLETED)
+        answers.cancel()
         if server.started and ready is not None:
             ready(address)
         if until is None:
@@ -273,6 +280,6 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _shown_host(host: str) -> str:
-    if host in ("", "0.0.0.0", "::"):
+    if host in EVERYWHERE:
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host

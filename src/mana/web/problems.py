@@ -114,7 +114,7 @@ def problem_of_status(status: int) -> Problem:
         title = t("There is no such page")
         advice = t("Go back, or choose from the menu.")
     else:
-        title = HTTPStatus(status).phrase
+        title = t(HTTPStatus(status).phrase)
         advice = t("Go back and try again.")
     return Problem(status, title, "", "", advice, f"HTTP_{status}")
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import partial
 from itertools import groupby
 from typing import Final
 from zoneinfo import available_timezones
@@ -26,7 +27,8 @@ from mana.web.words import counted, t
 
 HUES: Final = 12
 LINE_MAX: Final = 80
-_QUOTED: Final = re.compile(r"“[^”]*”")
+_PARTS: Final = re.compile(r"(“[^”]*”|\b\d{4}-\d\d-\d\d\b)")
+_DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
 _FIELDS: Final = {
     "title": "Title",
     "content": "Text",
@@ -106,14 +108,15 @@ def equip(templates: Environment) -> None:
         "when": when,
         "left": lambda ms: words.left(ms, now_ms()),
         "told": told,
+        "upper_first": upper_first,
         "hue": hue,
         "initial": initial,
-        "field": lambda name: t(_FIELDS.get(name, name)),
-        "table": lambda name: t(_TABLES.get(name, name)),
-        "effect": lambda name: t(_EFFECTS.get(name, name)),
-        "decision": lambda name: t(_DECISIONS.get(name, name)),
-        "state": lambda name: t(_STATES.get(name, name)),
-        "phase": lambda name: t(_PHASES.get(name, name)),
+        "field": partial(_named, _FIELDS),
+        "table": partial(_named, _TABLES),
+        "effect": partial(_named, _EFFECTS),
+        "decision": partial(_named, _DECISIONS),
+        "state": partial(_named, _STATES),
+        "phase": partial(_named, _PHASES),
         "value": value,
         "title": title,
         "tool": lambda name: name.replace("_", " "),
@@ -126,6 +129,12 @@ def equip(templates: Environment) -> None:
     }
 
 
+def _named(names: Mapping[str, str], name: str) -> Markup:
+    """Return what a name of the wire is called; one that is not known is shown, escaped."""
+    found = names.get(name)
+    return escape(name) if found is None else t(found)
+
+
 def when(ms: int | None) -> Markup:
     """Return a moment in words, the exact one on hover."""
     if ms is None:
@@ -136,15 +145,21 @@ def when(ms: int | None) -> Markup:
 
 
 def told(sentence: str) -> Markup:
-    """Return a sentence with what it names in bold."""
+    """Return a sentence with what it names in bold, and days outside names in words."""
     parts = []
-    at = 0
-    for found in _QUOTED.finditer(sentence):
-        parts.append(escape(sentence[at : found.start()]))
-        parts.append(Markup("<strong>{}</strong>").format(found[0][1:-1]))
-        at = found.end()
-    parts.append(escape(sentence[at:]))
+    for part in _PARTS.split(sentence):
+        if _DAY.fullmatch(part):
+            parts.append(due(part))
+        elif len(part) > 2 and part[0] == "“" and part[-1] == "”":
+            parts.append(Markup("<strong>{}</strong>").format(part[1:-1]))
+        else:
+            parts.append(escape(part))
     return Markup("").join(parts)
+
+
+def upper_first(text: str) -> str:
+    """Return a text with its first letter large, the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def hue(agent_id: str) -> int:
@@ -165,7 +180,7 @@ def value(found: Json) -> Markup:
         return t("yes") if found else t("no")
     if isinstance(found, list):
         return Markup(", ").join(escape(str(item)) for item in found)
-    if isinstance(found, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", found):
+    if isinstance(found, str) and _DAY.fullmatch(found):
         return due(found)
     return escape(str(found))
 
@@ -229,7 +244,7 @@ def run_words(run: RunView) -> Markup:
         "failed": "Failed",
         "missed": "Missed",
     }
-    return t(named.get(run.state, run.state))
+    return _named(named, run.state)
 
 
 def path(table: str, record_id: str) -> str:

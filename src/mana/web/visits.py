@@ -12,6 +12,8 @@ from urllib.parse import urlencode
 from jinja2 import Environment
 from litestar import Request, Response
 from litestar.datastructures import FormMultiDict
+from litestar.di import NamedDependency
+from litestar.params import FromPath
 from markupsafe import Markup
 
 from mana.domain.errors import ManaError, NotFound
@@ -167,6 +169,12 @@ class Visit:
         self.web.work.add(follower)
         follower.add_done_callback(self.web.work.discard)
         return False
+
+
+Visiting = NamedDependency[Visit]
+"""How a route asks for the visit."""
+Named = FromPath[str]
+"""How a route asks for a part of its path."""
 
 
 def trouble(problem: Problem) -> Said:

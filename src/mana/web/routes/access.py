@@ -7,12 +7,12 @@ from typing import Final
 from litestar import get, post
 from litestar.types import ControllerRouterHandler
 
-from mana.web.visits import Page, Visit, record_id
+from mana.web.visits import Named, Page, Visiting, record_id
 from mana.web.words import t
 
 
 @get("/data-access")
-async def data_access(visit: Visit) -> Page:
+async def data_access(visit: Visiting) -> Page:
     """Show readings and grants."""
     asked = visit.request.query_params
     before = asked.get("before", "")
@@ -26,13 +26,11 @@ async def data_access(visit: Visit) -> Page:
 
 
 @post("/grants/{grant_id:str}/revoke")
-async def revoke(visit: Visit, grant_id: str) -> Page:
+async def revoke(visit: Visiting, grant_id: Named) -> Page:
     """End a grant for ever."""
     form = await visit.form()
     await visit.device.revoke(record_id(grant_id))
-    return visit.go(
-        visit.back(form, "/data-access"), t("Revoked. The next reading is refused.")
-    )
+    return visit.go(visit.back(form, "/data-access"), t("Revoked. The next reading is refused."))
 
 
 ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (data_access, revoke)

@@ -12,26 +12,26 @@ from mana.domain.errors import Invalid
 from mana.domain.policy import DECISIONS, EFFECTS, PRESETS, Decision, Policy
 from mana.domain.tools import Effect
 from mana.registry.catalogue import load_catalogue
-from mana.web.visits import Page, Visit, record_id, text_of
+from mana.web.visits import Named, Page, Visiting, record_id, text_of
 from mana.web.words import t
 
 TOKENS_MAX: Final = 1_000_000_000
 
 
 @get("/agents")
-async def agents(visit: Visit) -> Page:
+async def agents(visit: Visiting) -> Page:
     """List the agents."""
     return await visit.page("agents.html", agents=await visit.device.agents())
 
 
 @get("/agents/new")
-async def new_agent(visit: Visit) -> Page:
+async def new_agent(visit: Visiting) -> Page:
     """Show the form of a new agent."""
     return await visit.page("agent_new.html", presets=tuple(PRESETS))
 
 
 @get("/agents/{agent_id:str}")
-async def agent(visit: Visit, agent_id: str) -> Page:
+async def agent(visit: Visiting, agent_id: Named) -> Page:
     """Show an agent's portrait."""
     device = visit.device
     found = await device.agent(record_id(agent_id))
@@ -52,7 +52,7 @@ async def agent(visit: Visit, agent_id: str) -> Page:
 
 
 @post("/agents")
-async def create_agent(visit: Visit) -> Page:
+async def create_agent(visit: Visiting) -> Page:
     """Create an agent."""
     form = await visit.form()
     new_id = await visit.device.create_agent(
@@ -67,7 +67,7 @@ async def create_agent(visit: Visit) -> Page:
 
 
 @post("/agents/{agent_id:str}")
-async def save_agent(visit: Visit, agent_id: str) -> Page:
+async def save_agent(visit: Visiting, agent_id: Named) -> Page:
     """Write who an agent is and its budget."""
     form = await visit.form()
     await visit.device.edit_agent(
@@ -82,7 +82,7 @@ async def save_agent(visit: Visit, agent_id: str) -> Page:
 
 
 @post("/agents/{agent_id:str}/memory")
-async def save_memory(visit: Visit, agent_id: str) -> Page:
+async def save_memory(visit: Visiting, agent_id: Named) -> Page:
     """Write what an agent remembers."""
     form = await visit.form()
     await visit.device.edit_agent(record_id(agent_id), memory=text_of(form, "memory"))
@@ -90,7 +90,7 @@ async def save_memory(visit: Visit, agent_id: str) -> Page:
 
 
 @post("/agents/{agent_id:str}/preset")
-async def choose_preset(visit: Visit, agent_id: str) -> Page:
+async def choose_preset(visit: Visiting, agent_id: Named) -> Page:
     """Give an agent a preset's policy."""
     form = await visit.form()
     await visit.device.edit_agent(record_id(agent_id), preset=text_of(form, "preset"))
@@ -98,12 +98,12 @@ async def choose_preset(visit: Visit, agent_id: str) -> Page:
 
 
 @post("/agents/{agent_id:str}/policy")
-async def save_policy(visit: Visit, agent_id: str) -> Page:
+async def save_policy(visit: Visiting, agent_id: Named) -> Page:
     """Write an agent's policy, effect by effect and tool by tool."""
     form = await visit.form()
     by_effect: dict[Effect, Decision] = {}
     for effect in EFFECTS:
-        by_effect[cast(Effect, effect)] = _decision(text_of(form, f"effect-{effect}"))
+        by_effect[effect] = _decision(text_of(form, f"effect-{effect}"))
     by_tool: dict[str, Decision] = {}
     for tool in load_catalogue().tools:
         chosen = text_of(form, f"tool-{tool.name}")
@@ -114,7 +114,7 @@ async def save_policy(visit: Visit, agent_id: str) -> Page:
 
 
 @post("/agents/{agent_id:str}/state")
-async def set_state(visit: Visit, agent_id: str) -> Page:
+async def set_state(visit: Visiting, agent_id: Named) -> Page:
     """Pause an agent, let it go on, or put it away."""
     form = await visit.form()
     wanted = text_of(form, "state")

@@ -10,7 +10,7 @@ from litestar.types import ControllerRouterHandler
 from mana.domain.errors import NotFound
 from mana.web.routes.notes import sorted_notes
 from mana.web.routes.tasks import task_lists
-from mana.web.visits import Page, Visit, record_id
+from mana.web.visits import Named, Page, Visit, Visiting, record_id
 
 
 async def home_page(visit: Visit) -> Page:
@@ -27,13 +27,13 @@ async def home_page(visit: Visit) -> Page:
 
 
 @get("/menu")
-async def menu(visit: Visit) -> Page:
+async def menu(visit: Visiting) -> Page:
     """Show the parts that have no place in a phone's bottom bar."""
     return await visit.page("menu.html")
 
 
 @get("/peek/{table:str}/{wanted:str}")
-async def peek(visit: Visit, table: str, wanted: str) -> Page:
+async def peek(visit: Visiting, table: Named, wanted: Named) -> Page:
     """Show a record that a proposal cites, beside it."""
     if table not in ("notes", "tasks"):
         raise NotFound("records of this table are not shown")

@@ -10,7 +10,7 @@ from litestar.types import ControllerRouterHandler
 from mana.device.views import Proposal
 from mana.domain.errors import ManaError
 from mana.web.problems import problem_of
-from mana.web.visits import Page, Visit, now_ms, record_id, text_of, trouble
+from mana.web.visits import Named, Page, Visit, Visiting, now_ms, record_id, text_of, trouble
 from mana.web.words import counted, t
 
 REASONS: Final = ("Not now", "Wrong", "Already done", "Too much", "I do this myself")
@@ -30,7 +30,7 @@ async def _shown(visit: Visit) -> list[Proposal]:
 
 
 @get("/inbox")
-async def inbox(visit: Visit) -> Page:
+async def inbox(visit: Visiting) -> Page:
     """Show what is to be decided."""
     shown = await _shown(visit)
     older = [one for one in await visit.device.inbox(decided=True) if one not in shown][:20]
@@ -38,14 +38,14 @@ async def inbox(visit: Visit) -> Page:
 
 
 @get("/inbox/{step_id:str}")
-async def proposal(visit: Visit, step_id: str) -> Page:
+async def proposal(visit: Visiting, step_id: Named) -> Page:
     """Show one proposal in any state."""
     found = await visit.device.proposal(record_id(step_id))
     return await visit.page("proposal.html", proposal=found, reasons=REASONS)
 
 
 @post("/inbox/{step_id:str}/approve")
-async def approve(visit: Visit, step_id: str) -> Page:
+async def approve(visit: Visiting, step_id: Named) -> Page:
     """Approve a proposal: what was shown happens, once."""
     form = await visit.form()
     await visit.device.approve(record_id(step_id), feedback=text_of(form, "feedback").strip())
@@ -59,7 +59,7 @@ async def approve(visit: Visit, step_id: str) -> Page:
 
 
 @post("/inbox/{step_id:str}/reject")
-async def reject(visit: Visit, step_id: str) -> Page:
+async def reject(visit: Visiting, step_id: Named) -> Page:
     """Reject a proposal; the reason goes to the agent."""
     form = await visit.form()
     chip, written = text_of(form, "chip"), text_of(form, "reason").strip()
@@ -70,7 +70,7 @@ async def reject(visit: Visit, step_id: str) -> Page:
 
 
 @post("/inbox/approve")
-async def approve_ticked(visit: Visit) -> Page:
+async def approve_ticked(visit: Visiting) -> Page:
     """Approve all that are ticked, one after the other; one that fails stops none of the rest."""
     form = await visit.form()
     done = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Any, Final
 
 from litestar import Response, get
 from litestar.response import ServerSentEvent, ServerSentEventMessage
@@ -18,14 +18,14 @@ from litestar.types import ControllerRouterHandler
 from mana.device.views import Notice
 from mana.domain.errors import ManaError
 from mana.web.problems import SignedOut
-from mana.web.visits import Visit, Web
+from mana.web.visits import Visiting, Web
 
 HEARTBEAT_S: Final = 15.0
 RETRY_MS: Final = 2_000
 
 
 @get("/live")
-async def live(visit: Visit) -> Response[object] | ServerSentEvent:
+async def live(visit: Visiting) -> Response[object] | ServerSentEvent:
     """Stream notices; tell a browser without an open account to stop asking."""
     try:
         stream = visit.device.subscribe()
@@ -38,7 +38,9 @@ async def live(visit: Visit) -> Response[object] | ServerSentEvent:
     return ServerSentEvent(_messages(visit.web, stream))
 
 
-async def _messages(web: Web, stream: AsyncIterator[Notice]) -> AsyncIterator[ServerSentEventMessage]:
+async def _messages(
+    web: Web, stream: AsyncIterator[Notice]
+) -> AsyncIterator[ServerSentEventMessage]:
     """Yield a message per notice, a heartbeat where none comes, and end with the server."""
     yield ServerSentEventMessage(event="hello", data="{}", retry=RETRY_MS)
     closing = asyncio.ensure_future(web.closing.wait())
@@ -47,9 +49,8 @@ async def _messages(web: Web, stream: AsyncIterator[Notice]) -> AsyncIterator[Se
         while not web.closing.is_set():
             if coming is None:
                 coming = asyncio.ensure_future(anext(stream))
-            await asyncio.wait(
-                {coming, closing}, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED
-            )
+            waited: set[asyncio.Future[Any]] = {coming, closing}
+            await asyncio.wait(waited, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
             if closing.done():
                 return
             if not coming.done():

@@ -13,7 +13,7 @@ from mana.domain.cadences import MANUAL, Cadence
 from mana.domain.errors import Invalid, ManaError
 from mana.domain.missions import RUNS_ON_HUB, InputRef
 from mana.web.problems import Problem, problem_of
-from mana.web.visits import Page, Visit, record_id, text_of
+from mana.web.visits import Named, Page, Visit, Visiting, record_id, text_of
 from mana.web.words import t
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ RUNS_HERE: Final = "device"
 
 
 @get("/missions")
-async def missions(visit: Visit) -> Page:
+async def missions(visit: Visiting) -> Page:
     """List the missions."""
     device = visit.device
     return await visit.page(
@@ -46,13 +46,13 @@ async def _form_page(visit: Visit, mission: MissionView | None) -> Page:
 
 
 @get("/missions/new")
-async def new_mission(visit: Visit) -> Page:
+async def new_mission(visit: Visiting) -> Page:
     """Show the sentence of a new mission."""
     return await _form_page(visit, None)
 
 
 @get("/missions/{mission_id:str}")
-async def mission(visit: Visit, mission_id: str) -> Page:
+async def mission(visit: Visiting, mission_id: Named) -> Page:
     """Show a mission: its last result and next run first."""
     device = visit.device
     found = await device.mission(record_id(mission_id))
@@ -70,13 +70,13 @@ async def mission(visit: Visit, mission_id: str) -> Page:
 
 
 @get("/missions/{mission_id:str}/edit")
-async def edit_mission(visit: Visit, mission_id: str) -> Page:
+async def edit_mission(visit: Visiting, mission_id: Named) -> Page:
     """Show the sentence of a mission."""
     return await _form_page(visit, await visit.device.mission(record_id(mission_id)))
 
 
 @post("/missions")
-async def create_mission(visit: Visit) -> Page:
+async def create_mission(visit: Visiting) -> Page:
     """Create a mission; on the hub, ask for the grant next."""
     form = await visit.form()
     place = _place(form)
@@ -96,7 +96,7 @@ async def create_mission(visit: Visit) -> Page:
 
 
 @post("/missions/{mission_id:str}")
-async def save_mission(visit: Visit, mission_id: str) -> Page:
+async def save_mission(visit: Visiting, mission_id: Named) -> Page:
     """Write a mission's sentence anew."""
     form = await visit.form()
     device = visit.device
@@ -121,7 +121,7 @@ async def save_mission(visit: Visit, mission_id: str) -> Page:
 
 
 @post("/missions/{mission_id:str}/state")
-async def set_state(visit: Visit, mission_id: str) -> Page:
+async def set_state(visit: Visiting, mission_id: Named) -> Page:
     """Pause a mission, or let it go on."""
     form = await visit.form()
     wanted = text_of(form, "state")
@@ -136,7 +136,7 @@ async def set_state(visit: Visit, mission_id: str) -> Page:
 
 
 @post("/missions/{mission_id:str}/delete")
-async def delete_mission(visit: Visit, mission_id: str) -> Page:
+async def delete_mission(visit: Visiting, mission_id: Named) -> Page:
     """Delete a mission and revoke its grant."""
     found = await visit.device.mission(record_id(mission_id))
     await visit.device.delete_mission(found.mission_id)
@@ -145,7 +145,7 @@ async def delete_mission(visit: Visit, mission_id: str) -> Page:
 
 
 @post("/missions/{mission_id:str}/run")
-async def run_now(visit: Visit, mission_id: str) -> Page:
+async def run_now(visit: Visiting, mission_id: Named) -> Page:
     """Run a mission now; a run of this device goes on while the page shows its phase."""
     form = await visit.form()
     wanted = record_id(mission_id)
@@ -155,14 +155,14 @@ async def run_now(visit: Visit, mission_id: str) -> Page:
 
 
 @post("/missions/{mission_id:str}/stop")
-async def stop_run(visit: Visit, mission_id: str) -> Page:
+async def stop_run(visit: Visiting, mission_id: Named) -> Page:
     """Stop a run of this device."""
     await visit.device.stop_run(record_id(mission_id))
     return visit.go(f"/missions/{mission_id}", t("Stopped. What it had not done is not done."))
 
 
 @get("/missions/{mission_id:str}/grant")
-async def consent(visit: Visit, mission_id: str) -> Page:
+async def consent(visit: Visiting, mission_id: Named) -> Page:
     """Ask whether the mission may work while the person is away."""
     device = visit.device
     found = await device.mission(record_id(mission_id))
@@ -192,7 +192,7 @@ async def _consent_page(
 
 
 @post("/missions/{mission_id:str}/grant")
-async def grant(visit: Visit, mission_id: str) -> Page:
+async def grant(visit: Visiting, mission_id: Named) -> Page:
     """Grant what the consent showed, or let the mission work here only."""
     form = await visit.form()
     device, wanted = visit.device, record_id(mission_id)

@@ -12,7 +12,7 @@ from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 from mana.domain.records import View
 from mana.web.showing import title
-from mana.web.visits import Page, Visit, record_id, text_of
+from mana.web.visits import Named, Page, Visiting, record_id, text_of
 from mana.web.words import t
 
 TABLE: Final = "notes"
@@ -25,7 +25,7 @@ def sorted_notes(views: Sequence[View]) -> list[View]:
 
 
 @get("/notes")
-async def notes(visit: Visit) -> Page:
+async def notes(visit: Visiting) -> Page:
     """List the notes, or those in which all words of `q` stand."""
     words = visit.request.query_params.get("q", "").strip()
     found = sorted_notes(await visit.device.list(TABLE))
@@ -39,20 +39,20 @@ async def notes(visit: Visit) -> Page:
 
 
 @get("/notes/new")
-async def new_note(visit: Visit) -> Page:
+async def new_note(visit: Visiting) -> Page:
     """Show an empty note."""
     return await visit.page("note.html", note=None)
 
 
 @get("/notes/{note_id:str}")
-async def note(visit: Visit, note_id: str) -> Page:
+async def note(visit: Visiting, note_id: Named) -> Page:
     """Show one note, ready to be changed."""
     found = await visit.device.get(TABLE, record_id(note_id))
     return await visit.page("note.html", note=found)
 
 
 @post("/notes")
-async def create_note(visit: Visit) -> Page:
+async def create_note(visit: Visiting) -> Page:
     """Write a new note."""
     form = await visit.form()
     values = _values(text_of(form, "title"), text_of(form, "content"))
@@ -61,7 +61,7 @@ async def create_note(visit: Visit) -> Page:
 
 
 @post("/notes/{note_id:str}")
-async def save_note(visit: Visit, note_id: str) -> Page:
+async def save_note(visit: Visiting, note_id: Named) -> Page:
     """Write a note's changes; one that came meanwhile to another field stays."""
     form = await visit.form()
     found = await visit.device.get(TABLE, record_id(note_id))
@@ -73,7 +73,7 @@ async def save_note(visit: Visit, note_id: str) -> Page:
 
 
 @post("/notes/{note_id:str}/pin")
-async def pin_note(visit: Visit, note_id: str) -> Page:
+async def pin_note(visit: Visiting, note_id: Named) -> Page:
     """Pin a note, or let it go."""
     form = await visit.form()
     found = await visit.device.get(TABLE, record_id(note_id))
@@ -83,7 +83,7 @@ async def pin_note(visit: Visit, note_id: str) -> Page:
 
 
 @post("/notes/{note_id:str}/delete")
-async def delete_note(visit: Visit, note_id: str) -> Page:
+async def delete_note(visit: Visiting, note_id: Named) -> Page:
     """Delete a note; it can be brought back."""
     found = await visit.device.get(TABLE, record_id(note_id))
     await visit.device.delete(TABLE, found.id)
@@ -92,7 +92,7 @@ async def delete_note(visit: Visit, note_id: str) -> Page:
 
 
 @post("/notes/{note_id:str}/restore")
-async def restore_note(visit: Visit, note_id: str) -> Page:
+async def restore_note(visit: Visiting, note_id: Named) -> Page:
     """Bring a deleted note back."""
     await visit.device.restore(TABLE, record_id(note_id))
     return visit.go(f"/notes/{note_id}", t("The note is back."))

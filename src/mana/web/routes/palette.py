@@ -9,7 +9,7 @@ from litestar import get
 from litestar.types import ControllerRouterHandler
 
 from mana.web.showing import title
-from mana.web.visits import Page, Visit
+from mana.web.visits import Page, Visiting
 from mana.web.words import t
 
 SHOWN_MAX: Final = 12
@@ -48,14 +48,16 @@ def _fixed() -> list[Command]:
 
 
 @get("/palette")
-async def palette(visit: Visit) -> Page:
+async def palette(visit: Visiting) -> Page:
     """Return the commands and records in whose text every typed word stands."""
     words = visit.request.query_params.get("q", "").casefold().split()
     device = visit.device
     commands = _fixed()
     for mission in await device.missions():
         run = t("Run “{title}” now", title=mission.title)
-        commands.append(Command("play", run.unescape(), f"/missions/{mission.mission_id}/run", True))
+        commands.append(
+            Command("play", run.unescape(), f"/missions/{mission.mission_id}/run", True)
+        )
         commands.append(
             Command("target", mission.title, f"/missions/{mission.mission_id}", hint=t("mission"))
         )
@@ -63,7 +65,10 @@ async def palette(visit: Visit) -> Page:
         commands.append(Command("bot", agent.name, f"/agents/{agent.agent_id}", hint=t("agent")))
     shown = [one for one in commands if _matches(one.text, words)][:SHOWN_MAX]
     if words:
-        for table, named, hint in (("notes", "notebook-text", "note"), ("tasks", "list-todo", "task")):
+        for table, named, hint in (
+            ("notes", "notebook-text", "note"),
+            ("tasks", "list-todo", "task"),
+        ):
             found = [
                 view
                 for view in await device.list(table)

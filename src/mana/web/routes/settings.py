@@ -9,19 +9,19 @@ from litestar.types import ControllerRouterHandler
 
 from mana.domain.errors import Invalid, ManaError
 from mana.web.problems import problem_of
-from mana.web.visits import Page, Visit, text_of, trouble
+from mana.web.visits import Named, Page, Visiting, text_of, trouble
 from mana.web.words import t
 
 
 @get("/settings")
-async def settings(visit: Visit) -> Page:
+async def settings(visit: Visiting) -> Page:
     """Show the settings."""
     device = visit.device
     return await visit.page("settings.html", refused=await device.refused())
 
 
 @post("/settings/name")
-async def set_name(visit: Visit) -> Page:
+async def set_name(visit: Visiting) -> Page:
     """Set the name by which the person is addressed."""
     form = await visit.form()
     name = text_of(form, "display_name").strip()
@@ -32,7 +32,7 @@ async def set_name(visit: Visit) -> Page:
 
 
 @post("/sync")
-async def sync_now(visit: Visit) -> Page:
+async def sync_now(visit: Visiting) -> Page:
     """Push and pull now."""
     form = await visit.form()
     path = visit.back(form, "/settings")
@@ -45,28 +45,28 @@ async def sync_now(visit: Visit) -> Page:
 
 
 @post("/refused/{change_id:str}/retry")
-async def retry_refused(visit: Visit, change_id: str) -> Page:
+async def retry_refused(visit: Visiting, change_id: Named) -> Page:
     """Send a refused change again."""
     await visit.device.retry_refused(change_id)
     return visit.go("/settings", t("It is sent again."))
 
 
 @post("/refused/{change_id:str}/drop")
-async def drop_refused(visit: Visit, change_id: str) -> Page:
+async def drop_refused(visit: Visiting, change_id: Named) -> Page:
     """Forget a refused change."""
     await visit.device.drop_refused(change_id)
     return visit.go("/settings", t("Dropped. The record shows what the hub holds."))
 
 
 @post("/lock")
-async def lock(visit: Visit) -> Page:
+async def lock(visit: Visiting) -> Page:
     """Take the account's keys out of memory."""
     await visit.host.lock(visit.device.account_id)
     return visit.go("/")
 
 
 @post("/sign-out")
-async def sign_out(visit: Visit) -> Page:
+async def sign_out(visit: Visiting) -> Page:
     """Remove the account's data from this device, after what waits was sent."""
     account_id = visit.device.account_id
     await visit.host.sign_out(account_id)
@@ -76,14 +76,14 @@ async def sign_out(visit: Visit) -> Page:
 
 
 @post("/leave")
-async def leave(visit: Visit) -> Page:
+async def leave(visit: Visiting) -> Page:
     """Untie this browser from the account, which stays as it is on the device."""
     visit.sign_out()
     return visit.go("/")
 
 
 @post("/settings/remove-account")
-async def remove_account(visit: Visit) -> Page:
+async def remove_account(visit: Visiting) -> Page:
     """Delete the account on the hub and here."""
     form = await visit.form()
     account_id = visit.device.account_id

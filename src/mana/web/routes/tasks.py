@@ -14,7 +14,7 @@ from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 from mana.domain.records import View
 from mana.web.showing import title
-from mana.web.visits import Page, Visit, record_id, text_of
+from mana.web.visits import Named, Page, Visiting, record_id, text_of
 from mana.web.words import t
 
 TABLE: Final = "tasks"
@@ -37,21 +37,21 @@ def _urgency(view: View) -> tuple[str, int, str]:
 
 
 @get("/tasks")
-async def tasks(visit: Visit) -> Page:
+async def tasks(visit: Visiting) -> Page:
     """List the tasks, open ones first."""
     still_open, done = task_lists(await visit.device.list(TABLE))
     return await visit.page("tasks.html", tasks=still_open, done=done)
 
 
 @get("/tasks/{task_id:str}")
-async def task(visit: Visit, task_id: str) -> Page:
+async def task(visit: Visiting, task_id: Named) -> Page:
     """Show one task, ready to be changed."""
     found = await visit.device.get(TABLE, record_id(task_id))
     return await visit.page("task.html", task=found)
 
 
 @post("/tasks")
-async def add_task(visit: Visit) -> Page:
+async def add_task(visit: Visiting) -> Page:
     """Add a task."""
     form = await visit.form()
     typed = _values(form)
@@ -61,7 +61,7 @@ async def add_task(visit: Visit) -> Page:
 
 
 @post("/tasks/{task_id:str}")
-async def save_task(visit: Visit, task_id: str) -> Page:
+async def save_task(visit: Visiting, task_id: Named) -> Page:
     """Write a task's changes."""
     form = await visit.form()
     found = await visit.device.get(TABLE, record_id(task_id))
@@ -76,7 +76,7 @@ async def save_task(visit: Visit, task_id: str) -> Page:
 
 
 @post("/tasks/{task_id:str}/check")
-async def check_task(visit: Visit, task_id: str) -> Page:
+async def check_task(visit: Visiting, task_id: Named) -> Page:
     """Check a task off, or open it again."""
     form = await visit.form()
     found = await visit.device.get(TABLE, record_id(task_id))
@@ -91,7 +91,7 @@ async def check_task(visit: Visit, task_id: str) -> Page:
 
 
 @post("/tasks/{task_id:str}/delete")
-async def delete_task(visit: Visit, task_id: str) -> Page:
+async def delete_task(visit: Visiting, task_id: Named) -> Page:
     """Delete a task; it can be brought back."""
     form = await visit.form()
     found = await visit.device.get(TABLE, record_id(task_id))
@@ -101,7 +101,7 @@ async def delete_task(visit: Visit, task_id: str) -> Page:
 
 
 @post("/tasks/{task_id:str}/restore")
-async def restore_task(visit: Visit, task_id: str) -> Page:
+async def restore_task(visit: Visiting, task_id: Named) -> Page:
     """Bring a deleted task back."""
     await visit.device.restore(TABLE, record_id(task_id))
     return visit.go("/tasks", t("The task is back."))

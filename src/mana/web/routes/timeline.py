@@ -9,7 +9,7 @@ from litestar import get, post
 from litestar.types import ControllerRouterHandler
 
 from mana.domain.errors import Invalid
-from mana.web.visits import Page, Visit, text_of
+from mana.web.visits import Page, Visiting, text_of
 from mana.web.words import counted, t
 
 _TARGET: Final = re.compile(r"(step|iteration|mission|revert):[\w.-]{1,128}")
@@ -22,7 +22,7 @@ def _target(text: str) -> str:
 
 
 @get("/timeline")
-async def timeline(visit: Visit) -> Page:
+async def timeline(visit: Visiting) -> Page:
     """Show what AI did, day by day."""
     mission_id = visit.request.query_params.get("mission") or None
     buckets = await visit.device.timeline(mission_id=mission_id)
@@ -30,7 +30,7 @@ async def timeline(visit: Visit) -> Page:
 
 
 @get("/timeline/revert")
-async def preview(visit: Visit) -> Page:
+async def preview(visit: Visiting) -> Page:
     """Show what a revert would restore and what it would leave."""
     target = _target(visit.request.query_params.get("target", ""))
     found = await visit.device.revert_preview(target)
@@ -38,7 +38,7 @@ async def preview(visit: Visit) -> Page:
 
 
 @post("/timeline/revert")
-async def revert(visit: Visit) -> Page:
+async def revert(visit: Visiting) -> Page:
     """Revert, or take a revert back."""
     form = await visit.form()
     target = _target(text_of(form, "target"))

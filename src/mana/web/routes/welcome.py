@@ -10,7 +10,7 @@ from litestar.types import ControllerRouterHandler
 from mana.domain.errors import Invalid, ManaError
 from mana.web.problems import DemoLinkUsed, problem_of
 from mana.web.routes.home import home_page
-from mana.web.visits import Page, Visit, text_of
+from mana.web.visits import Named, Page, Visit, Visiting, text_of
 from mana.web.words import t
 
 
@@ -34,7 +34,7 @@ async def welcome_page(
 
 
 @get("/")
-async def first(visit: Visit) -> Page:
+async def first(visit: Visiting) -> Page:
     """Show the scene of whoever is signed in, else the first page."""
     if visit.session.account_id is None:
         return await welcome_page(visit)
@@ -42,13 +42,13 @@ async def first(visit: Visit) -> Page:
 
 
 @get("/welcome")
-async def welcome(visit: Visit) -> Page:
+async def welcome(visit: Visiting) -> Page:
     """Show the first page also to whoever is signed in, to open another account."""
     return await welcome_page(visit)
 
 
 @post("/sign-up")
-async def sign_up(visit: Visit) -> Page:
+async def sign_up(visit: Visiting) -> Page:
     """Create an account and open it."""
     form = await visit.form()
     login = text_of(form, "login").strip()
@@ -66,13 +66,15 @@ async def sign_up(visit: Visit) -> Page:
             zone=text_of(form, "zone") or "UTC",
         )
     except ManaError as error:
-        return await welcome_page(visit, error=error, part="sign-up", login=login, display_name=name)
+        return await welcome_page(
+            visit, error=error, part="sign-up", login=login, display_name=name
+        )
     visit.sign_in(device.account_id)
     return visit.go("/", t("Your account is made. Write a first note, or add a task."))
 
 
 @post("/sign-in")
-async def sign_in(visit: Visit) -> Page:
+async def sign_in(visit: Visiting) -> Page:
     """Open an account: known here, or fetched from the hub."""
     form = await visit.form()
     login = text_of(form, "login").strip()
@@ -85,7 +87,7 @@ async def sign_in(visit: Visit) -> Page:
 
 
 @post("/demo")
-async def start_demo(visit: Visit) -> Page:
+async def start_demo(visit: Visiting) -> Page:
     """Start the demo, a second account with things in it, and open it."""
     try:
         device = await visit.host.start_demo()
@@ -96,7 +98,7 @@ async def start_demo(visit: Visit) -> Page:
 
 
 @get("/demo/{token:str}")
-async def demo_link(visit: Visit, token: str) -> Page:
+async def demo_link(visit: Visiting, token: Named) -> Page:
     """Sign in to the demo by the link that was printed, once."""
     try:
         device = await visit.host.redeem_demo_token(token)
@@ -107,7 +109,7 @@ async def demo_link(visit: Visit, token: str) -> Page:
 
 
 @post("/demo/remove")
-async def remove_demo(visit: Visit) -> Page:
+async def remove_demo(visit: Visiting) -> Page:
     """Remove the demo with all that is in it."""
     demo = next((one for one in visit.host.accounts() if one.demo), None)
     await visit.host.remove_demo()
