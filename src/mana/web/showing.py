@@ -111,7 +111,7 @@ def equip(templates: Environment) -> None:
         "upper_first": upper_first,
         "hue": hue,
         "initial": initial,
-        "field": partial(_named, _FIELDS),
+        "field": field_words,
         "table": partial(_named, _TABLES),
         "effect": partial(_named, _EFFECTS),
         "decision": partial(_named, _DECISIONS),
@@ -155,6 +155,11 @@ def told(sentence: str) -> Markup:
         else:
             parts.append(escape(part))
     return Markup("").join(parts)
+
+
+def field_words(name: str) -> Markup:
+    """Return what a field is called."""
+    return _named(_FIELDS, name)
 
 
 def upper_first(text: str) -> str:
