@@ -769,7 +769,9 @@ class FakeHost:
         device.locked = True
         device.tell("lock")
 
-    async def sign_out(self, account_id: str) -> None:
+    async def sign_out(self, account_id: str, *, force: bool = False) -> None:
+        if not self._devices[account_id].online and not force:
+            raise Offline("what waits cannot be pushed")
         del self._devices[account_id]
 
     async def remove_account(self, account_id: str, password: str) -> None:

@@ -12,12 +12,19 @@ from mana.web.problems import problem_of
 from mana.web.visits import Named, Page, Visiting, text_of, trouble
 from mana.web.words import t
 
+WAITING: Final = frozenset({"CHANGES_WAITING", "OFFLINE"})
+"""Errors of signing out after which the person may choose to lose what waits."""
+
 
 @get("/settings")
 async def settings(visit: Visiting) -> Page:
     """Show the settings."""
     device = visit.device
-    return await visit.page("settings.html", refused=await device.refused())
+    return await visit.page(
+        "settings.html",
+        refused=await device.refused(),
+        waiting="waiting" in visit.request.query_params,
+    )
 
 
 @post("/settings/name")
@@ -68,8 +75,16 @@ async def lock(visit: Visiting) -> Page:
 @post("/sign-out")
 async def sign_out(visit: Visiting) -> Page:
     """Remove the account's data from this device, after what waits was sent."""
+    form = await visit.form()
     account_id = visit.device.account_id
-    await visit.host.sign_out(account_id)
+    force = text_of(form, "force") == "1"
+    try:
+        await visit.host.sign_out(account_id, force=force)
+    except ManaError as error:
+        if force or error.code not in WAITING:
+            raise
+        visit.session.say(trouble(problem_of(error)))
+        return visit.go("/settings?waiting=1#leave")
     visit.sign_out()
     visit.web.sessions.leave(account_id)
     return visit.go("/", t("Signed out. This device no longer holds your data."))
