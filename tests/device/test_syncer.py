@@ -13,10 +13,11 @@ import pytest
 from mana.device.errors import ChangeRefused, Offline
 from mana.device.views import Notice
 from mana.domain.errors import NotFound
+from mana.protocol.errors import HubBehind
 from mana.protocol.messages import PushAnswer, PushRequest
 from mana.protocol.replication import HubDistrusted
 from mana.registry.catalogue import build_catalogue
-from mana.testing.postgres import Database
+from mana.testing.postgres import Database, connected
 from tests.device.rig import Rig, note, rig_on, titles, write
 from tests.hub.client import START_MS
 
@@ -104,6 +105,27 @@ async def test_a_lost_answer_doubles_nothing(rig: Rig) -> None:
     assert pushed[0] == pushed[1]
     assert (await again.status()).waiting == 0
     assert await titles(again) == {"n1": "once", "n2": "later"}
+
+
+async def test_a_hub_that_was_rolled_back_is_shown(rig: Rig, database: Database) -> None:
+    """A hub that forgot what this device has seen is named so, and what waits here is kept."""
+    book = await rig.machine().sign_up()
+    await note(book, "n1", title="first")
+    await note(book, "n2", title="second")
+    await book.sync_now()
+    async with connected(database.owner_url) as owner:
+        await owner.execute("delete from mana.sync_changes where seq > 1")
+        await owner.execute("delete from mana.records where seq > 1")
+        await owner.execute("update mana.space_heads set seq = least(seq, 1)")
+    for waiting in (0, 1):
+        if waiting:
+            await note(book, "n3", title="third")
+        with pytest.raises(HubBehind):
+            await book.sync_now()
+        status = await book.status()
+        assert (status.link, status.trouble) == ("refused", "HUB_BEHIND")
+        assert (status.waiting, status.refused) == (waiting, 0)
+    assert await titles(book) == {"n1": "first", "n2": "second", "n3": "third"}
 
 
 async def test_a_crash_before_the_push_loses_nothing(rig: Rig) -> None:

@@ -7,6 +7,7 @@ import random
 import uuid
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -105,6 +106,27 @@ async def test_round_trip(database: Database) -> None:
         assert record.fields["title"].value == change.fields["title"].value
         assert record.fields["title"].change_id == change.change_id
         assert (record.author_id, record.visibility) == (ada.account.account_id, "space")
+
+
+async def test_a_hub_that_was_rolled_back_says_so(database: Database) -> None:
+    """Whoever saw more of a log than the hub still holds is told, and nothing is taken."""
+    async with served_hub(database) as served:
+        ada = await served.sign_up("ada")
+        await ada.push([task(ada, "t1"), task(ada, "t2")])
+        path = f"/api/v1/spaces/{ada.space}/changes"
+
+        async def pushed(seen: int, change: ChangeMessage) -> httpx.Response:
+            heads = {ada.space: seen, "0" * 64: 9}
+            request = PushRequest(
+                device_id=ada.account.device_id, changes=[change], heads=dict(heads)
+            )
+            return await ada.call("POST", path, request)
+
+        for answer in (await pushed(3, task(ada, "t3")), await ada.call("GET", f"{path}?after=3")):
+            assert (answer.status_code, answer.json()["code"]) == (409, "HUB_BEHIND")
+            assert answer.json()["detail"] == {"head": 2, "seen": 3}
+        assert len((await ada.pull()).changes) == 2
+        assert (await pushed(2, task(ada, "t3"))).status_code == 200
 
 
 async def test_values_keep_their_bytes(database: Database) -> None:

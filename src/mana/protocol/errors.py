@@ -26,6 +26,13 @@ class RateLimited(ManaError):
     advice = "Wait a while and try again."
 
 
+class HubBehind(Conflict):
+    """The hub's log of a space ends before what this device has seen of it."""
+
+    code = "HUB_BEHIND"
+    advice = "The hub was rolled back, as to an old backup; ask whoever runs it. Nothing is sent."
+
+
 class LoginTaken(Conflict):
     """Another account has this login name."""
 

@@ -72,7 +72,11 @@ class ChangeMessage(
 
 
 class PushRequest(Request, frozen=True):
-    """An ordered batch of changes from one device. `heads`: cursors this device has seen."""
+    """An ordered batch of changes from one device.
+
+    `heads`: by space id, how far the device has seen its log; a hub that ends before that was
+    rolled back, and says so.
+    """
 
     device_id: Short
     changes: Annotated[list[ChangeMessage], Meta(max_length=BATCH_CHANGES_MAX)]

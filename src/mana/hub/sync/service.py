@@ -37,12 +37,14 @@ class SyncService:
         if request.schema_version != SCHEMA_VERSION:
             raise SchemaUnsupported("the batch has another schema version")
         device = DeviceId(require_uuid(request.device_id, "device id"))
+        space_id = space_of(space)
         return await self._store.push(
             tenant,
-            space_of(space),
+            space_id,
             Writer(WriterKind.DEVICE, tenant.account, device),
             request.changes,
             now_ms=self._now_ms(),
+            seen=request.heads.get(space_id, 0),
         )
 
     async def pull(self, tenant: Tenant, space: str, *, after: int, limit: int) -> PullAnswer:

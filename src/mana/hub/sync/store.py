@@ -21,6 +21,7 @@ from mana.hub.sync.apply import Batch, MergedRecord, RecordRef, apply_batch, ref
 from mana.hub.sync.rows import log_row_of, logged_of, merged_of, row_of, state_of
 from mana.hub.sync.validate import Place, Writer, WriterKind
 from mana.hub.tenants import Tenant
+from mana.protocol.errors import HubBehind
 from mana.protocol.messages import (
     SCHEMA_VERSION,
     STATE_PAGE,
@@ -71,14 +72,18 @@ class ChangeLog:
         changes: Sequence[ChangeMessage],
         *,
         now_ms: int,
+        seen: int = 0,
     ) -> PushAnswer:
         """Refuse or append each change; raise NotFound where the account is no member.
 
-        The space's head is locked until the transaction ends: keep what follows short.
+        `seen`: the last place in the log that the writer knows; raise HubBehind if there is no
+        such place. The space's head is locked until the transaction ends: keep what follows
+        short.
         """
         row = await tx.one(Q["place"], space_id)
         if row is None:
             raise NotFound("there is no such space here")
+        _require_seen(row["seq"], seen)
         place = Place(
             space_id=space_id,
             type=row["type"],
@@ -182,26 +187,30 @@ class SyncStore:
         changes: Sequence[ChangeMessage],
         *,
         now_ms: int,
+        seen: int = 0,
     ) -> PushAnswer:
         """Append a batch in a transaction of its own, again if another one came in between."""
 
         async def once() -> PushAnswer:
             async with self._tenancy.transaction(tenant) as tx:
-                return await self._log.append(tx, space_id, writer, changes, now_ms=now_ms)
+                return await self._log.append(
+                    tx, space_id, writer, changes, now_ms=now_ms, seen=seen
+                )
 
         return await retried(once)
 
     async def pull(
         self, tenant: Tenant, space_id: SpaceId, *, after: int, limit: int, now_ms: int
     ) -> PullAnswer:
-        """Return the changes after a cursor, in order and without a gap."""
+        """Return the changes after a cursor, in order and without a gap; raise HubBehind."""
         async with self._tenancy.transaction(tenant) as tx:
             head = await _head(tx, space_id)
+            _require_seen(head, after)
             rows = await tx.all(Q["changes_after"], space_id, after, head, limit + 1)
         shown = rows[:limit]
         more = len(rows) > limit
         # Up to the head, what is missing is another member's private record: pass over it.
-        cursor = shown[-1]["seq"] if more else max(after, head)
+        cursor = shown[-1]["seq"] if more else head
         return PullAnswer(
             changes=[logged_of(row) for row in shown],
             cursor=cursor,
@@ -241,6 +250,14 @@ async def _head(tx: Transaction, space_id: SpaceId) -> int:
     if head is None:
         raise NotFound("there is no such space here")
     return int(head)
+
+
+def _require_seen(head: int, seen: int) -> None:
+    if seen > head:
+        raise HubBehind(
+            "the log of the space ends before what was seen of it",
+            detail={"head": head, "seen": seen},
+        )
 
 
 def _is_uuid(text: str) -> bool:
