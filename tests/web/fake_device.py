@@ -359,7 +359,7 @@ class FakeDevice:
         found = await self.mission(mission_id)
         if found.runs_on == "hub" and not self.online:
             raise Offline("the hub cannot be reached")
-        run = RunView(self._id("run"), now(), "manual", "leased", "", "", None, 0, "planning")
+        run = RunView(self._id("run"), now(), "manual", "leased", "", "", None, 0, "model")
         if found.runs_on == "hub" and (found.grant is None or found.grant.state != "active"):
             skipped = replace(
                 run,
@@ -370,7 +370,7 @@ class FakeDevice:
             )
             self._set(mission_id, runs=(skipped, *found.runs))
             return skipped
-        self._set(mission_id, runs=(run, *found.runs), phase="planning")
+        self._set(mission_id, runs=(run, *found.runs), phase="model")
         await asyncio.sleep(self.run_takes_s)
         iteration = self._propose(found)
         done = replace(run, state="done", iteration_id=iteration, tokens=212, phase="")

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -194,10 +194,18 @@ def _bare(problem: Problem) -> Page:
 class _Server(uvicorn.Server):
     """A server whose open live streams end when it stops, instead of holding it."""
 
-    def __init__(self, config: uvicorn.Config, before_end: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, before_end: Callable[[], None], *, takes_signals: bool
+    ) -> None:
         super().__init__(config)
         self._before_end = before_end
+        self._takes_signals = takes_signals
         self.answers = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals() if self._takes_signals else contextlib.nullcontext():
+            yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -219,7 +227,7 @@ async def serve(
     """Serve the page until the process is asked to stop; the host is the caller's to close.
 
     `port` None: the settings'; 0: a free one. `ready` is told the page's address once it
-    answers. `until` ends the serving when it is done. Raises PortTaken.
+    answers. `until` ends the serving when it is done; without it, signals do. Raises PortTaken.
     """
     app = build(host, settings)
     wanted = settings.port if port is None else port
@@ -235,7 +243,7 @@ async def serve(
             lifespan="on",
             ws="none",
         )
-        server = _Server(config, app.state.web.closing.set)
+        server = _Server(config, app.state.web.closing.set, takes_signals=until is None)
         address = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}/"
         await _run(server, listener, address, ready, until)
 

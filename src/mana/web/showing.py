@@ -81,13 +81,17 @@ _STATES: Final = {
 }
 _PHASES: Final = {
     "queued": "Waiting for its turn",
-    "gates": "Checking what it may",
-    "opening": "Opening what you granted",
-    "reading": "Reading its inputs",
-    "planning": "Asking the model",
-    "asking": "Asking the model",
-    "writing": "Sealing what it found",
-    "sealing": "Sealing what it found",
+    "after_lease": "Checking what it may",
+    "after_audit": "Writing down what it will read",
+    "after_open": "Opening what you granted",
+    "inputs": "Reading its inputs",
+    "prompt": "Reading its inputs",
+    "model": "Asking the model",
+    "tools": "Trying out what the model asked for",
+    "after_model": "Sealing what it found",
+    "before_commit": "Sealing what it found",
+    "after_commit": "Sealing what it found",
+    "done": "Sealing what it found",
 }
 
 

@@ -13,7 +13,7 @@ from mana.domain.cadences import MANUAL, Cadence
 from mana.domain.errors import Invalid, ManaError
 from mana.domain.missions import RUNS_ON_HUB, InputRef
 from mana.web.problems import Problem, problem_of
-from mana.web.visits import Named, Page, Visit, Visiting, record_id, text_of
+from mana.web.visits import Named, Page, Visit, Visiting, now_ms, record_id, text_of
 from mana.web.words import t
 
 if TYPE_CHECKING:
@@ -59,13 +59,16 @@ async def mission(visit: Visiting, mission_id: Named) -> Page:
     status = await device.status()
     buckets = await device.timeline(limit=1, mission_id=found.mission_id)
     waiting = [one for one in await device.inbox() if one.mission_id == found.mission_id]
+    # A run that is queued for later is the next run, which is shown as such.
+    runs = [run for run in found.runs if run.state != "queued" or run.scheduled_ms <= now_ms()]
     return await visit.page(
         "mission.html",
         mission=found,
+        runs=runs,
         last=buckets[0] if buckets else None,
         waiting=waiting,
         device_model=status.device_model,
-        running=any(run.state in ("queued", "leased") for run in found.runs) or bool(found.phase),
+        running=any(run.state in ("queued", "leased") for run in runs) or bool(found.phase),
     )
 
 
