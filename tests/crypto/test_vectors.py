@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,98 @@ def test_another_implementation_agrees() -> None:
                 continue
         derived += 1
     assert derived >= 5
+
+
+def _uuid8(*parts: str) -> str:
+    raw = bytearray(hashlib.sha256(_lp("mana-id:v1", *parts)).digest()[:16])
+    raw[6], raw[8] = raw[6] & 0x0F | 0x80, raw[8] & 0x3F | 0x80
+    return str(uuid.UUID(bytes=bytes(raw)))
+
+
+def _sorted_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def test_another_implementation_names_and_hashes_alike() -> None:
+    """Ids, bindings, digests and chains can be made again from docs/protocol with hashlib alone."""
+    seen = set()
+    for name in ("records.json", "signatures.json", "grants.json"):
+        for vector in make.load(name):
+            given, output = vector["input"], vector["output"]
+            match vector["operation"]:
+                case "derived-id":
+                    assert _uuid8(given["purpose"], *given["parts"]) == output
+                case "run-ids":
+                    run = _uuid8("iteration", given["missionId"], given["scheduledFor"])
+                    step, target = f"{run}-0", (given["table"], given["recordId"])
+                    entry = _uuid8("journal", step, *target)
+                    assert output == {
+                        "iteration": run,
+                        "step": step,
+                        "created": _uuid8("created", step, "0"),
+                        "createdNext": _uuid8("created", step, "1"),
+                        "journal": entry,
+                        "effect": _uuid8("change", step, *target, "decide"),
+                        "revert": _uuid8("change", entry, "revert"),
+                    }
+                case "binding":
+                    assert hashlib.sha256(_sorted_json(given)).hexdigest() == output
+                case "run-digest":
+                    kept = [
+                        [
+                            table,
+                            record_id,
+                            {
+                                path: value
+                                for path, value in fields.items()
+                                if path not in ("proof", "status", "claimedBy")
+                            },
+                        ]
+                        for table, record_id, fields in sorted(
+                            given["records"], key=lambda r: r[:2]
+                        )
+                    ]
+                    assert hashlib.sha256(_sorted_json(kept)).hexdigest() == output
+                case "audit-row":
+                    row = dict(given["row"])
+                    previous, _ = row.pop("previous"), row.pop("hash")
+                    stated = _lp("mana-audit:v1", previous, _sorted_json(row))
+                    assert hashlib.sha256(stated).hexdigest() == output
+                case "space":
+                    entry = {**given["entry"], "keyCheck": output["keyCheck"]}
+                    signed = _sorted_json({"entry": entry, "signature": output["signature"]})
+                    assert hashlib.sha256(signed).hexdigest() == output["spaceId"]
+                    info = _lp("mana-key-check:v1", entry["nonce"], str(entry["keyVersion"]))
+                    check = _hkdf(bytes.fromhex(given["spaceKey"]), info)[:16]
+                    assert make.b64(check) == output["keyCheck"]
+                case "change-message":
+                    change = given["change"]
+                    entries = {
+                        path: [
+                            write["at"],
+                            hashlib.sha256(_sorted_json(write["value"])).hexdigest(),
+                        ]
+                        for path, write in change["fields"].items()
+                    }
+                    stated = _lp(
+                        "mana-change:v1",
+                        given["space"],
+                        change["table"],
+                        change["id"],
+                        change["changeId"],
+                        change["authorId"],
+                        "space",
+                        _sorted_json(change["actor"]),
+                        change["origin"],
+                        _sorted_json(entries),
+                    )
+                    assert stated.hex() == output["statement"]
+                case "grant-header":
+                    assert _sorted_json(given["header"]).hex() == output["canonical"]
+                case _:
+                    continue
+            seen.add(vector["operation"])
+    assert len(seen) == 8
 
 
 @pytest.mark.parametrize("vector", _reference("field-enc1.json")["values"], ids=lambda v: v["name"])

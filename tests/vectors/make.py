@@ -10,9 +10,12 @@ opening only.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
+
+import msgspec
 
 from mana.crypto import (
     envelope,
@@ -27,7 +30,30 @@ from mana.crypto import (
     wrapping,
 )
 from mana.crypto.primitives import b64, unb64
-from mana.domain.encoding import canonical_json, length_prefixed
+from mana.device import audit as device_audit
+from mana.device import elements, journal
+from mana.domain.clock import Stamp, parse_stamp
+from mana.domain.encoding import canonical_json, length_prefixed, sha256
+from mana.domain.grants import header_from_wire
+from mana.domain.ids import (
+    DeviceId,
+    IterationId,
+    MissionId,
+    SpaceId,
+    StepId,
+    created_id,
+    derived_id,
+    iteration_id,
+    step_id,
+)
+from mana.domain.iterations import binding_hash
+from mana.domain.spaces import entry_from_wire
+from mana.domain.tables import Number, Shape, Table, Text, sealed
+from mana.hub.runner import audit as hub_audit
+from mana.hub.runner.keys import runner_device_id
+from mana.hub.runner.writeback import run_digest
+from mana.hub.sync.validate import facts_of
+from mana.protocol.messages import AuditRow, ChangeMessage
 
 HERE = Path(__file__).parent
 Operation = Callable[..., Any]
@@ -201,7 +227,96 @@ def _secret(
     return text
 
 
+def _stamp(wallMs: int, counter: int, device: str) -> str:
+    stamp = Stamp(wallMs, counter, DeviceId(device))
+    assert parse_stamp(str(stamp)) == stamp
+    return str(stamp)
+
+
+def _run_ids(missionId: str, scheduledFor: str, table: str, recordId: str) -> dict[str, str]:
+    """The ids that follow from an occurrence: its run, its first step, and what that does."""
+    run = iteration_id(MissionId(missionId), scheduledFor)
+    step = step_id(IterationId(run), 0)
+    entry = journal.journal_id(step, table, recordId)
+    return {
+        "iteration": run,
+        "step": step,
+        "created": created_id(StepId(step), 0),
+        "createdNext": created_id(StepId(step), 1),
+        "journal": entry,
+        "effect": journal.decide_change_id(step, table, recordId),
+        "revert": journal.revert_change_id(entry),
+    }
+
+
+def _grant_header(header: dict[str, Any]) -> dict[str, str]:
+    canonical = header_from_wire(header).canonical()
+    return {"canonical": canonical.hex(), "sha256": sha256(canonical).hex()}
+
+
+def _space(key: str, spaceKey: str, entry: dict[str, Any]) -> dict[str, str]:
+    """Found a space: the key check, the signed first entry, and the id that both give."""
+    signing = signatures.SigningKey(raw(key))
+    check = keys.key_check(raw(spaceKey), entry["nonce"], entry["keyVersion"])
+    first = entry_from_wire({**entry, "keyCheck": check}).to_wire()
+    signature = signatures.sign_entry(signing, first)
+    return {
+        "keyCheck": check,
+        "signature": b64(signature),
+        "spaceId": SpaceId(signatures.entry_hash(first, signature)),
+    }
+
+
+def _change_message(space: str, change: dict[str, Any]) -> dict[str, str]:
+    """The bytes that a device signs for a change as it is on the wire."""
+    facts = facts_of(space, msgspec.convert(change, ChangeMessage))
+    statement = length_prefixed("mana-change:v1", *facts.parts())
+    assert sha256(statement) == signatures.change_digest(facts)
+    return {"statement": statement.hex()}
+
+
+def _audit_row(row: dict[str, Any]) -> str:
+    shaped = msgspec.convert(row, AuditRow)
+    found = hub_audit.row_hash(shaped)
+    assert found == device_audit.row_hash(shaped)
+    return found
+
+
+COLLECTIONS = Table(
+    name="collections",
+    app_id="test",
+    described="",
+    fields=(
+        sealed("labels", Text(64), shape=Shape.SET),
+        sealed("lines", Text(64), shape=Shape.LIST),
+        sealed("total", Number(), shape=Shape.COUNTER),
+    ),
+)
+
+
+def _collection(
+    key: str, device: str, current: dict[str, Any], values: dict[str, Any]
+) -> dict[str, Any]:
+    """What is written by path; the random name of a new list element is shown as `*`."""
+    record_key = envelope.RecordKey(raw(key))
+    written = elements.expand(COLLECTIONS, record_key, device, current, values)
+    for path in written:
+        COLLECTIONS.field_at(path)
+    return {re.sub(r"^lines/[0-9a-f]{16}$", "lines/*", path): one for path, one in written.items()}
+
+
 OPERATIONS: dict[str, Operation] = {
+    "stamp": _stamp,
+    "derived-id": lambda purpose, parts: derived_id(purpose, *parts),
+    "run-ids": _run_ids,
+    "runner-device-id": lambda keyId: runner_device_id(keyId),
+    "grant-header": _grant_header,
+    "space": _space,
+    "change-message": _change_message,
+    "run-digest": lambda records: run_digest([(one[0], one[1], one[2]) for one in records]),
+    "audit-row": _audit_row,
+    "binding": lambda intent, preview, base: binding_hash(intent, preview, base),
+    "collection": _collection,
     "length-prefixed": lambda parts: length_prefixed(*parts).hex(),
     "canonical-json": lambda value: canonical_json(value).hex(),
     "password-keys": _password_keys,
@@ -303,9 +418,96 @@ ENTRY = {
 CHEAP_KDF = {"salt": b64(bytes(range(16))), "t": 1, "mKib": 64, "p": 1}
 REAL_KDF = {"salt": b64(bytes(range(16))), "t": 3, "mKib": 65536, "p": 4}
 
+RUN = derived_id("iteration", MISSION, "2026-11-21T06:00:00.000Z")
+STEP = f"{RUN}-0"
+STEP_CONTENT = {
+    "intent": {"kind": "toolCall", "toolName": "update_note", "params": {"id": NOTE, "title": "b"}},
+    "preview": [
+        {
+            "table": "notes",
+            "id": NOTE,
+            "op": "update",
+            "before": {"title": "a"},
+            "after": {"title": "b"},
+        }
+    ],
+    "base": {f"notes:{NOTE}": {"title": AT, "content": None, "color": f"step:{RUN}-1"}},
+}
+AUDIT_ROW = {
+    "seq": 1,
+    "missionId": MISSION,
+    "iterationId": RUN,
+    "grantId": GRANT,
+    "tableName": "notes",
+    "recordId": NOTE,
+    "status": "ok",
+    "reason": None,
+    "endpoint": "rules",
+    "runnerKeyId": repeated(0xCD),
+    "ts": "2026-11-21T06:00:01.000Z",
+    "previous": signatures.AUDIT_START,
+    "hash": "",
+}
+
 Case = tuple[str, str, dict[str, Any]]
 
 CASES: dict[str, list[Case]] = {
+    "records.json": [
+        ("a stamp", "stamp", {"wallMs": 1_795_238_580_123, "counter": 0, "device": DEVICE}),
+        (
+            "the counter has 4 hex digits",
+            "stamp",
+            {"wallMs": 1_795_238_580_000, "counter": 0xFFFF, "device": DEVICE},
+        ),
+        ("a derived id", "derived-id", {"purpose": "group", "parts": ["a", "bc"]}),
+        ("parts do not run together", "derived-id", {"purpose": "group", "parts": ["ab", "c"]}),
+        (
+            "a claim names its device",
+            "derived-id",
+            {"purpose": "change", "parts": [STEP, "aiSteps", STEP, "claim", DEVICE]},
+        ),
+        (
+            "what follows from an occurrence",
+            "run-ids",
+            {
+                "missionId": MISSION,
+                "scheduledFor": "2026-11-21T06:00:00.000Z",
+                "table": "notes",
+                "recordId": NOTE,
+            },
+        ),
+        ("the device id of a runner", "runner-device-id", {"keyId": repeated(0xCD)}),
+        ("what a step binds", "binding", STEP_CONTENT),
+        ("a step that creates has no base", "binding", {**STEP_CONTENT, "base": {}}),
+        (
+            "a set: what goes is null, what stays is not written",
+            "collection",
+            {
+                "key": repeated(9),
+                "device": DEVICE,
+                "current": {
+                    f"labels/{envelope.element_token(envelope.RecordKey(raw(repeated(9))), 'labels', one)}": one
+                    for one in ("old", "kept")
+                },
+                "values": {"labels": ["kept", "new"]},
+            },
+        ),
+        (
+            "a list: one element under a random name",
+            "collection",
+            {"key": repeated(9), "device": DEVICE, "current": {}, "values": {"lines": ["one"]}},
+        ),
+        (
+            "a counter: this device's total",
+            "collection",
+            {
+                "key": repeated(9),
+                "device": DEVICE,
+                "current": {f"total/{DEVICE}": 2, f"total/{OTHER}": 5},
+                "values": {"total": 11},
+            },
+        ),
+    ],
     "encoding.json": [
         ("no parts", "length-prefixed", {"parts": []}),
         ("an empty part is a part", "length-prefixed", {"parts": [""]}),
@@ -430,6 +632,52 @@ CASES: dict[str, list[Case]] = {
         ("a change", "change", {"key": repeated(5), "facts": FACTS}),
         ("the first membership entry", "membership", {"key": repeated(5), "entry": ENTRY}),
         (
+            "a space is founded",
+            "space",
+            {"key": repeated(5), "spaceKey": repeated(7), "entry": ENTRY},
+        ),
+        (
+            "the statement of a change on the wire",
+            "change-message",
+            {
+                "space": SPACE,
+                "change": {
+                    "changeId": FACTS["change"],
+                    "table": "aiMissions",
+                    "id": MISSION,
+                    "op": "update",
+                    "fields": {"state": {"value": "active", "at": AT}},
+                    "actor": ACTOR,
+                    "origin": "user",
+                    "authorId": ACCOUNT,
+                    "group": "018f3b9e-0000-4000-8000-0000000000ff",
+                },
+            },
+        ),
+        (
+            "the digest of a run leaves out proof and guarded paths, and sorts",
+            "run-digest",
+            {
+                "records": [
+                    [
+                        "aiSteps",
+                        STEP,
+                        {
+                            "index": 0,
+                            "status": "staged",
+                            "intent": "enc:2:m1:AAECAwQFBgcICQoL.AA==",
+                        },
+                    ],
+                    [
+                        "aiIterations",
+                        RUN,
+                        {"stepIds": [STEP], "source": "hub", "proof": {"keyId": "x"}},
+                    ],
+                ]
+            },
+        ),
+        ("an audit row as it is on the wire", "audit-row", {"row": AUDIT_ROW}),
+        (
             "a device",
             "device-certificate",
             {
@@ -468,6 +716,7 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "grants.json": [
+        ("the header's bytes", "grant-header", {"header": HEADER}),
         (
             "mission data key and sealed keys",
             "grant-seal",
