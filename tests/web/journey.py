@@ -69,7 +69,7 @@ def play(page: Page, url: str, *, login: str = "ada") -> None:
     hands.fill("#note-title", "Diary")
     hands.fill("#note-content", NOTE)
     page.keyboard.press("Control+s")
-    hands.see("Sealed: the hub stores it")
+    hands.see("Sealed before it leaves")
 
     hands.command("Go to Tasks")
     hands.fill("#new-task-title", "Water the ferns")
@@ -122,4 +122,4 @@ def play(page: Page, url: str, *, login: str = "ada") -> None:
     hands.command("Go to Data access")
     hands.see("Diary", within=".readings")
     hands.enter('form[action^="/grants/"] button')
-    hands.see("Nobody. The hub can read nothing of yours by a grant.")
+    hands.see("Nobody: no grant is active.")

@@ -92,6 +92,17 @@ def test_locking_elsewhere_clears_the_page(demo_page: Page, served: Served) -> N
     expect(demo_page.locator("body")).not_to_contain_text("Garden")
 
 
+def test_a_cited_input_opens_beside_its_proposal(demo_page: Page, served: Served) -> None:
+    """What a proposal cites can be read without leaving the inbox, or losing one's place."""
+    demo_page.goto(f"{served.url}/inbox")
+    hands = Hands(demo_page)
+    demo_page.keyboard.press("j")
+    hands.enter("[data-proposal] .cited a")
+    expect(demo_page.locator(".peek").first).to_contain_text("what fails")
+    expect(demo_page.locator("[data-proposal]").first.locator(".cited a")).to_be_focused()
+    assert demo_page.url.endswith("/inbox")
+
+
 def test_long_work_shows_its_phase(demo_page: Page, served: Served) -> None:
     """A run that takes long does not hold the page: it shows the phase, then the result."""
     device = served.device

@@ -17,7 +17,7 @@ from zoneinfo import available_timezones
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from mana.device.views import Bucket, Proposal, RunView
+from mana.device.views import Bucket, Cited, FieldDiff, Proposal, RunView
 from mana.domain.encoding import Json
 from mana.domain.records import View
 from mana.web import words
@@ -113,6 +113,9 @@ def equip(templates: Environment) -> None:
         "left": lambda ms: words.left(ms, now_ms()),
         "told": told,
         "upper_first": upper_first,
+        "in_order": in_order,
+        "without_ids": without_ids,
+        "named_first": named_first,
         "hue": hue,
         "initial": initial,
         "field": field_words,
@@ -164,6 +167,28 @@ def told(sentence: str) -> Markup:
 def field_words(name: str) -> Markup:
     """Return what a field is called."""
     return _named(_FIELDS, name)
+
+
+def in_order(fields: Sequence[FieldDiff]) -> list[FieldDiff]:
+    """Return the fields of a change in the order in which a person reads them."""
+    rank = {name: at for at, name in enumerate(_FIELDS)}
+    return sorted(fields, key=lambda one: (rank.get(one.name, len(rank)), one.name))
+
+
+def without_ids(text: str, cited: Sequence[Cited]) -> str:
+    """Return a model's reason with ids of inputs taken out or replaced by their titles."""
+    for one in cited:
+        key = f"{one.table}:{one.record_id}"
+        text = text.replace(f" ({key})", "").replace(key, f"“{one.title}”")
+    return text
+
+
+def named_first(cited: Sequence[Cited], text: str) -> tuple[list[Cited], list[Cited]]:
+    """Return the inputs that a reason names, and the others; all, where it names none."""
+    named = [one for one in cited if one.record_id in text]
+    if not named:
+        return list(cited), []
+    return named, [one for one in cited if one not in named]
 
 
 def upper_first(text: str) -> str:

@@ -31,7 +31,7 @@
   document.addEventListener("htmx:before:request", (event) => {
     from = location.pathname;
     const source = event.detail.ctx.sourceElement;
-    decided = source instanceof Element ? source.closest("[data-proposal]") : null;
+    decided = source instanceof HTMLFormElement ? source.closest("[data-proposal]") : null;
     decided = decided && { next: nextOf(decided)?.id };
     refreshing?.abort();
     loading += 1;
@@ -47,13 +47,14 @@
       problem.scrollIntoView({ block: "nearest" });
       return;
     }
+    if (ctx.target?.id !== "page") return;
     document.documentElement.classList.toggle("inbox-open", drawerWanted() && visibleDrawer());
     if (location.hash) {
       $(`[id="${CSS.escape(location.hash.slice(1))}"]`)?.scrollIntoView();
     } else if (location.pathname !== from) {
       window.scrollTo(0, 0);
     }
-    if (document.activeElement && document.activeElement !== document.body) return;
+    if (!decided && document.activeElement && document.activeElement !== document.body) return;
     const wanted = $("[autofocus]") || (decided?.next && document.getElementById(decided.next)) || (decided && $("[data-proposal]")) || $("#main");
     wanted?.focus({ preventScroll: location.pathname !== from });
     decided = null;
@@ -75,8 +76,8 @@
     if (!wanted) { stream?.close(); stream = null; return; }
     if (stream && stream.readyState !== EventSource.CLOSED) return;
     stream = new EventSource("/live");
-    let known = false;
-    stream.addEventListener("hello", () => { if (known) soon(); known = true; });
+    // Also at the first hello: something may have changed since the page was made.
+    stream.addEventListener("hello", () => soon());
     stream.addEventListener("notice", () => soon());
   };
   const soon = (delay = 120) => {
