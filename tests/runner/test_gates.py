@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 from mana.crypto.runners import RunnerPrivateKey
 from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.encoding import Json
+from mana.hub.runner.store import from_ms
 from mana.hub.runner.workers import ProcessWorkers
 from mana.planning.ports import ModelFailed, ModelReply, ModelRequest, Usage
 from mana.testing.models import ScriptedModel, calling, says
@@ -42,7 +44,7 @@ async def owner(made: World, sql: str, *values: object) -> None:
         await connection.execute(sql, *values)
 
 
-async def altered(made: World, column: str, value: str) -> None:
+async def altered(made: World, column: str, value: object) -> None:
     """Change the register behind its own back, as whoever has the database could."""
     async with connected(made.database.owner_url) as connection:
         await connection.execute("alter table mana_ai.grants disable trigger guard_grant")
@@ -193,7 +195,9 @@ async def test_mutated_header_opens_nothing(
         header = await made.ready()
         wire = change(header.to_wire())
         if wire["expiresAt"] is None:
-            wire["expiresAt"] = iso_ms(parse_iso_ms(header.expires_at) + 60_000)
+            later_ms = parse_iso_ms(header.expires_at) + 60_000
+            wire["expiresAt"] = iso_ms(later_ms)
+            await altered(made, "expires_at", from_ms(later_ms))
         text = msgspec.json.encode(wire, order="sorted").decode()
         await altered(made, "header", text)
         assert await run_once(made) == ("skipped", reason)
@@ -221,6 +225,44 @@ async def test_mutated_material_opens_nothing(database: Database, column: str, r
         }
         await altered(made, column, other[column])
         assert await run_once(made) == ("skipped", reason)
+        assert not (await made.audit()).rows
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("expires_at", datetime(2030, 1, 1, tzinfo=UTC)),
+        ("suite", "rsa-oaep-2048-sha256"),
+        ("agent_id", "agent-2"),
+    ],
+)
+async def test_register_says_what_was_signed(
+    database: Database, column: str, value: object
+) -> None:
+    """A row that tells another life, suite or agent than its signed header opens nothing."""
+    async with world(database) as made:
+        await made.ready()
+        await altered(made, column, value)
+        assert await run_once(made) == ("skipped", "scope-mismatch")
+        assert not (await made.audit()).rows
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update mana.records set proofs = '{\"x\": 1}' where table_name = 'aiMissions'",
+        "update mana.records set fields = '[1]' where table_name = 'agents'",
+        "update mana.records set fields = jsonb_set(fields, '{title,actor}', '7')",
+        "alter table mana_ai.grants disable trigger all; update mana_ai.grants set signature = 'x'",
+    ],
+    ids=["proofs", "record", "actor", "signature"],
+)
+async def test_row_of_another_form(database: Database, statement: str) -> None:
+    """A row that is not even of the known form is told as malformed, not as a crash."""
+    async with world(database) as made:
+        await made.ready()
+        await owner(made, statement)
+        assert await run_once(made) == ("skipped", "malformed")
         assert not (await made.audit()).rows
 
 

@@ -6,6 +6,7 @@ Order: mission, agent, grant, concurrency, budget (the last two count in the led
 from __future__ import annotations
 
 from mana.crypto.envelope import parse_json
+from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json
 from mana.domain.errors import CryptoFailed, Invalid
 from mana.domain.grants import SUITES, GrantHeader, header_from_wire
@@ -62,6 +63,24 @@ def read_header(text: str) -> GrantHeader:
     if header.canonical() != text.encode("utf-8"):
         raise Invalid("the header of a grant is not canonical")
     return header
+
+
+def register_refusal(grant: RegisteredGrant, header: GrantHeader) -> SkipReason | None:
+    """Return `scope-mismatch` where a row of the register tells otherwise than its header.
+
+    The columns are what the database judges by; the header is what a device signed.
+    """
+    told = (grant.grant_id, grant.account_id, grant.space_id, grant.mission_id, grant.agent_id)
+    signed = (
+        header.grant_id,
+        header.account_id,
+        header.space_id,
+        header.mission_id,
+        header.agent_id,
+    )
+    if told != signed or (grant.suite, grant.runner_key_id) != (header.suite, header.runner_key_id):
+        return "scope-mismatch"
+    return None if grant.expires_ms == parse_iso_ms(header.expires_at) else "scope-mismatch"
 
 
 def header_fits(header: GrantHeader, *, account: str, space: str, mission: str, agent: str) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, get_args
 
+import msgspec
 import structlog
 
 from mana.domain.clock import iso_ms
@@ -51,7 +52,7 @@ from mana.hub.runner.moments import overdue
 from mana.hub.runner.store import Ledger, RunnerStore, Transaction
 from mana.hub.runner.workers import Worker, Workers
 from mana.planning.ports import FAILURE_KINDS
-from mana.protocol.messages import ChangeMessage, Signature
+from mana.protocol.messages import ChangeMessage
 
 CONCURRENCY_DELAY_MS: Final = 5_000
 CRASH_DELAY_MS: Final = 1_000
@@ -327,8 +328,8 @@ class Scheduler:
                 await self._skip(ledger, lease, refusal)
                 return None
             job = await self._job(ledger, lease, mission, agent, grant, spent)
-            if job is None:
-                await self._skip(ledger, lease, "malformed")
+            if not isinstance(job, Job):
+                await self._skip(ledger, lease, job)
                 return None
             return _Admitted(lease, mission, agent, job)
 
@@ -366,14 +367,16 @@ class Scheduler:
         agent: AgentSnapshot,
         grant: RegisteredGrant,
         spent: int,
-    ) -> Job | None:
-        """Return everything that a worker needs; None if the header cannot be read."""
+    ) -> Job | SkipReason:
+        """Return everything that a worker needs, or why there is no work to give."""
         try:
             header = gates.read_header(grant.header)
-        except Invalid:
-            return None
-        if None in (grant.wrapped_key, grant.sealed_keys, grant.signer, grant.signature):
-            return None
+            material = _material(grant)
+        except (Invalid, msgspec.ValidationError):
+            return "malformed"
+        refusal = gates.register_refusal(grant, header)
+        if refusal is not None:
+            return refusal
         keys = [
             ("aiMissions", str(lease.mission_id)),
             ("agents", str(agent.agent_id)),
@@ -382,8 +385,11 @@ class Scheduler:
         for name in header.record_ids:
             table, _, record = name.partition(":")
             keys.append((table, record))
-        records = await ledger.records(lease.space_id, keys)
-        history = await ledger.history(lease.space_id, lease.mission_id, HISTORY_MAX)
+        try:
+            records = await ledger.records(lease.space_id, keys)
+            history = await ledger.history(lease.space_id, lease.mission_id, HISTORY_MAX)
+        except msgspec.ValidationError:
+            return "malformed"
         return Job(
             space_id=lease.space_id,
             mission_id=lease.mission_id,
@@ -392,13 +398,7 @@ class Scheduler:
             scheduled_for=iso_ms(lease.scheduled_ms),
             fence=lease.fence,
             now_ms=await ledger.now_ms(),
-            grant=GrantMaterial(
-                header=grant.header,
-                wrapped_key=grant.wrapped_key or "",
-                sealed_keys=grant.sealed_keys or "",
-                signature=Signature(signer=grant.signer or "", value=grant.signature or ""),
-                hub_signature=grant.hub_signature or "",
-            ),
+            grant=material,
             log=await ledger.membership_log(lease.space_id),
             certificates=await ledger.certificates(lease.space_id),
             records=[*records, *history],
@@ -489,7 +489,9 @@ class Scheduler:
                 if grant is None or grant.grant_id != header.grant_id:
                     refusal = "revoked"
                 else:
-                    refusal = gates.grant_refusal(grant, runner_key_id=self._setting.key_id)
+                    refusal = gates.grant_refusal(
+                        grant, runner_key_id=self._setting.key_id
+                    ) or gates.register_refusal(grant, header)
                     if grant.header != job.grant.header:
                         refusal = "scope-mismatch"
                 if refusal is None:
@@ -671,6 +673,20 @@ def _check_written(admitted: _Admitted, done: Finished) -> None:
     )
     if not is_own:
         raise WorkerLost("the worker wrote something that is not its run's")
+
+
+def _material(grant: RegisteredGrant) -> GrantMaterial:
+    """Return the sealed side of a row; raise ValidationError for one of another form."""
+    return msgspec.convert(
+        {
+            "header": grant.header,
+            "wrapped_key": grant.wrapped_key,
+            "sealed_keys": grant.sealed_keys,
+            "signature": {"signer": grant.signer, "value": grant.signature},
+            "hub_signature": grant.hub_signature or "",
+        },
+        GrantMaterial,
+    )
 
 
 def _refused_entry(entry: AuditEntry, *, status: str, reason: str) -> AuditEntry:
