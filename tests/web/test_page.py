@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import Browser, Dialog, Page, Request, expect
 
 from mana.domain.errors import Conflict
 from tests.web.conftest import Served
@@ -101,6 +101,26 @@ def test_a_cited_input_opens_beside_its_proposal(demo_page: Page, served: Served
     expect(demo_page.locator(".peek").first).to_contain_text("what fails")
     expect(demo_page.locator("[data-proposal]").first.locator(".cited a")).to_be_focused()
     assert demo_page.url.endswith("/inbox")
+
+
+def test_unsaved_words_are_not_left_without_a_question(demo_page: Page, served: Served) -> None:
+    """Going away from a note that is not saved asks first, and staying keeps what was typed."""
+    asked: list[str] = []
+
+    def stay(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.dismiss()
+
+    demo_page.on("dialog", stay)
+    demo_page.goto(f"{served.url}/notes/new")
+    hands = Hands(demo_page)
+    hands.fill("#note-title", "Half a thought")
+    hands.enter('.rail a[href="/tasks"]')
+    expect(demo_page.locator("#note-title")).to_have_value("Half a thought")
+    assert asked == ["What you typed is not saved. Leave it?"]
+    demo_page.locator("#note-title").focus()
+    demo_page.keyboard.press("Control+s")
+    hands.see("Sealed before it leaves")
 
 
 def test_long_work_shows_its_phase(demo_page: Page, served: Served) -> None:

@@ -102,7 +102,7 @@ class Visit:
             device = self.device
             shared |= {
                 "status": await device.status(),
-                "drawer": [one for one in await device.inbox() if not one.trouble][:20],
+                "drawer": (await device.inbox())[:20],
             }
         return self.rendered(template, status, shared | values)
 

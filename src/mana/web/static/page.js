@@ -8,13 +8,10 @@
   const typing = (element) =>
     element instanceof HTMLElement &&
     (element.matches("input:not([type=checkbox], [type=radio]), textarea, select") || element.isContentEditable);
-  const visible = (element) => element && element.getClientRects().length > 0;
 
   /* Long waits say so, and a form is sent once. */
   document.addEventListener("submit", (event) => {
     const form = event.target;
-    if (event.defaultPrevented && form.dataset.sent) return;
-    delete form.dataset.dirty;
     const words = form.dataset.long;
     if (!words || $(".waiting", form)) return;
     const line = document.createElement("p");
@@ -31,6 +28,10 @@
   document.addEventListener("htmx:before:request", (event) => {
     from = location.pathname;
     const source = event.detail.ctx.sourceElement;
+    const unsaved = $("form[data-leave][data-dirty]");
+    if (unsaved && source !== unsaved && event.detail.ctx.target?.id === "page" && !confirm(unsaved.dataset.leave)) {
+      event.preventDefault();
+    }
     decided = source instanceof HTMLFormElement ? source.closest("[data-proposal]") : null;
     decided = decided && { next: nextOf(decided)?.id };
     refreshing?.abort();
@@ -45,6 +46,7 @@
     if (problem && ctx.response?.status >= 400) {
       problem.focus();
       problem.scrollIntoView({ block: "nearest" });
+      soon();
       return;
     }
     if (ctx.target?.id !== "page") return;
@@ -111,7 +113,7 @@
   htmx.registerExtension("keep", {
     htmx_before_morph_node: (node) => {
       if (!morphing || !(node instanceof Element)) return true;
-      if (node.matches("[data-keep], form[data-dirty], .peek:not(:empty)")) return false;
+      if (node.matches("[data-keep], form[data-dirty], .peek:not(:empty), #alert:has(#problem)")) return false;
       return !(node === document.activeElement && typing(node));
     },
     htmx_before_morph_attr: (node, detail) =>
@@ -130,7 +132,7 @@
     if (event.target.dataset.strength) strength(event.target);
   });
   window.addEventListener("beforeunload", (event) => {
-    if ($("form.editor[data-dirty]")) event.preventDefault();
+    if ($("form[data-leave][data-dirty]")) event.preventDefault();
   });
 
   const filter = (input) => {
