@@ -11,17 +11,17 @@ import httpx
 import msgspec
 import pytest
 
-from mana.crypto.errors import SignatureRejected
-from mana.crypto.keys import mission_key
-from mana.crypto.runners import RunnerPrivateKey
-from mana.device.authority import (
+from mana.crypto.authority import (
     Authority,
     SignerUnknown,
     authority_of,
     read_log,
     verify_record,
-    verify_run,
 )
+from mana.crypto.errors import SignatureRejected
+from mana.crypto.keys import mission_key
+from mana.crypto.runners import RunnerPrivateKey
+from mana.device.authority import verify_run
 from mana.domain.agents import AGENTS
 from mana.domain.encoding import Json
 from mana.domain.errors import ManaError

@@ -15,11 +15,12 @@ from typing import Final
 
 import msgspec
 
+from mana.crypto.authority import verify_record
 from mana.crypto.envelope import parse_json
 from mana.crypto.primitives import b64
 from mana.crypto.runners import RunnerPublicKey
 from mana.crypto.signatures import SigningKey
-from mana.device.authority import reason_of, verify_record, verify_run
+from mana.device.authority import reason_of, verify_run
 from mana.device.elements import expand
 from mana.device.errors import ChangeRefused, Locked
 from mana.device.hub_client import HubClient
@@ -288,6 +289,12 @@ class RecordBook:
             raise ChangeRefused(
                 "the hub refused the change", detail={"changeId": fault[0], "reason": fault[1]}
             )
+
+    async def marks(self, keys: Sequence[tuple[str, str]]) -> tuple[int | None, ...]:
+        """Return when each of these records, by table and id, was last touched here."""
+        sealer = self._sealer()
+        places = [(sealer.space_of(table), table, record_id) for table, record_id in keys]
+        return await self._replica.read(lambda tx: tuple(tx.mark(*place) for place in places))
 
     # Authority
 

@@ -15,7 +15,7 @@ from typing import Final, cast
 
 import msgspec
 
-from mana.device.authority import Authority, authority_of
+from mana.crypto.authority import Authority, authority_of
 from mana.device.hub_client import HubClient, jittered
 from mana.device.locks import FileLock
 from mana.device.replica import OutboxRow, Replica, Space, Tx

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from mana.crypto.authority import read_log
 from mana.crypto.envelope import KeyClass, RecordKey
 from mana.crypto.errors import Malformed, SignatureRejected, WrapRejected
 from mana.crypto.hpke import HpkePublicKey
@@ -38,7 +39,6 @@ from mana.crypto.passwords import (
 )
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.signatures import SigningKey, VerifyKey, entry_hash, sign_entry
-from mana.device.authority import read_log
 from mana.device.errors import WrongPassword
 from mana.domain.clock import iso_ms
 from mana.domain.encoding import Json

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from mana.crypto.authority import NotAMember, authority_of, verify_record
 from mana.crypto.errors import SignatureRejected, WrapRejected
 from mana.crypto.grants import verify_countersignature, verify_grant
 from mana.crypto.primitives import unb64
@@ -30,7 +31,6 @@ from mana.domain.missions import MISSIONS, RUNS_ON_HUB, Mission, mission_from_vi
 from mana.domain.policy import SpacePolicy
 from mana.domain.records import Snapshot, View
 from mana.domain.tables import Table
-from mana.hub.runner.authority import Authority, NotAMember, authority_of, verify_record
 from mana.hub.runner.dialogue import (
     AuditAsk,
     AuditDone,
@@ -71,6 +71,7 @@ from mana.planning.prompt import (
     PlannedInput,
 )
 from mana.protocol.messages import StateRecord
+from mana.protocol.replication import apply_state
 from mana.registry.catalogue import Catalogue, load_catalogue
 
 PROPOSAL_LIFE_MS: Final = 14 * 24 * 60 * 60 * 1_000
@@ -186,7 +187,8 @@ class _Run:
                 raw, grant, unb64(job.grant.hub_signature), hub=VerifyKey(unb64(job.hub_key))
             )
             for record in self._support(header):
-                self._verify(authority, record)
+                held = apply_state(None, record, guarded=_by_stamp)
+                verify_record(authority, held, self._catalogue.table(record.table))
         except NotAMember:
             raise Ended("skipped", "not-a-member") from None
         except SignatureRejected:
@@ -194,9 +196,6 @@ class _Run:
         except (CryptoFailed, Invalid):
             raise Ended("skipped", "malformed") from None
         return header, device
-
-    def _verify(self, authority: Authority, record: StateRecord) -> None:
-        verify_record(authority, self._job.space_id, record)
 
     def _support(self, header: GrantHeader) -> list[StateRecord]:
         """Return the records of mission, agent and memory; the first two must be there."""
@@ -532,6 +531,11 @@ class _Budget:
 async def _asked(channel: Channel, question: Message) -> Message:
     await channel.send(question)
     return await channel.receive()
+
+
+def _by_stamp(_table: str, _path: str) -> bool:
+    """Say that no path is guarded: a record that is read alone stands as it is."""
+    return False
 
 
 def _entry(record: StateRecord, status: str = "ok", reason: str | None = None) -> AuditEntry:

@@ -1,0 +1,246 @@
+"""Who may decide in a space, by signatures alone: the membership log, certificates, proofs.
+
+The hub that stores these rows is not believed. A mission, an agent or a decision counts only if
+every path of it stems from a change that a certified device of a member who may write has signed,
+and nothing of such a change was withheld. Device and runner both ask here, so that they cannot
+differ in what they obey. Normative: docs/protocol/sync.md, 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mana.crypto.errors import Malformed, SignatureRejected
+from mana.crypto.identity import DeviceCertificate, verify_certificate
+from mana.crypto.primitives import unb64
+from mana.crypto.signatures import (
+    ChangeFacts,
+    VerifyKey,
+    entry_hash,
+    value_hash,
+    verify_change,
+    verify_entry,
+)
+from mana.domain.encoding import Json
+from mana.domain.errors import CryptoFailed, Forbidden, Invalid
+from mana.domain.records import Entry, Record
+from mana.domain.spaces import Member, MembershipEntry, can_write, entry_from_wire
+from mana.domain.tables import Table
+
+
+class SignedEntry(Protocol):
+    """An entry of a membership log on the wire: its JSON, and the signature in base64."""
+
+    @property
+    def entry(self) -> Mapping[str, Json]: ...
+
+    @property
+    def signature(self) -> str: ...
+
+
+class Certificate(Protocol):
+    """A device's certificate on the wire; keys and signature in base64."""
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def account_id(self) -> str: ...
+
+    @property
+    def device_id(self) -> str: ...
+
+    @property
+    def public_key(self) -> str: ...
+
+    @property
+    def created_at(self) -> str: ...
+
+    @property
+    def signature(self) -> str: ...
+
+
+class Signature(Protocol):
+    """Who signed, and the signature in base64."""
+
+    @property
+    def signer(self) -> str: ...
+
+    @property
+    def value(self) -> str: ...
+
+
+class Proof(Protocol):
+    """A signature over one change, with stamp and hash of each of its paths."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+    @property
+    def actor(self) -> Mapping[str, str]: ...
+
+    @property
+    def origin(self) -> str: ...
+
+    @property
+    def entries(self) -> Mapping[str, Sequence[str]]: ...
+
+
+class Proven(Protocol):
+    """A record, and by change id the proofs that its entries stem from."""
+
+    @property
+    def record(self) -> Record: ...
+
+    @property
+    def proofs(self) -> Mapping[str, Proof]: ...
+
+
+class NotAMember(Forbidden):
+    """The device belongs to no member of the space whose role may write."""
+
+    code = "NOT_A_MEMBER"
+    advice = "Ask an owner of the space for a role that may write."
+
+
+class SignerUnknown(NotAMember):
+    """No certificate of this device is known here yet."""
+
+    code = "SIGNER_UNKNOWN"
+    advice = "Connect to the hub, so that the certificate of the other device is fetched."
+
+
+class Withheld(SignatureRejected):
+    """The record lacks something that one of its own signed changes wrote."""
+
+    code = "RECORD_WITHHELD"
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """The verified members of a space, and the devices that they certified."""
+
+    space_id: str
+    members: Mapping[str, Member]
+    devices: Mapping[str, tuple[str, VerifyKey]]
+
+    def writer(self, device_id: str) -> tuple[str, VerifyKey]:
+        """Return account and key of a device whose owner may write here."""
+        found = self.devices.get(device_id)
+        if found is None:
+            raise SignerUnknown("no member of the space certified this device")
+        self.require_writer(found[0])
+        return found
+
+    def require_writer(self, account_id: str) -> None:
+        """Raise NotAMember unless this account is a member who may write."""
+        member = self.members.get(account_id)
+        if member is None or not can_write(member.role):
+            raise NotAMember("the account may not write in this space")
+
+
+def read_log(space_id: str, log: Sequence[SignedEntry]) -> MembershipEntry:
+    """Return the newest entry of a membership log, verified from the space id on."""
+    newest: MembershipEntry | None = None
+    last_hash = ""
+    for signed in log:
+        entry, signature = entry_from_wire(signed.entry), unb64(signed.signature)
+        found_hash = entry_hash(signed.entry, signature)
+        if newest is None:
+            author = entry.member(entry.author_id)
+            if found_hash != space_id or entry.previous:
+                raise SignatureRejected("the first entry is not the one that names the space")
+        else:
+            author = newest.member(entry.author_id)
+            if entry.previous != last_hash or entry.space_type != newest.space_type:
+                raise SignatureRejected("the membership log is not a chain")
+            if entry.key_version < newest.key_version:
+                raise SignatureRejected("a membership entry goes back to an older key")
+        if author is None or author.role not in ("owner", "admin"):
+            raise SignatureRejected("an entry of the log is by nobody who may change it")
+        verify_entry(VerifyKey(unb64(author.signing_key)), signed.entry, signature)
+        newest, last_hash = entry, found_hash
+    if newest is None:
+        raise Malformed("a membership log has a first entry")
+    return newest
+
+
+def authority_of(
+    space_id: str, log: Sequence[SignedEntry], certificates: Sequence[Certificate]
+) -> Authority:
+    """Return who may decide; certificates that no member signed are left out."""
+    members = {member.account_id: member for member in read_log(space_id, log).members}
+    devices: dict[str, tuple[str, VerifyKey]] = {}
+    for certificate in certificates:
+        member = members.get(certificate.account_id)
+        if member is None:
+            continue
+        try:
+            read = DeviceCertificate.from_wire(
+                {
+                    "version": certificate.version,
+                    "accountId": certificate.account_id,
+                    "deviceId": certificate.device_id,
+                    "publicKey": certificate.public_key,
+                    "createdAt": certificate.created_at,
+                    "signature": certificate.signature,
+                }
+            )
+            key = verify_certificate(read, VerifyKey(unb64(member.signing_key)), member.account_id)
+        except (CryptoFailed, Invalid):
+            continue
+        devices[read.device_id] = (member.account_id, key)
+    return Authority(space_id, members, devices)
+
+
+def verify_record(authority: Authority, held: Proven, table: Table) -> None:
+    """Raise unless every path of the record stems from a change that is to be obeyed."""
+    for path, entry in held.record.entries.items():
+        require_covered(path, entry, held.proofs.get(entry.change_id))
+    for change_id, proof in held.proofs.items():
+        verify_proof(authority, held, change_id, proof, table)
+
+
+def require_covered(path: str, entry: Entry, proof: Proof | None) -> None:
+    """Raise unless this proof is of exactly this entry."""
+    stated = () if proof is None else proof.entries.get(path, ())
+    if proof is None or tuple(stated) != (entry.at, value_hash(entry.value)):
+        raise SignatureRejected("a path of the record is covered by no proof")
+    if entry.actor.to_wire() != dict(proof.actor) or entry.origin != proof.origin:
+        raise SignatureRejected("a path names another actor than its proof")
+
+
+def verify_proof(
+    authority: Authority, held: Proven, change_id: str, proof: Proof, table: Table
+) -> None:
+    """Raise unless a writer of this space signed the change, and all of it is there."""
+    if any(len(stated) != 2 for stated in proof.entries.values()):
+        raise SignatureRejected("a proof states a stamp and a hash for each path")
+    for path, (at, _) in proof.entries.items():
+        standing = held.record.entries.get(path)
+        # Guarded paths follow the hub's order, so a later value may bear an older stamp.
+        if standing is None or (standing.at < at and not is_guarded(table, path)):
+            raise Withheld("something that a change wrote is missing")
+    account, key = authority.writer(proof.signature.signer)
+    if proof.actor.get("kind") == "user" and proof.actor.get("principalId") != account:
+        raise SignatureRejected("a person's change is signed by another account's device")
+    facts = ChangeFacts(
+        space=authority.space_id,
+        table=held.record.table,
+        record=held.record.id,
+        change=change_id,
+        author=held.record.author_id,
+        visibility=held.record.visibility,
+        actor=dict(proof.actor),
+        origin=proof.origin,
+        entries={path: (at, digest) for path, (at, digest) in proof.entries.items()},
+    )
+    verify_change(key, facts, unb64(proof.signature.value))
+
+
+def is_guarded(table: Table, path: str) -> bool:
+    """Say whether the hub's order decides this path, and not its stamp."""
+    found = table.by_name.get(path.partition("/")[0])
+    return found is not None and found.guarded
