@@ -36,3 +36,31 @@ async def test_happy_run(database: Database) -> None:
             ("notes", "ok"),
         }
         verify_chain(rows[::-1])
+
+
+async def test_earlier_runs_are_audited_before_they_are_read(database: Database) -> None:
+    """A run that looks at what earlier runs proposed leaves one row for each of those records."""
+    async with world(database) as made:
+        await made.ready()
+        async with made.runner() as runner:
+            await made.run_now()
+            await runner.scheduler.tick()
+            state = await made.ada.state()
+            earlier = {
+                (one.table, one.id)
+                for one in state.records
+                if one.table in ("aiIterations", "aiSteps")
+            }
+            before = (await made.audit()).head_seq
+            await made.run_now()
+            stats = await runner.scheduler.tick()
+        assert (stats.errors, stats.plans_written_back) == ([], 1)
+        rows = [row for row in (await made.audit()).rows if row.seq > before]
+        history = [
+            (row.table_name, row.record_id)
+            for row in rows
+            if row.table_name in ("aiIterations", "aiSteps")
+        ]
+        assert len(earlier) >= 2
+        assert sorted(history) == sorted(earlier)
+        assert {row.status for row in rows} == {"ok"}
