@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator
 
 import pytest
 
+from mana.crypto.envelope import Binding, RecordKey, seal_field
+from mana.crypto.keys import mission_key
 from mana.device.inbox import (
     ProposalDecided,
     ProposalDenied,
@@ -14,10 +17,12 @@ from mana.device.inbox import (
     ProposalUnverified,
 )
 from mana.device.steps import StepDone, decision
+from mana.domain.clock import Stamp
 from mana.domain.errors import Invalid
+from mana.domain.ids import DeviceId, RecordId
 from mana.domain.iterations import JOURNAL, STEPS
 from mana.testing.models import ScriptedModel, calling, says
-from mana.testing.postgres import Database
+from mana.testing.postgres import Database, connected
 from tests.device.household import Household, household, operations, planned_mission
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -186,13 +191,58 @@ async def test_proposals_of_a_runner_that_was_not_granted_cannot_be_approved(
     await ada.sync_now()
     of = operations(ada)
     await of.records.write_settings({"auditHead": None})
-    of.trust._reasons.clear()
+    of.trust._verified.clear()
     waiting = await ada.inbox()
     assert waiting
     assert not any(one.verified for one in waiting)
     with pytest.raises(ProposalUnverified):
         await ada.approve(waiting[0].step_id)
     assert waiting[0].trouble == "It was written by a runner that you did not grant to."
+
+
+async def test_verified_run_is_looked_at_again_when_a_step_moves(home: Household) -> None:
+    """A step that an operator with the keys rewrites after it was shown is not obeyed."""
+    ada = await home.person()
+    mission, _, _ = await planned_mission(ada)
+    await ada.grant(mission)
+    await ada.run_now(mission)
+    await home.tick()
+    await ada.sync_now()
+    shown = await ada.inbox()
+    assert all(one.verified for one in shown)
+    of = operations(ada)
+    held = await of.opened.book._held(STEPS.name, shown[0].step_id)
+    assert held is not None
+    entry = held.record.entries["sentence"]
+    sealer = of.opened.book._sealer()
+    secret = mission_key(sealer.keys_of(STEPS.name).space_keys[1], mission)
+    at = str(Stamp(home.clock(), 0, DeviceId(entry.at[-36:])))
+    binding = Binding(
+        of.opened.book.personal_space,
+        STEPS.name,
+        RecordId(shown[0].step_id),
+        "sentence",
+        at,
+        entry.actor.to_wire(),
+    )
+    key = RecordKey.derive(secret, STEPS.name, shown[0].step_id)
+    lie = seal_field(key, cls="m", version=1, binding=binding, value="Change nothing at all")
+    async with connected(home.database.owner_url) as owner:
+        await owner.execute(
+            "insert into mana.sync_changes select space_id, seq + 1000, $2, app_id, table_name,"
+            " record_id, user_id, author_id, visibility, 'update',"
+            " jsonb_build_object('sentence', $3::text), jsonb_build_object('sentence', $4::text),"
+            " client_id, created_at, schema_version, actor, origin, null, null, signature"
+            " from mana.sync_changes where table_name = 'aiSteps' and record_id = $1",
+            *(shown[0].step_id, str(uuid.uuid4()), lie, at),
+        )
+        await owner.execute("update mana.space_heads set seq = seq + 1000")
+    await ada.sync_now()
+    (again,) = [one for one in await ada.inbox() if one.step_id == shown[0].step_id]
+    assert again.sentence == "Change nothing at all"
+    assert not again.verified
+    with pytest.raises(ProposalUnverified):
+        await ada.approve(again.step_id)
 
 
 async def test_feedback_is_bounded_and_reaches_the_next_run(home: Household) -> None:

@@ -37,7 +37,7 @@ _WORDS: Final = {
 
 
 class Trust:
-    """Verifies iterations; a verified one stays so, because iterations never change."""
+    """Verifies iterations; a verified one stays so until it or one of its steps is touched."""
 
     def __init__(self, opened: Opened, editing: Editing, news: HubNews) -> None:
         self._opened = opened
@@ -45,7 +45,7 @@ class Trust:
         self._news = news
         self._headers: dict[str, GrantHeader] | None = None
         self._runners: dict[str, RunnerPublicKey] | None = None
-        self._reasons: dict[tuple[str, str], str] = {}
+        self._verified: dict[str, tuple[int | None, ...]] = {}
 
     async def remember(self, header: GrantHeader, runner: RunnerPublicKey) -> None:
         """Keep a grant that this device sealed, and that its runner is one of this person's."""
@@ -67,16 +67,21 @@ class Trust:
 
     async def verify(self, iteration: View) -> tuple[bool, str]:
         """Say whether a run is to be obeyed, else why not, as a sentence."""
-        # A newer stamp may be another record's content; then it is looked at again.
-        key = (iteration.id, iteration.written_at)
-        if self._reasons.get(key) == "":
+        # Read first: what is touched while it is verified is looked at again.
+        named = iteration.values.get("stepIds")
+        steps = [(STEPS.name, str(one)) for one in (named if isinstance(named, list) else [])]
+        marks = await self._opened.book.marks([(ITERATIONS.name, iteration.id), *steps])
+        if self._verified.get(iteration.id) == marks:
             return True, ""
         if iteration.text("source") == "device":
             reason = await self._verify_own(iteration)
         else:
             reason = await self._verify_hub(iteration)
-        self._reasons[key] = reason
-        return not reason, _WORDS.get(reason, f"Not verified: {reason}.") if reason else ""
+        if reason:
+            self._verified.pop(iteration.id, None)
+            return False, _WORDS.get(reason, f"Not verified: {reason}.")
+        self._verified[iteration.id] = marks
+        return True, ""
 
     async def _verify_own(self, iteration: View) -> str:
         book = self._opened.book
