@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mana.device.audit import Chain, follow
 from mana.domain.occurrences import FAIL_POINTS
-from mana.hub.runner.audit import verify_chain
 from mana.testing.postgres import Database, connected
 from tests.runner.world import World, world
 
@@ -88,7 +88,7 @@ async def test_killed_anywhere(database: Database, point: str) -> None:
             )
         assert logged == 1
         rows = (await made.audit()).rows
-        verify_chain(rows[::-1])
+        follow(Chain(), rows[::-1], head_seq=rows[0].seq, head_hash=rows[0].hash)
         assert {row.table_name for row in rows} == {"aiMissions", "agents", "notes"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mana.hub.runner.audit import verify_chain
+from mana.device.audit import Chain, follow
 from mana.testing.postgres import Database
 from tests.runner.world import world
 
@@ -35,7 +35,7 @@ async def test_happy_run(database: Database) -> None:
             ("agents", "ok"),
             ("notes", "ok"),
         }
-        verify_chain(rows[::-1])
+        follow(Chain(), rows[::-1], head_seq=rows[0].seq, head_hash=rows[0].hash)
 
 
 async def test_earlier_runs_are_audited_before_they_are_read(database: Database) -> None:

@@ -9,7 +9,6 @@ import msgspec
 from mana.crypto.signatures import AUDIT_START, audit_hash
 from mana.domain.clock import iso_ms
 from mana.domain.encoding import Json
-from mana.domain.errors import CryptoFailed
 from mana.domain.ids import AccountId
 from mana.hub.runner.dialogue import AuditEntry
 from mana.hub.runner.store import Ledger
@@ -19,13 +18,6 @@ LIMIT_DEFAULT = 200
 LIMIT_MAX = 1_000
 
 
-class AuditBroken(CryptoFailed):
-    """A row of the audit was changed, removed or put in between."""
-
-    code = "AUDIT_BROKEN"
-    advice = "Compare the head that your devices have kept, and ask who runs the hub."
-
-
 def row_hash(row: AuditRow) -> str:
     """Return the hash that a row must have, by its members and the hash before it."""
     members: dict[str, Json] = msgspec.to_builtins(row)
@@ -33,17 +25,6 @@ def row_hash(row: AuditRow) -> str:
         row.previous,
         {name: value for name, value in members.items() if name not in ("previous", "hash")},
     )
-
-
-def verify_chain(rows: Sequence[AuditRow]) -> None:
-    """Raise AuditBroken unless these rows, oldest first, are a chain without gaps."""
-    for row, before in zip(rows, (None, *rows), strict=False):
-        if row.hash != row_hash(row):
-            raise AuditBroken(f"row {row.seq} of the audit was changed")
-        if before is not None and (row.seq, row.previous) != (before.seq + 1, before.hash):
-            raise AuditBroken(f"before row {row.seq} of the audit something is missing")
-        if row.seq == 1 and row.previous != AUDIT_START:
-            raise AuditBroken("the audit does not start at its beginning")
 
 
 async def append(
