@@ -7,6 +7,7 @@ chooses.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -15,11 +16,20 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mana.cli.places import PORTS, Places
-from mana.cli.supervisor import Part, Supervisor
+from mana.cli.supervisor import (
+    RESTART_WINDOW_S,
+    RESTARTS_MAX,
+    Part,
+    PartFailed,
+    Supervisor,
+)
+from mana.domain.errors import ManaError
 from mana.hub.postgres import Instance, Outcome, find_binaries
 from mana.hub.schema.store import addresses, bring_up_to_date
 
 DATABASE: Final = "mana"
+DATABASE_LOOK_S: Final = 1.0
+"""How often it is looked whether PostgreSQL still runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,7 @@ async def started(
     started here and stopped here.
     """
     embedded: Instance | None = None
+    database: DatabaseGuard | None = None
     supervisor = Supervisor(say=say)
     try:
         began = time.monotonic()
@@ -57,6 +68,7 @@ async def started(
             outcome = embedded.ensure()
             word = "started" if outcome is Outcome.STARTED else "already running"
             say(f"PostgreSQL {word} ({_seconds(began)})")
+            database = DatabaseGuard(embedded, supervisor, say)
         urls = addresses(environ, embedded=embedded.url(DATABASE) if embedded else None)
         number, applied = await bring_up_to_date(urls.owner)
         say(f"database schema {number}" + (f", {applied} steps applied" if applied else ""))
@@ -102,8 +114,56 @@ async def started(
         )
     finally:
         await supervisor.close()
+        if database is not None:
+            await database.close()
         if embedded is not None:
             embedded.stop()
+
+
+class DatabaseGuard:
+    """Starts the embedded PostgreSQL again when its process has ended by itself.
+
+    Its socket stays where it is, so the parts find it again at the address they know.
+    """
+
+    def __init__(
+        self, embedded: Instance, supervisor: Supervisor, say: Callable[[str], None]
+    ) -> None:
+        self._embedded, self._supervisor, self._say = embedded, supervisor, say
+        self._closing = asyncio.Event()
+        self._task = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Look no more; a start that is under way is waited for, so that none outlives this."""
+        self._closing.set()
+        await self._task
+
+    async def _watch(self) -> None:
+        restarts: list[float] = []
+        while not await self._is_closing_within(DATABASE_LOOK_S):
+            if self._embedded.pid is not None:
+                continue
+            now = time.monotonic()
+            restarts = [at for at in restarts if at > now - RESTART_WINDOW_S]
+            try:
+                if len(restarts) >= RESTARTS_MAX:
+                    raise PartFailed(f"PostgreSQL ended {len(restarts)} times in a minute")
+                restarts.append(now)
+                self._say("PostgreSQL ended; starting it again")
+                await asyncio.to_thread(self._embedded.ensure)
+            except (ManaError, OSError) as error:
+                failure = (
+                    error
+                    if isinstance(error, ManaError)
+                    else PartFailed("PostgreSQL could not be started again")
+                )
+                self._supervisor.fail(failure)
+                return
+
+    async def _is_closing_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        return self._closing.is_set()
 
 
 async def _start(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mana.domain.errors import Unavailable
+from mana.domain.errors import ManaError, Unavailable
 
 READY_S_MAX: Final = 60.0
 STOP_S_MAX: Final = 12.0
@@ -57,6 +57,12 @@ class Supervisor:
         self._say = say
         self._parts: list[Part] = []
         self._stopping = asyncio.Event()
+        self._failure: ManaError | None = None
+
+    def fail(self, error: ManaError) -> None:
+        """Let `watch` end with an error: something beside the parts cannot be kept running."""
+        self._failure = error
+        self._stopping.set()
 
     def stop(self) -> None:
         """Ask for a clean stop; `watch` returns."""
@@ -111,7 +117,8 @@ class Supervisor:
     async def watch(self) -> None:
         """Return when a stop was asked for; start again a part that ended by itself.
 
-        Raises PartFailed when a part ends more than five times in a minute.
+        Raises PartFailed when a part ends more than five times in a minute, and what `fail` was
+        told.
         """
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -131,6 +138,8 @@ class Supervisor:
                         await self._again(waits[task])
         finally:
             stopping.cancel()
+        if self._failure is not None:
+            raise self._failure
 
     async def close(self) -> None:
         """Stop all parts, the last started first, and return when their processes are gone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 
 import typer
 
@@ -22,10 +23,44 @@ def up() -> None:
 
 
 async def _run(places: Places) -> None:
-    async with started(places, os.environ, say=_say) as running:
+    ending = Ending(asyncio.current_task())
+    try:
+        await _serve(places, ending)
+    except asyncio.CancelledError:
+        # Asked to stop while it started: what had started is stopped by now.
+        if not ending.asked:
+            raise
+    _say("stopped")
+
+
+class Ending:
+    """A wish to stop: while Mana starts it ends the start, later it ends the watch.
+
+    Without it a SIGTERM in the middle of the start would leave PostgreSQL behind.
+    """
+
+    def __init__(self, start: asyncio.Task[object] | None) -> None:
+        self.asked = False
+        self._stop: Callable[[], object] | None = start.cancel if start else None
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, running.supervisor.stop)
+            loop.add_signal_handler(number, self._ask)
+
+    def by(self, stop: Callable[[], object]) -> None:
+        """Let the next wish call `stop` from now on."""
+        self._stop = stop
+
+    def _ask(self) -> None:
+        # A second Ctrl-C of an impatient person does not break what the first one cleans up.
+        self.asked = True
+        stop, self._stop = self._stop, None
+        if stop is not None:
+            stop()
+
+
+async def _serve(places: Places, ending: Ending) -> None:
+    async with started(places, os.environ, say=_say) as running:
+        ending.by(running.supervisor.stop)
         typer.echo("")
         typer.echo(f"Open {running.device_url}")
         if running.demo_url:
@@ -34,7 +69,6 @@ async def _run(places: Places) -> None:
         await running.supervisor.watch()
         typer.echo("")
         _say("stopping")
-    _say("stopped")
 
 
 def _say(line: str) -> None:

@@ -203,7 +203,8 @@ class Instance:
             *("-D", str(draft), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale"),
         )
         with self._log() as log:
-            status = identity.popen(command, log=log, new_session=False).wait()
+            # In a session of its own: a Ctrl-C is for whoever asked, who then stops in order.
+            status = identity.popen(command, log=log, new_session=True).wait()
         if status != 0:
             shutil.rmtree(draft, ignore_errors=True)
             raise PostgresStartFailed(f"initdb ended with status {status}")
