@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from mana.crypto.runners import RunnerPrivateKey
 from mana.device.grants import ConsentStale, HeaderRefused, InputGone, NothingToGrant
 from mana.device.hub_client import HubClient
 from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.errors import Invalid
 from mana.domain.grants import GrantHeader
 from mana.domain.missions import InputRef
-from mana.protocol.messages import RunnerInfo
+from mana.protocol.messages import GrantInfo, RunnerInfo
 from mana.testing.postgres import Database
 from tests.device.household import Household, household, operations, planned_mission
 
@@ -110,6 +111,36 @@ async def test_runner_that_changed_after_the_consent_gets_nothing(
     monkeypatch.setattr(HubClient, "runner", renamed)
     with pytest.raises(HeaderRefused):
         await ada.grant(mission)
+
+
+async def test_runner_swapped_by_the_hub_is_said_to_be_another(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which runners were granted to is this person's memory, not the hub's list of grants."""
+    ada = await home.person()
+    mission, _, _ = await planned_mission(ada)
+    await ada.grant(mission)
+    asked = HubClient.runner
+    other = RunnerPrivateKey.generate().public()
+
+    async def swapped(self: HubClient) -> RunnerInfo:
+        info = await asked(self)
+        return RunnerInfo(
+            key_id=other.key_id(),
+            fingerprint=other.fingerprint(),
+            public_key=other.to_pem(),
+            models=info.models,
+        )
+
+    async def nothing(self: HubClient) -> list[GrantInfo]:
+        return []
+
+    monkeypatch.setattr(HubClient, "runner", swapped)
+    monkeypatch.setattr(HubClient, "grants", nothing)
+    operations(ada).grants._news.moved()
+    with pytest.raises(ConsentStale):
+        await ada.grant(mission)
+    assert "earlier grants" in " ".join((await ada.consent(mission)).lines)
 
 
 async def test_consent_says_it_in_plain_words(home: Household) -> None:

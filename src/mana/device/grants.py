@@ -153,8 +153,10 @@ class Grants:
         await self._cited(refs)
         runner, info = await self._runner()
         asked = _shown(mission, refs, model_views(info), runner.key_id(), life_ms)
-        shown = self._shown.get(mission_id, asked)
-        if not _within(asked, shown):
+        shown = self._shown.get(mission_id)
+        if shown is None and await self._is_new(runner.key_id()):
+            raise ConsentStale("the runner is another, and no consent showed it")
+        if shown is not None and not _within(asked, shown):
             raise ConsentStale("the consent showed something else")
         await self._ensure_memory(agent.id)
         # The hub grants for a mission that it has, as it is here.
@@ -329,7 +331,8 @@ class Grants:
 
     async def _is_new(self, key_id: str) -> bool:
         """Say whether earlier grants were made, and all to another runner."""
-        known = {str(info.header.get("runnerKeyId")) for info in await self._news.grants()}
+        # What the hub lists as earlier grants is the hub's word; this is the person's memory.
+        known = await self._trust.granted_to()
         return bool(known) and key_id not in known
 
     async def _view(

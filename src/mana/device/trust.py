@@ -53,7 +53,7 @@ class Trust:
         headers[header.grant_id] = header
         runners[runner.key_id()] = runner
         await self._keep(headers, runners)
-        granted = await self._granted_to()
+        granted = await self.granted_to()
         if runner.key_id() not in granted:
             await self._editing.write_settings(
                 {"auditHead": {**await self.settings(), "runners": _newest(granted, runner)}}
@@ -105,7 +105,7 @@ class Trust:
             return "foreign-agent"
         if header.mission_id != iteration.text("missionId"):
             return "foreign-agent"
-        if key_id not in await self._granted_to():
+        if key_id not in await self.granted_to():
             return "runner-unknown"
         runner = await self._runner(key_id)
         if runner is None:
@@ -144,7 +144,8 @@ class Trust:
             await self._keep(headers, runners)
         return runners.get(key_id)
 
-    async def _granted_to(self) -> list[str]:
+    async def granted_to(self) -> list[str]:
+        """Return the key ids of the runners that this person's devices granted to."""
         named = (await self.settings()).get("runners")
         return [str(key_id) for key_id in named] if isinstance(named, list) else []
 
