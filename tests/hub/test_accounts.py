@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from joserfc import jwt
 
 from mana.crypto.keys import unwrap_master_key
 from mana.crypto.passwords import FLOOR
 from mana.crypto.primitives import b64
 from mana.domain.errors import Unauthenticated
 from mana.domain.ids import AccountId
-from mana.hub.accounts.tokens import TokenIssuer, TokenVerifier
+from mana.hub.accounts.tokens import _REGISTRY, TokenIssuer, TokenVerifier
 from mana.hub.db import AccessRefused, Tenancy, migrate
 from mana.hub.db.urls import url_as
 from mana.hub.secrets import load_or_create
@@ -370,6 +371,16 @@ async def test_tokens_verify_elsewhere(database: Database) -> None:
         assert (await served.call("GET", "/api/v1/auth/jwks")).json() == verifier.jwks()
         session = verifier.verify(ada.tokens.access_token, now_ms=START_MS)
         assert session.account == ada.account.account_id
+        key = TokenIssuer(secrets.token_key, issuer="mana")
+        claims = {"sub": session.account, "sid": "s", "iss": "mana", "aud": "mana", "iat": 0}
+        endless = jwt.encode(
+            {"alg": "EdDSA", "kid": key._kid},
+            {**claims, "exp": float("inf")},
+            key._key,
+            registry=_REGISTRY,
+        )
+        with pytest.raises(Unauthenticated):
+            verifier.verify(endless, now_ms=START_MS)
         elsewhere = TokenVerifier(secrets.token_key.public(), issuer="other")
         with pytest.raises(Unauthenticated):
             elsewhere.verify(ada.tokens.access_token, now_ms=START_MS)

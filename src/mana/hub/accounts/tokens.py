@@ -92,7 +92,7 @@ class TokenVerifier:
                 and claims["aud"] == AUDIENCE
                 and isinstance(claims["sid"], str)
             )
-        except (JoseError, Invalid, KeyError, ValueError, TypeError):
+        except (JoseError, Invalid, KeyError, ValueError, TypeError, OverflowError):
             raise Unauthenticated("the access token is not valid") from None
         # A minute of grace for a hub whose clock was set back after it issued the token.
         if not holds or not issued_ms - 60_000 <= now_ms < expires_ms:
