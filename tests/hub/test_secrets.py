@@ -18,13 +18,13 @@ def test_made_once(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: load_or_create(folder), range(16)))
-    assert len({(one.kek, one.salt, one.service_key) for one in found}) == 1
+    assert len({(one.kek, one.salt) for one in found}) == 1
     again = load_or_create(folder)
     assert (again.kek, again.public()) == (found[0].kek, found[0].public())
     token_key, grant_key = load_public_keys(folder)
     assert token_key == again.token_key.public()
     assert grant_key == again.grant_key.public()
-    assert sorted(path.name for path in folder.iterdir()) == ["hub.key", "hub.pub", "service.key"]
+    assert sorted(path.name for path in folder.iterdir()) == ["hub.key", "hub.pub"]
 
 
 def test_closed_to_others(tmp_path: Path) -> None:
@@ -36,7 +36,6 @@ def test_closed_to_others(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     shown = repr(secrets)
     assert secrets.kek.hex() not in shown
-    assert secrets.service_key not in shown
 
 
 def test_broken_file_is_not_replaced(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-OccurrenceState = Literal["queued", "leased", "done", "skipped", "failed", "missed"]
-OCCURRENCE_STATES: Final = ("queued", "leased", "done", "skipped", "failed", "missed")
 LEASES_MAX: Final = 3
 LEASE_S: Final = 60
 HEARTBEAT_S: Final = 15

@@ -85,7 +85,7 @@ def build(
     secrets: HubSecrets | None = None,
 ) -> Hub:
     """Wire the hub. `clock` and `secrets` are given by tests; the secrets are made on first use."""
-    kept = secrets or load_or_create(settings.secrets_dir, service_key=settings.service_key)
+    kept = secrets or load_or_create(settings.secrets_dir)
     tables = {table.name: table for table in load_catalogue().tables}
     pool = Pool(settings.database_url, role=Role.APP, size=settings.pool_size)
     tenancy = Tenancy(pool)

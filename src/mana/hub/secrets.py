@@ -23,7 +23,6 @@ from mana.domain.errors import Unavailable
 
 PRIVATE_FILE: Final = "hub.key"
 PUBLIC_FILE: Final = "hub.pub"
-SERVICE_FILE: Final = "service.key"
 
 
 class SecretsUnusable(Unavailable):
@@ -53,14 +52,13 @@ class HubSecrets:
     """What the hub must never lose or show.
 
     `kek` wraps the master keys of accounts in standard mode; `salt` invents the answers for
-    logins that do not exist; `service_key` opens the `/internal` surface.
+    logins that do not exist.
     """
 
     kek: bytes = field(repr=False)
     token_key: SigningKey = field(repr=False)
     grant_key: SigningKey = field(repr=False)
     salt: bytes = field(repr=False)
-    service_key: str = field(repr=False)
 
     @property
     def kek_id(self) -> str:
@@ -75,8 +73,8 @@ class HubSecrets:
         )
 
 
-def load_or_create(folder: Path, *, service_key: str = "") -> HubSecrets:
-    """Return the secrets of a folder, made on first use. `service_key`: from the settings."""
+def load_or_create(folder: Path) -> HubSecrets:
+    """Return the secrets of a folder, made on first use."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     private = folder / PRIVATE_FILE
     if not private.exists():
@@ -90,7 +88,6 @@ def load_or_create(folder: Path, *, service_key: str = "") -> HubSecrets:
             token_key=SigningKey(unb64(stored.token_key)),
             grant_key=SigningKey(unb64(stored.grant_key)),
             salt=require_key(unb64(stored.salt)),
-            service_key=service_key or _service_key(folder),
         )
     except (OSError, msgspec.MsgspecError, Malformed):
         raise SecretsUnusable("the hub's secrets cannot be read") from None
@@ -115,13 +112,6 @@ def _new_secrets() -> bytes:
     return msgspec.json.encode(
         _Stored(version=1, kek=drawn(), token_key=drawn(), grant_key=drawn(), salt=drawn())
     )
-
-
-def _service_key(folder: Path) -> str:
-    path = folder / SERVICE_FILE
-    if not path.exists():
-        _write_once(path, secrets.token_urlsafe(32).encode("ascii"))
-    return path.read_text(encoding="ascii").strip()
 
 
 def _write_once(path: Path, content: bytes) -> None:

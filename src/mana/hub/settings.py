@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 
 from mana.crypto.passwords import FLOOR, HASH_COST, HashCost, KdfFloor
 from mana.domain.errors import Invalid
+from mana.hub.environment import number
 
 PORT_DEFAULT: Final = 3050
 SignUps: TypeAlias = Literal["open", "invite", "closed"]
@@ -30,7 +31,6 @@ class HubSettings:
     sign_ups: SignUps = "open"
     pool_size: int = 10
     issuer: str = "mana"
-    service_key: str = field(default="", repr=False)
     runner_public_pem: str = ""
     llm_url: str = ""
     llm_key: str = field(default="", repr=False)
@@ -57,25 +57,12 @@ class HubSettings:
             home=home,
             database_url=database_url,
             host=environ.get("MANA_HUB_HOST", "").strip() or "127.0.0.1",
-            port=_number(environ, "MANA_HUB_PORT", PORT_DEFAULT, 0, 65_535),
+            port=number(environ, "MANA_HUB_PORT", PORT_DEFAULT, 0, 65_535),
             sign_ups=cast(SignUps, sign_ups),
-            pool_size=_number(environ, "MANA_HUB_POOL_SIZE", 10, 1, 200),
+            pool_size=number(environ, "MANA_HUB_POOL_SIZE", 10, 1, 200),
             issuer=environ.get("MANA_ISSUER", "").strip() or "mana",
-            service_key=environ.get("MANA_SERVICE_KEY", "").strip(),
             runner_public_pem=environ.get("MANA_AI_PUBLIC_KEY_PEM", "").strip(),
             llm_url=environ.get("MANA_LLM_URL", "").strip(),
             llm_key=environ.get("MANA_LLM_KEY", "").strip(),
             llm_model=environ.get("MANA_LLM_MODEL", "").strip(),
         )
-
-
-def _number(environ: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
-    text = environ.get(name, "").strip()
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise Invalid(f"{name} is not a whole number")
-    number = int(text)
-    if not low <= number <= high:
-        raise Invalid(f"{name} is from {low} to {high}")
-    return number

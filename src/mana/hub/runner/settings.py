@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from mana.domain.errors import Invalid
-from mana.domain.occurrences import FAIL_POINTS
+from mana.domain.occurrences import FAIL_POINTS, HEARTBEAT_S, LEASE_S
+from mana.hub.environment import flag, number
 
 PORT_DEFAULT: Final = 3067
 TICK_INTERVAL_MS_DEFAULT: Final = 60_000
 CONCURRENCY_DEFAULT: Final = 4
-_TRUE: Final = frozenset({"1", "true", "yes", "on"})
-_FALSE: Final = frozenset({"0", "false", "no", "off"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +37,8 @@ class RunnerSettings:
     private_key_pem: str = field(default="", repr=False)
     concurrency: int = CONCURRENCY_DEFAULT
     run_s_max: int = 600
-    lease_s: int = 60
-    heartbeat_s: int = 15
+    lease_s: int = LEASE_S
+    heartbeat_s: int = HEARTBEAT_S
     fail_point: str | None = None
     issuer: str = "mana"
 
@@ -60,44 +59,20 @@ class RunnerSettings:
             home=home,
             database_url=database_url,
             host=environ.get("MANA_RUNNER_HOST", "").strip() or "127.0.0.1",
-            port=_number(environ, "MANA_RUNNER_PORT", PORT_DEFAULT, 0, 65_535),
+            port=number(environ, "MANA_RUNNER_PORT", PORT_DEFAULT, 0, 65_535),
             llm_url=environ.get("MANA_LLM_URL", "").strip(),
             llm_key=environ.get("MANA_LLM_KEY", "").strip(),
             llm_model=environ.get("MANA_LLM_MODEL", "").strip(),
-            tick_interval_ms=_number(
+            tick_interval_ms=number(
                 environ, "TICK_INTERVAL_MS", TICK_INTERVAL_MS_DEFAULT, 10, 86_400_000
             ),
-            tick_enabled=_flag(environ, "TICK_ENABLED", True),
+            tick_enabled=flag(environ, "TICK_ENABLED", True),
             service_key=environ.get("MANA_SERVICE_KEY", "").strip(),
             private_key_pem=environ.get("MANA_AI_PRIVATE_KEY_PEM", "").strip(),
-            concurrency=_number(environ, "MANA_RUNNER_CONCURRENCY", CONCURRENCY_DEFAULT, 1, 64),
-            run_s_max=_number(environ, "MANA_RUNNER_RUN_S_MAX", 600, 1, 86_400),
-            lease_s=_number(environ, "MANA_RUNNER_LEASE_S", 60, 1, 3_600),
-            heartbeat_s=_number(environ, "MANA_RUNNER_HEARTBEAT_S", 15, 1, 600),
+            concurrency=number(environ, "MANA_RUNNER_CONCURRENCY", CONCURRENCY_DEFAULT, 1, 64),
+            run_s_max=number(environ, "MANA_RUNNER_RUN_S_MAX", 600, 1, 86_400),
+            lease_s=number(environ, "MANA_RUNNER_LEASE_S", LEASE_S, 1, 3_600),
+            heartbeat_s=number(environ, "MANA_RUNNER_HEARTBEAT_S", HEARTBEAT_S, 1, 600),
             fail_point=fail_point,
             issuer=environ.get("MANA_ISSUER", "").strip() or "mana",
         )
-
-
-def _number(environ: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
-    text = environ.get(name, "").strip()
-    if not text:
-        return default
-    try:
-        number = int(text)
-    except ValueError:
-        raise Invalid(f"{name} is not a whole number") from None
-    if not low <= number <= high:
-        raise Invalid(f"{name} is from {low} to {high}")
-    return number
-
-
-def _flag(environ: Mapping[str, str], name: str, default: bool) -> bool:
-    text = environ.get(name, "").strip().lower()
-    if not text:
-        return default
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    raise Invalid(f"{name} is true or false")
