@@ -31,9 +31,8 @@ from mana.domain.errors import Conflict, Invalid, ManaError, NotFound
 from mana.domain.ids import RecordId, StepId, derived_id
 from mana.domain.iterations import ITERATIONS, JOURNAL, STEPS, binding_hash
 from mana.domain.missions import MISSIONS
-from mana.domain.records import Records, View
+from mana.domain.records import Entry, Records, View
 from mana.planning.dispatch import (
-    AFTER_STEP,
     Caller,
     Consent,
     Planned,
@@ -42,6 +41,7 @@ from mana.planning.dispatch import (
     changes_of_preview,
     check_decision,
     dispatch,
+    moved_paths,
 )
 from mana.registry.catalogue import Catalogue
 
@@ -342,22 +342,32 @@ class Steps:
 
     async def _base_stands(self, case: Case) -> tuple[bool, str]:
         """Say whether what would change is as it was planned on, and what it waits for."""
-        if not isinstance(case.base, dict):
-            return False, ""
-        for key, stamps in case.base.items():
+        entries: dict[tuple[str, str], Entry] = {}
+        for key in case.base if isinstance(case.base, dict) else ():
             table, _, record_id = key.partition(":")
             record = await self._opened.book.record(table, record_id)
-            entries = record.entries if record is not None else {}
-            for path, at in stamps.items() if isinstance(stamps, dict) else ():
-                entry = entries.get(path)
-                if isinstance(at, str) and at.startswith(AFTER_STEP):
-                    earlier = at.removeprefix(AFTER_STEP)
-                    wanted = decide_change_id(earlier, table, record_id)
-                    if entry is None or entry.change_id != wanted:
-                        return False, await self._waits_for(earlier)
-                elif (entry.at if entry is not None else None) != at:
-                    return False, ""
-        return True, ""
+            if record is not None:
+                entries.update({(key, path): one for path, one in record.entries.items()})
+        undone: list[str] = []
+
+        def stamp_of(key: str, path: str) -> str | None:
+            entry = entries.get((key, path))
+            return entry.at if entry is not None else None
+
+        def is_of_step(key: str, path: str, earlier: StepId) -> bool:
+            entry = entries.get((key, path))
+            table, _, record_id = key.partition(":")
+            wanted = decide_change_id(earlier, table, record_id)
+            if entry is not None and entry.change_id == wanted:
+                return True
+            undone.append(earlier)
+            return False
+
+        try:
+            moved = moved_paths(case.base, stamp_of=stamp_of, is_of_step=is_of_step)
+        except Invalid:
+            return False, ""
+        return not moved, await self._waits_for(undone[0]) if undone else ""
 
     async def _waits_for(self, step_id: str) -> str:
         step = await self._opened.book.view(STEPS.name, step_id)
