@@ -27,7 +27,6 @@ from mana.crypto.primitives import Random
 SUITE: Final = "hpke-mlkem768-x25519"
 PUBLIC_BYTES: Final = 1184 + 32
 PRIVATE_BYTES: Final = 64 + 32
-ENCAPSULATED_BYTES: Final = 1088 + 32
 
 _SUITE: Final = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json, canonical_json
@@ -22,18 +22,6 @@ LIFE_MS_MAX: Final = 30 * 24 * 60 * 60 * 1_000
 RECORDS_MAX: Final = 1_000
 ENDPOINTS_MAX: Final = 8
 SUITES: Final = ("hpke-mlkem768-x25519", "rsa-oaep-2048-sha256")
-GrantState = Literal["pending", "active", "expired", "revoked", "replaced"]
-OpenReason = Literal[
-    "not-configured",
-    "expired",
-    "revoked",
-    "wrap-rejected",
-    "malformed",
-    "signature-rejected",
-    "scope-mismatch",
-    "key-rotated",
-    "not-a-member",
-]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from mana.domain.encoding import Json, canonical_json, sha256
 from mana.domain.tables import (
@@ -25,9 +25,6 @@ from mana.domain.tables import (
     sealed,
 )
 
-StepStatus = Literal[
-    "planned", "staged", "executing", "approved", "rejected", "skipped", "failed", "expired"
-]
 STEP_STATUSES: Final = (
     "planned",
     "staged",
