@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mana.device.audit import Chain, follow
+from mana.domain.ids import AccountId
+from mana.domain.records import View
+from mana.hub.runner import audit, worker
+from mana.hub.runner.store import Ledger
+from mana.protocol.messages import StateRecord
 from mana.testing.postgres import Database
 from tests.runner.world import world
 
@@ -64,3 +71,44 @@ async def test_earlier_runs_are_audited_before_they_are_read(database: Database)
         assert len(earlier) >= 2
         assert sorted(history) == sorted(earlier)
         assert {row.status for row in rows} == {"ok"}
+
+
+async def test_nothing_is_opened_before_it_is_audited(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row of a reading is committed before the record is opened: inputs, support, history."""
+    noted: set[tuple[str, str]] = set()
+    opened: list[tuple[str, str]] = []
+    early: list[tuple[str, str]] = []
+    append, open_record = audit.append, worker.open_record
+
+    async def noting(ledger: Ledger, account: AccountId, entries: Any, **facts: Any) -> Any:
+        head = await append(ledger, account, entries, **facts)
+        noted.update((entry.table_name, entry.record_id) for entry in entries)
+        return head
+
+    def opening(space_id: str, record: StateRecord, *rest: Any) -> View:
+        named = (record.table, record.id)
+        opened.append(named)
+        if named not in noted:
+            early.append(named)
+        return open_record(space_id, record, *rest)
+
+    # The worker hears of an audit only when it is committed, so the order of calls is the proof.
+    monkeypatch.setattr(audit, "append", noting)
+    monkeypatch.setattr(worker, "open_record", opening)
+    async with world(database) as made:
+        await made.ready()
+        async with made.runner() as runner:
+            for _ in range(2):
+                noted.clear()
+                await made.run_now()
+                assert (await runner.scheduler.tick()).errors == []
+    assert {table for table, _ in opened} == {
+        "aiMissions",
+        "agents",
+        "notes",
+        "aiIterations",
+        "aiSteps",
+    }
+    assert early == []
