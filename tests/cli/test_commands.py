@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mana.device.views import RefusedChange
+import pytest
+
+from mana.cli.commands.status import model_words
+from mana.device.views import ModelView, RefusedChange
 from tests.cli.fake_host import NOW_MS
 from tests.cli.terminal import PASSWORD, Terminal, signed_up, with_proposals
 
@@ -304,3 +307,37 @@ def test_every_command_locks_again() -> None:
     terminal.run("note", "show", "nothing")
     assert terminal.host.closed == before + 1
     assert terminal.device.locked
+
+
+def test_a_name_is_not_blank() -> None:
+    """How a person is addressed is never nothing."""
+    terminal = signed_up()
+    printed = terminal.run("account", "rename", "  ")
+    assert (printed.status, printed.out) == (2, "")
+    assert terminal.json("account", "rename", " Ada ")["displayName"] == "Ada"
+
+
+def test_a_value_that_is_not_offered_is_told_in_plain_words() -> None:
+    """What checks a value adds no words of its own to the line."""
+    printed = signed_up().run("task", "add", "Rest", "--priority", "huge")
+    assert printed.status == 2
+    assert "Invalid value for '--priority': 'huge' is not one of 'low'" in printed.err
+
+
+def test_a_model_is_named_once() -> None:
+    """A description that opens with the model's name does not repeat it."""
+    words = model_words(ModelView("rules:offline", "rules", "rules: finds dates", local=True))
+    assert words == "rules, on this machine: finds dates"
+
+
+def test_a_data_folder_that_cannot_be_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in the place of the data folder is told in one line that names it and MANA_HOME."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MANA_HOME", str(tmp_path / "file"))
+    printed = Terminal().run("up")
+    assert (printed.status, printed.out) == (1, "")
+    (line,) = printed.err.splitlines()
+    assert str(tmp_path / "file") in line
+    assert "MANA_HOME" in line

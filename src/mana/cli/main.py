@@ -57,6 +57,13 @@ class WrongUsage(Invalid):
     advice = ""
 
 
+class FolderUnusable(ManaError):
+    """The operating system refused a file or folder, as in a MANA_HOME that is read-only."""
+
+    code = "FOLDER_UNUSABLE"
+    advice = "Check that MANA_HOME is a folder that you may write to, and that its disk has room."
+
+
 class ErrorsAsLines(TyperGroup):
     """Loads a command when it is asked for, and tells an error in one line with its code."""
 
@@ -86,6 +93,10 @@ class ErrorsAsLines(TyperGroup):
             raise _ended(_usage(error), as_json=ctx.meta[AS_JSON]) from error
         except ManaError as error:
             raise _ended(error, as_json=ctx.meta[AS_JSON]) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise _ended(_refused(error), as_json=ctx.meta[AS_JSON]) from error
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands, in the order of the list."""
@@ -118,9 +129,15 @@ class ErrorsAsLines(TyperGroup):
 def _usage(error: ClickException) -> WrongUsage:
     """Return a wrong command line as an error of Mana, with where to read more."""
     where = getattr(getattr(error, "ctx", None), "command_path", "mana")
-    said = error.format_message()
+    # What checks the values puts its own words before ours.
+    said = error.format_message().replace(": Value error, ", ": ")
     stop = "" if said.endswith((".", "?")) else "."
     return WrongUsage(f"{said}{stop} See `{where} --help`.")
+
+
+def _refused(error: OSError) -> FolderUnusable:
+    """Return what the operating system said of a path as an error of Mana."""
+    return FolderUnusable(f"{error.filename}: {error.strerror or type(error).__name__}")
 
 
 def _ended(error: ManaError, *, as_json: bool) -> typer.Exit:

@@ -18,6 +18,7 @@ from mana.cli.output import Answer, Block, Facts, Line, Rows
 from mana.cli.text import one_line
 from mana.device.desk import Device
 from mana.domain.cadences import zone as zone_of
+from mana.domain.errors import Invalid
 
 if TYPE_CHECKING:
     from mana.device.app import DeviceHost
@@ -107,8 +108,11 @@ async def rename(
     device: Device, name: Annotated[str, typer.Argument(help="How you are addressed.")]
 ) -> Answer:
     """Set how you are addressed."""
-    await device.set_display_name(name)
-    return Answer({"displayName": name}, [f"You are {one_line(name, 80)} now."], wrote=True)
+    shown = name.strip()
+    if not shown:
+        raise Invalid("a name needs a letter at least")
+    await device.set_display_name(shown)
+    return Answer({"displayName": shown}, [f"You are {one_line(shown, 80)} now."], wrote=True)
 
 
 @account.command()

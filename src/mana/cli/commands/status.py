@@ -69,8 +69,11 @@ def sync_words(now: SyncStatus, *, now_ms: int) -> str:
 
 def model_words(model: ModelView) -> str:
     """Return which model it is, and where."""
+    name = model.model or model.endpoint
     where = "on this machine" if model.local else f"at {model.endpoint}"
-    return one_line(f"{model.model or model.endpoint}, {where}: {model.description}").rstrip(": ")
+    # A description may open with the name; nobody wants to read it twice.
+    about = model.description.removeprefix(name).lstrip(": ")
+    return one_line(f"{name}, {where}: {about}").rstrip(": ")
 
 
 def _runner_words(now: Status) -> str:
