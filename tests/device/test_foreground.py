@@ -263,7 +263,15 @@ async def test_gates_hold_in_the_foreground(home: Household) -> None:
     await ada.edit_agent(agent, state="active", tokens_per_day_max=10)
     run = await ada.run_now(mission)
     assert run is not None
-    assert (run.state, run.reason) == ("skipped", "budget")
+    assert (run.state, run.reason) == ("skipped", "budget:10/10")
+    assert run.reason_words == (
+        "What is left of today's budget, 10 tokens, is too little for one call."
+    )
+    await ada.edit_agent(agent, tokens_per_day_max=0)
+    run = await ada.run_now(mission)
+    assert run is not None
+    assert (run.state, run.reason) == ("skipped", "budget:0/0")
+    assert run.reason_words == "The agent's budget is 0 tokens, so it does not run."
     assert planner.requests == []
     await ada.edit_agent(agent, tokens_per_day_max=None)
     await ada.edit_mission(mission, state="paused")

@@ -201,7 +201,7 @@ async def test_what_was_planned_is_kept(ends: str) -> None:
     """A run that loses its budget or its model keeps the steps that it has."""
     first = ModelReply("", creating("A"), "calls", None)
     model = ScriptedModel([first, ModelFailed("timeout")])
-    budget = CountedBudget(12_000 if ends == "budget" else None)
+    budget = CountedBudget(7_000 if ends == "budget" else None)
     result = await plan(model, budget=budget)
     assert (len(result.steps), result.stop_reason) == (1, ends)
 

@@ -15,6 +15,7 @@ from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.encoding import Json
 from mana.hub.runner.store import from_ms
 from mana.hub.runner.workers import ProcessWorkers
+from mana.planning.loop import worst_case
 from mana.planning.ports import ModelFailed, ModelReply, ModelRequest, Usage
 from mana.testing.models import ScriptedModel, calling, says
 from mana.testing.postgres import Database, connected
@@ -87,10 +88,6 @@ async def no_budget(made: World) -> None:
     await made.ready(maxTokensPerDay=0)
 
 
-async def too_little_budget(made: World) -> None:
-    await made.ready(maxTokensPerDay=10)
-
-
 async def other_agent(made: World) -> None:
     await made.ready()
     await made.agent("agent-2")
@@ -147,8 +144,7 @@ REFUSALS: list[tuple[Callable[[World], Awaitable[None]], str]] = [
     (revoked, "revoked"),
     (expired, "expired"),
     (other_runner, "not-configured"),
-    (no_budget, "budget"),
-    (too_little_budget, "budget"),
+    (no_budget, "budget:0/0"),
     (other_agent, "scope-mismatch"),
     (rotated, "key-rotated"),
     (wrong_key, "malformed"),
@@ -357,15 +353,49 @@ async def test_lost_role(database: Database, statement: str, status: str | None)
 async def test_budget_of_a_day(database: Database) -> None:
     """A reservation that was never settled counts in full; the next call is refused."""
     async with world(database) as made:
-        await made.ready(maxTokensPerDay=9_000)
+        await made.ready(maxTokensPerDay=6_600)
 
         def mute(_request: ModelRequest) -> ModelReply:
             return ModelReply("Done.", (), "stop", None)
 
         assert await run_once(made, model=lambda: Scripted([mute])) == ("done", "")
         spent = (await made.missions()).tokens_today["agent-1"]
-        assert 4_096 < spent <= 9_000
-        assert await run_once(made, model=lambda: Scripted([mute])) == ("skipped", "budget")
+        assert 4_096 < spent <= 6_600
+        assert await run_once(made, model=lambda: Scripted([mute])) == (
+            "skipped",
+            f"budget:{6_600 - spent}/6600",
+        )
+
+
+async def test_rules_cost_nothing(database: Database) -> None:
+    """An agent whose cap is far below a call's worst case runs with the offline rules."""
+    async with world(database) as made:
+        await made.ready(maxTokensPerDay=10)
+        assert await run_once(made) == ("done", "")
+        assert (await made.missions()).tokens_today == {}
+
+
+async def test_a_small_cap_gets_a_shorter_reply(database: Database) -> None:
+    """A cap below the usual worst case is granted smaller, and is never passed."""
+    async with world(database) as made:
+        await made.ready(maxTokensPerDay=5_000)
+        model = Scripted([says("Done.", usage=Usage(4_000, 1_000))])
+        assert await run_once(made, model=lambda: model) == ("done", "")
+        (request,) = model.requests
+        assert 256 <= request.completion_tokens_max < 4_096
+        assert worst_case(request) == 5_000
+        again = Scripted()
+        assert await run_once(made, model=lambda: again) == ("skipped", "budget:0/5000")
+        assert again.requests == []
+
+
+async def test_too_little_is_said_so(database: Database) -> None:
+    """Where nothing was used but no call fits, the ledger does not say that it was used."""
+    async with world(database) as made:
+        await made.ready(maxTokensPerDay=10)
+        model = Scripted()
+        assert await run_once(made, model=lambda: model) == ("skipped", "budget:10/10")
+        assert model.requests == []
 
 
 async def test_settled_tokens(database: Database) -> None:

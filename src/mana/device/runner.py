@@ -39,8 +39,9 @@ from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.missions import MISSIONS, Mission, mission_from_view
 from mana.domain.policy import SpacePolicy
 from mana.domain.records import View
+from mana.planning.budget import budget_reason, counted_tokens, fitting, is_used_up
 from mana.planning.loop import InputTooLarge, Plan, run
-from mana.planning.ports import BudgetExceeded, ModelFailed, Usage
+from mana.planning.ports import BudgetExceeded, ModelFailed, Reservation, Usage
 from mana.planning.prompt import PastIteration, PastStep, PlanInput, PlannedInput
 
 TIMEOUT_S: Final = 180.0
@@ -67,7 +68,7 @@ class NotRunHere(Conflict):
     advice: ClassVar[str] = "Run it on the device that it belongs to, or move it."
 
 
-class _Budget:
+class DeviceBudget:
     """The agent's tokens on this device: what is reserved counts until it is settled."""
 
     def __init__(self, tokens_max: int | None, used: int, beside: Callable[[], int]) -> None:
@@ -78,20 +79,24 @@ class _Budget:
         self._calls = 0
         self.spent = 0
 
-    async def reserve(self, tokens: int) -> str:
+    async def reserve(self, prompt_tokens: int, completion_tokens_max: int) -> Reservation:
         """Reserve the worst case of one call; raise BudgetExceeded."""
         counted = self._used + self._beside() + self.end()
-        if self._tokens_max is not None and counted + tokens > self._tokens_max:
-            raise BudgetExceeded("the agent has no tokens left for this call")
+        granted = fitting(
+            prompt_tokens, completion_tokens_max, cap=self._tokens_max, counted=counted
+        )
         self._calls += 1
         name = str(self._calls)
-        self._reserved[name] = tokens
-        return name
+        self._reserved[name] = prompt_tokens + granted
+        return Reservation(name, granted)
 
     async def settle(self, reservation: str, usage: Usage | None) -> None:
-        """Replace a reservation by what was used; None counts it in full."""
-        tokens = self._reserved.pop(reservation, 0)
-        self.spent += tokens if usage is None else usage.total
+        """Replace a reservation by what was used; what cannot be true counts it in full."""
+        self.spent += counted_tokens(usage, self._reserved.pop(reservation))
+
+    def add(self, tokens: int) -> None:
+        """Count what another run of the agent used, which ended meanwhile."""
+        self._used += tokens
 
     def end(self) -> int:
         """Return what the run used; a call that was cut off counts in full."""
@@ -121,7 +126,7 @@ class Runner:
         self._timeout_s = timeout_s
         self._running: dict[str, tuple[str, asyncio.Task[RunLine]]] = {}
         self._stopped: set[str] = set()
-        self._budgets: dict[str, builtins.list[_Budget]] = {}
+        self._budgets: dict[str, builtins.list[DeviceBudget]] = {}
         self._executing = asyncio.Lock()
 
     async def serve(self, woken: asyncio.Event) -> None:
@@ -227,10 +232,17 @@ class Runner:
             return await self._ledger.put(
                 self._line(mission, scheduled_ms, kind, "skipped", reason)
             )
+        cap = agent.tokens_per_day_max
+        used = (await self._news.tokens_today()).get(agent.id, 0)
         at_work = sum(1 for agent_id, _ in self._running.values() if agent_id == agent.id)
-        if at_work >= agent.concurrent_max:
+        if at_work >= agent.concurrent_max or mission.id in self._running:
             return None
-        task = asyncio.create_task(self._run(mission, agent, scheduled_ms, kind))
+        if cap is not None and is_used_up(cap, used, metered=self._opened.model.metered):
+            reason = budget_reason(0, cap)
+            return await self._ledger.put(
+                self._line(mission, scheduled_ms, kind, "skipped", reason)
+            )
+        task = asyncio.create_task(self._run(mission, agent, scheduled_ms, kind, used))
         self._running[mission.id] = (agent.id, task)
         try:
             return await asyncio.shield(task)
@@ -248,11 +260,12 @@ class Runner:
             self._ledger.set_phase(mission.id, None)
             self._say()
 
-    async def _run(self, mission: Mission, agent: Agent, scheduled_ms: int, kind: str) -> RunLine:
+    async def _run(
+        self, mission: Mission, agent: Agent, scheduled_ms: int, kind: str, used: int
+    ) -> RunLine:
         """Plan and commit one run; return its line, which is kept in every case."""
-        used = (await self._news.tokens_today()).get(agent.id, 0)
         budgets = self._budgets.setdefault(agent.id, [])
-        budget = _Budget(
+        budget = DeviceBudget(
             agent.tokens_per_day_max,
             used,
             # Another mission of the same agent spends from the same day.
@@ -270,8 +283,8 @@ class Runner:
         except asyncio.CancelledError:
             reason = "stopped"
             raise
-        except BudgetExceeded:
-            state, reason = "skipped", "budget"
+        except BudgetExceeded as error:
+            state, reason = "skipped", budget_reason(error.left, error.cap)
         except InputTooLarge:
             reason = "inputs"
         except ModelFailed as error:
@@ -279,17 +292,22 @@ class Runner:
         except ManaError as error:
             _log.warning("run failed: %s", error.code)
         finally:
-            budgets.remove(budget)
             line = self._line(mission, scheduled_ms, kind, state, reason, iteration, budget.end())
-            if reason != "stopped" or mission.id in self._stopped:
-                # A run that ends with the process is no run: it is made up for at the next start.
-                line = await asyncio.shield(self._ledger.put(line))
+            try:
+                if reason != "stopped" or mission.id in self._stopped:
+                    # A run that ends with the process is no run: it is made up for at the next
+                    # start.
+                    line = await asyncio.shield(self._ledger.put(line))
+            finally:
+                budgets.remove(budget)
+                for other in budgets:
+                    other.add(budget.end())
         if iteration is not None:
             await self._guarded(self.run_planned)
         return line
 
     async def _plan(
-        self, mission: Mission, agent: Agent, scheduled_ms: int, budget: _Budget, used: int
+        self, mission: Mission, agent: Agent, scheduled_ms: int, budget: DeviceBudget, used: int
     ) -> tuple[Plan, builtins.list[View]]:
         self.phase_of(mission.id)("inputs")
         views = await self._inputs(mission)

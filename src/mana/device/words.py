@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from mana.planning.budget import read_budget_reason
+
 SKIPPED: Final = {
     "mission-not-active": "The mission is not active.",
     "agent-missing": "The agent is gone, so nothing may happen in its name.",
@@ -23,7 +25,7 @@ SKIPPED: Final = {
     "key-rotated": "Keys were changed since the grant was made.",
     "not-a-member": "Whoever granted this may no longer write in the space.",
     "concurrency": "The agent is at work on as many missions as it may.",
-    "budget": "The agent has used its tokens of the last 24 hours.",
+    "budget": "Today's budget is used up.",
     "superseded": "A later run took its place.",
 }
 FAILED: Final = {
@@ -63,7 +65,22 @@ def reason_words(state: str, reason: str) -> str:
     """Return why an occurrence ended as it did; empty where there is nothing to say."""
     if not reason:
         return "It was due while nothing could run." if state == "missed" else ""
+    budget = read_budget_reason(reason)
+    if budget is not None:
+        return _budget_words(*budget)
     return SKIPPED.get(reason) or FAILED.get(reason) or f"Reason: {reason}."
+
+
+def _budget_words(left: int, cap: int) -> str:
+    if cap == 0:
+        return "The agent's budget is 0 tokens, so it does not run."
+    if left == 0:
+        return f"Today's budget of {_tokens(cap)} is used up."
+    return f"What is left of today's budget, {_tokens(left)}, is too little for one call."
+
+
+def _tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count:,} tokens"
 
 
 def hold_words(hold: str) -> str:

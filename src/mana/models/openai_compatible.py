@@ -139,6 +139,11 @@ class OpenAiCompatible:
         return self._endpoint.is_this_machine
 
     @property
+    def metered(self) -> bool:
+        """Say that its tokens count against budgets."""
+        return True
+
+    @property
     def description(self) -> str:
         """Return what this is and where text goes, in one sentence."""
         if self.local:

@@ -167,6 +167,11 @@ class Rules:
         return True
 
     @property
+    def metered(self) -> bool:
+        """Say that it costs nothing."""
+        return False
+
+    @property
     def description(self) -> str:
         """Return what this is, honestly."""
         return DESCRIPTION

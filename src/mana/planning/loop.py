@@ -19,6 +19,7 @@ from mana.domain.ids import IterationId, step_id
 from mana.domain.iterations import STEPS_MAX
 from mana.domain.policy import Policy, SpacePolicy
 from mana.domain.records import Records
+from mana.planning.budget import is_sane
 from mana.planning.dispatch import (
     Answered,
     Caller,
@@ -203,7 +204,7 @@ async def run(
         so_far.rounds += 1
         progress.phase("model")
         request = ModelRequest(
-            messages=(*so_far.messages, *_reminders(plan_input, so_far)),
+            messages=(*so_far.messages, *_reminders(plan_input, so_far, metered=model.metered)),
             tools=schemas,
             temperature=TEMPERATURE,
             completion_tokens_max=completion_tokens_max,
@@ -253,7 +254,12 @@ async def run(
 
 
 def worst_case(request: ModelRequest) -> int:
-    """Return the tokens that a call may cost at most, by the size of what is sent."""
+    """Return the tokens that a call may cost at most."""
+    return prompt_tokens(request) + request.completion_tokens_max
+
+
+def prompt_tokens(request: ModelRequest) -> int:
+    """Return the tokens that reading a request may cost at most, by the size of what is sent."""
     sent: list[Json] = [
         [
             message.role,
@@ -264,23 +270,29 @@ def worst_case(request: ModelRequest) -> int:
         for message in request.messages
     ]
     size = len(canonical_json([sent, list(request.tools)]))
-    return -(-size // _BYTES_PER_TOKEN) + request.completion_tokens_max
+    return -(-size // _BYTES_PER_TOKEN)
 
 
 async def _complete(
     model: Model, request: ModelRequest, budget: Budget, so_far: _Run
 ) -> ModelReply:
-    """Reserve the worst case, call the model, settle; without a usage the reservation counts."""
-    reservation = await budget.reserve(worst_case(request))
+    """Reserve the worst case, call the model, settle; without a usage the reservation counts.
+
+    A model that is not metered costs nothing, whatever it reports.
+    """
+    if not model.metered:
+        return await model.complete(request)
+    reservation = await budget.reserve(prompt_tokens(request), request.completion_tokens_max)
+    request = replace(request, completion_tokens_max=reservation.completion_tokens_max)
     try:
         reply = await model.complete(request)
     except ModelFailed:
-        await budget.settle(reservation, None)
+        await budget.settle(reservation.id, None)
         raise
     usage = reply.usage
-    if usage is not None and (usage.prompt_tokens < 0 or usage.completion_tokens < 0):
+    if usage is not None and not is_sane(usage.prompt_tokens, usage.completion_tokens):
         usage = None
-    await budget.settle(reservation, usage)
+    await budget.settle(reservation.id, usage)
     so_far.usage = so_far.usage + (usage or Usage())
     return reply
 
@@ -419,12 +431,12 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _reminders(plan_input: PlanInput, so_far: _Run) -> list[Message]:
+def _reminders(plan_input: PlanInput, so_far: _Run, *, metered: bool) -> list[Message]:
     """Return what the model is reminded of in this request only."""
     state = RunState(
         round=so_far.rounds,
         outcomes=tuple(so_far.outcomes),
         tokens_used=plan_input.tokens_today + so_far.usage.total,
-        tokens_max=plan_input.agent.tokens_per_day_max,
+        tokens_max=plan_input.agent.tokens_per_day_max if metered else None,
     )
     return [Message("system", f"<reminder>{text}</reminder>") for text in reminders(state)]

@@ -19,10 +19,18 @@ Phase = Literal["prompt", "model", "tools", "done"]
 
 
 class BudgetExceeded(Conflict):
-    """The agent, mission or account has no tokens left for the next call's worst case."""
+    """What is left of the agent's budget is too little for the next call, or nothing."""
 
     code: ClassVar[str] = "BUDGET_EXCEEDED"
     advice: ClassVar[str] = "Raise the agent's budget, or wait until the next day."
+
+    def __init__(self, *, left: int, cap: int) -> None:
+        super().__init__(
+            "what is left of the agent's budget is too little for a call",
+            detail={"left": left, "cap": cap},
+        )
+        self.left = left
+        self.cap = cap
 
 
 class ModelFailed(Unavailable):
@@ -103,7 +111,8 @@ class Model(Protocol):
     """A model behind one endpoint.
 
     `endpoint` is what a grant's header allows (scheme, host and port, or `rules:offline`),
-    `name` the model there, `description` one honest sentence for the person.
+    `name` the model there, `description` one honest sentence for the person. `metered`: its
+    tokens count against the agent's budget; what is not metered costs nothing.
     """
 
     @property
@@ -118,15 +127,30 @@ class Model(Protocol):
     def description(self) -> str:
         """Return one sentence that says what this is and where text goes."""
 
+    @property
+    def metered(self) -> bool:
+        """Say whether calls are counted against budgets."""
+
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Return the model's answer; raise ModelFailed if there is none."""
 
 
-class Budget(Protocol):
-    """Tokens that a run may spend; the worst case is reserved before each call."""
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Tokens that are held for one call, and how long the reply to it may be at most."""
 
-    async def reserve(self, tokens: int) -> str:
-        """Reserve the worst case and return the reservation; raise BudgetExceeded."""
+    id: str
+    completion_tokens_max: int
+
+
+class Budget(Protocol):
+    """Tokens that a run may spend; the worst case is reserved before each metered call."""
+
+    async def reserve(self, prompt_tokens: int, completion_tokens_max: int) -> Reservation:
+        """Reserve the worst case; raise BudgetExceeded.
+
+        Where less is left, the reply may be shorter than wanted, but not too short to be of use.
+        """
 
     async def settle(self, reservation: str, usage: Usage | None) -> None:
         """Replace a reservation by what was used; None leaves it counted in full."""

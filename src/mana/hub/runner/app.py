@@ -103,7 +103,7 @@ def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner
     key = load_runner_key(settings)
     key_id = key.public().key_id()
     # An address that is none is told at the start, not at the first run.
-    model_from_settings(settings.llm_url, settings.llm_key, settings.llm_model)
+    model = model_from_settings(settings.llm_url, settings.llm_key, settings.llm_model)
     store = RunnerStore.at(settings.database_url, size=settings.concurrency + 4)
     metrics = Metrics()
     log = ChangeLog({table.name: table for table in load_catalogue().tables})
@@ -128,6 +128,7 @@ def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner
         key_pem=key.to_pem(),
         hub_key=lambda: b64(load_public_keys(settings.secrets_dir)[1].to_bytes()),
         model=ModelSpec(settings.llm_url, settings.llm_key, settings.llm_model),
+        metered=model.metered,
         concurrency=settings.concurrency,
         lease_s=settings.lease_s,
         heartbeat_s=settings.heartbeat_s,

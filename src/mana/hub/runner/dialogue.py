@@ -87,9 +87,10 @@ class AuditAsk(Message, frozen=True):
 
 
 class ReserveAsk(Message, frozen=True):
-    """Reserve tokens for one call of a model."""
+    """Reserve tokens for one call of a model: for the prompt, and for the reply at most."""
 
-    tokens: int
+    prompt_tokens: int
+    completion_tokens_max: int
 
 
 class SettleAsk(Message, frozen=True):
@@ -140,9 +141,10 @@ class AuditDone(Message, frozen=True):
 
 
 class Granted(Message, frozen=True):
-    """A reservation was committed, or a settlement noted."""
+    """A reservation was committed, for a reply that may be shorter; or a settlement noted."""
 
     reservation: str
+    completion_tokens_max: int = 0
 
 
 class Refused(Message, frozen=True):

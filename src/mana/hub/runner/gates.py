@@ -12,6 +12,7 @@ from mana.domain.errors import CryptoFailed, Invalid
 from mana.domain.grants import SUITES, GrantHeader, header_from_wire
 from mana.domain.occurrences import SkipReason
 from mana.hub.runner.ledger import AgentSnapshot, MissionSnapshot, RegisteredGrant
+from mana.planning.budget import budget_reason, is_used_up
 
 
 def mission_refusal(mission: MissionSnapshot | None) -> SkipReason | None:
@@ -47,10 +48,12 @@ def grant_refusal(grant: RegisteredGrant | None, *, runner_key_id: str) -> SkipR
     return None
 
 
-def budget_refusal(agent: AgentSnapshot, spent: int) -> SkipReason | None:
-    """Return `budget` if nothing is left of an agent's day."""
+def budget_refusal(agent: AgentSnapshot, spent: int, *, metered: bool) -> str | None:
+    """Return why an agent may not begin: its day is used up, or its cap is 0."""
     cap = agent.tokens_per_day_max
-    return "budget" if cap is not None and spent >= cap else None
+    if cap is None or not is_used_up(cap, spent, metered=metered):
+        return None
+    return budget_reason(0, cap)
 
 
 def read_header(text: str) -> GrantHeader:

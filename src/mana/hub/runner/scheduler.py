@@ -51,7 +51,8 @@ from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.moments import overdue
 from mana.hub.runner.store import Ledger, RunnerStore, Transaction
 from mana.hub.runner.workers import Worker, Workers
-from mana.planning.ports import FAILURE_KINDS
+from mana.planning.budget import budget_reason, fitting, is_sane, read_budget_reason
+from mana.planning.ports import FAILURE_KINDS, BudgetExceeded
 from mana.protocol.messages import ChangeMessage
 
 CONCURRENCY_DELAY_MS: Final = 5_000
@@ -129,6 +130,7 @@ class Setting:
     key_pem: str = field(repr=False)
     hub_key: Callable[[], str]
     model: ModelSpec
+    metered: bool
     concurrency: int
     lease_s: int
     heartbeat_s: int
@@ -323,9 +325,9 @@ class Scheduler:
                 await ledger.put_back(lease, delay_ms=CONCURRENCY_DELAY_MS, counted=False)
                 return None
             spent = await ledger.spent(lease.space_id, agent.agent_id)
-            refusal = gates.budget_refusal(agent, spent)
-            if refusal is not None:
-                await self._skip(ledger, lease, refusal)
+            spent_up = gates.budget_refusal(agent, spent, metered=self._setting.metered)
+            if spent_up is not None:
+                await self._skip(ledger, lease, spent_up)
                 return None
             job = await self._job(ledger, lease, mission, agent, grant, spent)
             if not isinstance(job, Job):
@@ -458,7 +460,7 @@ class Scheduler:
                     if message.checked:
                         self._fail("after_audit")
                 case ReserveAsk():
-                    await channel.send(await self._reserve(admitted, message.tokens))
+                    await channel.send(await self._reserve(admitted, message))
                 case SettleAsk():
                     await channel.send(await self._settle(admitted, message))
                 case PhaseNote(name) if name in _PHASES:
@@ -517,9 +519,11 @@ class Scheduler:
                 self._metrics.scope_violations.labels(entry.table_name).inc()
         return AuditDone(seq, head) if refusal is None else Refused(refusal)
 
-    async def _reserve(self, admitted: _Admitted, tokens: int) -> Message:
-        """Commit a reservation, or refuse what the agent's day does not hold."""
+    async def _reserve(self, admitted: _Admitted, ask: ReserveAsk) -> Message:
+        """Commit a reservation as far as the agent's day holds it, or refuse."""
         lease, agent_id = admitted.lease, admitted.agent.agent_id
+        if not is_sane(ask.prompt_tokens, ask.completion_tokens_max):
+            raise WorkerLost("the worker asked for what cannot be a number of tokens")
         async with self._store.work(lease.account_id) as ledger:
             if not await ledger.holds(lease):
                 raise WorkerLost("the lease is another's by now")
@@ -527,16 +531,22 @@ class Scheduler:
             agent = await ledger.agent(lease.space_id, agent_id)
             cap = None if agent is None else agent.tokens_per_day_max
             spent = await ledger.spent(lease.space_id, agent_id)
-            if tokens < 0 or (cap is not None and spent + tokens > cap):
-                return Refused("budget")
-            return Granted(await ledger.reserve(lease, agent_id, tokens))
+            try:
+                granted = fitting(
+                    ask.prompt_tokens, ask.completion_tokens_max, cap=cap, counted=spent
+                )
+            except BudgetExceeded as error:
+                return Refused(budget_reason(error.left, error.cap))
+            reservation = await ledger.reserve(lease, agent_id, ask.prompt_tokens + granted)
+            return Granted(reservation, granted)
 
     async def _settle(self, admitted: _Admitted, ask: SettleAsk) -> Message:
         prompt, completion = ask.prompt_tokens, ask.completion_tokens
-        if prompt is not None and completion is not None:
+        # What cannot be true leaves the reservation, which counts in full.
+        if prompt is not None and completion is not None and is_sane(prompt, completion):
             async with self._store.work(admitted.lease.account_id) as ledger:
-                await ledger.settle(ask.reservation, max(prompt, 0), max(completion, 0))
-            self._metrics.tokens.inc(max(prompt, 0) + max(completion, 0))
+                await ledger.settle(ask.reservation, prompt, completion)
+            self._metrics.tokens.inc(prompt + completion)
         return Granted(ask.reservation)
 
     async def _finish(self, admitted: _Admitted, done: Finished, stats: TickStats) -> None:
@@ -600,7 +610,7 @@ class Scheduler:
         lease = admitted.lease
         reason = stopped.reason if stopped.reason in _FAILURES else "internal"
         async with self._store.work(lease.account_id) as ledger:
-            if stopped.outcome == "skipped" and stopped.reason in _SKIPS:
+            if stopped.outcome == "skipped" and _word(stopped.reason) in _SKIPS:
                 await self._skip(ledger, lease, stopped.reason)
                 return
             if await self._end(ledger, lease, "failed", reason):
@@ -621,7 +631,7 @@ class Scheduler:
             if reason in _GRANT_REASONS:
                 self._metrics.grant_skips.labels(reason).inc()
             else:
-                self._metrics.decisions.labels(f"skipped-{reason}").inc()
+                self._metrics.decisions.labels(f"skipped-{_word(reason)}").inc()
 
     async def _end(
         self,
@@ -673,6 +683,11 @@ def _check_written(admitted: _Admitted, done: Finished) -> None:
     )
     if not is_own:
         raise WorkerLost("the worker wrote something that is not its run's")
+
+
+def _word(reason: str) -> str:
+    """Return a reason without the numbers that the one of budgets may have."""
+    return "budget" if read_budget_reason(reason) is not None else reason
 
 
 def _material(grant: RegisteredGrant) -> GrantMaterial:

@@ -62,8 +62,9 @@ from mana.hub.runner.opening import (
 )
 from mana.hub.runner.writeback import Draft, RunFacts, seal_run
 from mana.models.choose import model_from_settings
+from mana.planning.budget import budget_reason, read_budget_reason
 from mana.planning.loop import InputTooLarge, Plan, run
-from mana.planning.ports import BudgetExceeded, Model, ModelFailed, Usage
+from mana.planning.ports import BudgetExceeded, Model, ModelFailed, Reservation, Usage
 from mana.planning.prompt import (
     PastIteration,
     PastStep,
@@ -375,8 +376,8 @@ class _Run:
                 progress=self,
                 iteration_id=self._iteration_id,
             )
-        except BudgetExceeded:
-            raise Ended("skipped", "budget") from None
+        except BudgetExceeded as error:
+            raise Ended("skipped", budget_reason(error.left, error.cap)) from None
         except InputTooLarge:
             raise Ended("failed", "inputs") from None
         except ModelFailed as error:
@@ -511,12 +512,15 @@ class _Budget:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def reserve(self, tokens: int) -> str:
+    async def reserve(self, prompt_tokens: int, completion_tokens_max: int) -> Reservation:
         """Reserve the worst case of one call."""
-        answer = await _asked(self._channel, ReserveAsk(tokens))
+        ask = ReserveAsk(prompt_tokens, completion_tokens_max)
+        answer = await _asked(self._channel, ask)
         if isinstance(answer, Granted):
-            return answer.reservation
-        raise BudgetExceeded("the agent has no tokens left for this call")
+            return Reservation(answer.reservation, answer.completion_tokens_max)
+        reason = answer.reason if isinstance(answer, Refused) else ""
+        left, cap = read_budget_reason(reason) or (0, 0)
+        raise BudgetExceeded(left=left, cap=cap)
 
     async def settle(self, reservation: str, usage: Usage | None) -> None:
         """Replace a reservation by what was used."""
