@@ -12,8 +12,8 @@ from mana.domain.records import View
 from mana.hub.runner import audit, worker
 from mana.hub.runner.store import Ledger
 from mana.protocol.messages import StateRecord
-from mana.testing.postgres import Database
-from tests.runner.world import world
+from mana.testing.postgres import Database, connected
+from tests.runner.world import InlineWorker, InlineWorkers, world
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -112,3 +112,31 @@ async def test_nothing_is_opened_before_it_is_audited(
         "aiSteps",
     }
     assert early == []
+
+
+async def test_a_replaced_runner_opens_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner whose lease was taken over before its first reading notes none and opens none."""
+    opened: list[str] = []
+    open_record = worker.open_record
+
+    def opening(space_id: str, record: StateRecord, *rest: Any) -> View:
+        opened.append(record.table)
+        return open_record(space_id, record, *rest)
+
+    monkeypatch.setattr(worker, "open_record", opening)
+    async with world(database) as made:
+
+        class Overtaken(InlineWorkers):
+            async def start(self) -> InlineWorker:
+                async with connected(database.owner_url) as owner:
+                    await owner.execute("update mana_ai.occurrences set fence = fence + 1")
+                return await super().start()
+
+        await made.ready()
+        await made.run_now()
+        async with made.runner(workers=Overtaken()) as runner:
+            await runner.scheduler.tick()
+        assert (await made.audit()).rows == []
+    assert opened == []
