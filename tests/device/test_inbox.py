@@ -16,7 +16,8 @@ from mana.device.inbox import (
     ProposalMoved,
     ProposalUnverified,
 )
-from mana.device.steps import StepDone, decision
+from mana.device.steps import StepDone, decision, named_first
+from mana.device.views import Cited
 from mana.domain.clock import Stamp
 from mana.domain.errors import Invalid
 from mana.domain.ids import DeviceId, RecordId
@@ -295,3 +296,11 @@ async def test_executed_step_is_not_executed_again_whatever_its_status(home: Hou
         await steps.effects(
             case, shown, change, consent="approved", records=records, decision_id="again"
         )
+
+
+def test_named_inputs_come_first() -> None:
+    """The inputs that a reason quotes by title stand before the others, which keep their order."""
+    cited = [Cited("notes", str(n), title) for n, title in enumerate(("Garden", "", "The  offer"))]
+    order = [one.record_id for one in named_first(cited, "“The offer” names it; Garden does not.")]
+    assert order == ["2", "0", "1"]
+    assert named_first(cited, "“”") == tuple(cited)

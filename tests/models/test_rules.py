@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mana.domain.policy import STANDARD, Policy
+from mana.domain.records import View
 from mana.models.rules import ENDPOINT, Rules, answer
 from mana.planning.loop import Plan
 from mana.planning.ports import ModelRequest
@@ -158,3 +159,34 @@ def test_the_same_request_gives_the_same_reply() -> None:
     request = ModelRequest(prompt(plan_input(), rounds_max=5), schemas, 0.3, 100)
     assert answer(request) == answer(request)
     assert answer(request).calls[0].name == "list_tasks"
+
+
+def test_reasons_name_inputs_as_people_do() -> None:
+    """A reason holds the input's title in quotes and no id."""
+    task = view("tasks", "t9", {"title": "Send the offer", "isCompleted": False})
+    result = found("- [x] Send the offer\nTODO: order new filters", task)
+    reasons = {step.tool: step.rationale for step in result.steps}
+    assert reasons == {
+        "create_task": "“Meeting” names it as something to do.",
+        "complete_task": "“Meeting” says that it is done.",
+    }
+
+
+@pytest.mark.parametrize(
+    "content, more, first",
+    [
+        ("Nothing here.", [], "Read 1 input; suggests nothing new."),
+        ("TODO: order filters", [], "Read 1 input; suggests 1 new task."),
+        (
+            "TODO: order filters\nTODO: call Kim\n- [x] Send the offer",
+            [
+                view("tasks", "t9", {"title": "Send the offer"}),
+                view("tasks", "t8", {"title": "Pay rent", "dueDate": "2026-11-01"}),
+            ],
+            "Read 3 inputs; suggests 2 new tasks and 1 task to complete; 1 task is overdue.",
+        ),
+    ],
+)
+def test_a_summary_begins_with_one_sentence(content: str, more: list[View], first: str) -> None:
+    """The first line says what was read, what is suggested and what is late."""
+    assert found(content, *more).summary.partition("\n")[0] == first

@@ -7,8 +7,9 @@ from datetime import date
 import pytest
 from markupsafe import Markup
 
+from mana.device.views import Cited
 from mana.web.doors import cookie_name, is_ours, is_same_site
-from mana.web.showing import field_words, hue, line, spark, told
+from mana.web.showing import field_words, hue, line, named_first, spark, told
 from mana.web.words import DAY_MS, HOUR_MS, MINUTE_MS, ago, day_words, left, t
 
 NOW = 1_790_000_000_000
@@ -90,3 +91,11 @@ def test_names_of_hosts_are_compared_whole() -> None:
     assert is_ours("desk.home", {"desk.home"})
     assert cookie_name("127.0.0.1:5173") == "mana_5173"
     assert not is_same_site("127.0.0.1:1", origin="null", fetched_from=None)
+
+
+def test_a_card_shows_the_inputs_that_its_reason_names() -> None:
+    """An input that is named by its quoted title or its id is shown; without any, all are."""
+    offer, garden = Cited("notes", "n1", "The offer"), Cited("notes", "n2", "Garden")
+    assert named_first([garden, offer], "“The offer” says so.") == ([offer], [garden])
+    assert named_first([garden, offer], "See notes:n2.") == ([garden], [offer])
+    assert named_first([garden, offer], "The garden says so.") == ([garden, offer], [])

@@ -276,7 +276,7 @@ class Steps:
             sentence=step.text("sentence") if shown is None else shown.sentence,
             diffs=await self.diffs(preview),
             rationale=step.text("rationale"),
-            cited=await self.cited(iteration),
+            cited=named_first(await self.cited(iteration), step.text("rationale")),
             reach=self._reach(case.tool),
             model=iteration.text("model") if iteration is not None else "",
             tokens=tokens_of(iteration),
@@ -435,6 +435,16 @@ def decision(
     """Return the guarded change of a step's status."""
     values: dict[str, Json] = {"status": status, **extra}
     return Change(STEPS.name, RecordId(step_id), ChangeKind.UPDATE, values, guards)
+
+
+def named_first(cited: Sequence[Cited], reason: str) -> tuple[Cited, ...]:
+    """Return inputs with those first that a reason names by their titles in quotes."""
+
+    def is_unnamed(one: Cited) -> bool:
+        title = " ".join(one.title.split())
+        return not title or f"“{title}”" not in reason
+
+    return tuple(sorted(cited, key=is_unnamed))
 
 
 def planned_ms(step: View, iteration: View | None) -> int:

@@ -28,6 +28,7 @@ WRITES_PER_ROUND_MAX: Final = 8
 WRITES_MAX: Final = 20
 _TITLE_MAX: Final = 120
 _EXTRACT_MAX: Final = 160
+_NAMED_MAX: Final = 300
 _OPEN_AGAIN: Final = ("failed", "expired")
 
 _DATA: Final = re.compile(r'<data id="([^"]*)" title="([^"]*)">\n(.*?)\n</data>', re.DOTALL)
@@ -244,8 +245,8 @@ class _Reading:
                 yield "create_task", item.title, _create(item)
         if "complete_task" in self.offered:
             for known, block in self.finished():
-                reason = f"“{block.title}” ({block.key}) says that it is done."
-                arguments: Json = {"taskId": known.id, "rationale": reason[:500]}
+                reason = f"{_named(block)} says that it is done."
+                arguments: Json = {"taskId": known.id, "rationale": reason}
                 yield "complete_task", known.id, arguments
         if "create_note" in self.offered and _WANTS_SUMMARY.search(self.goal) and self.blocks:
             title = f"Summary of {self.today.isoformat()}" if self.today else "Summary"
@@ -293,27 +294,37 @@ class _Reading:
             "complete_task": "task to complete",
             "create_note": "new note",
         }
-        planned = ", ".join(_counted(count, words[name]) for name, count in counts.items() if count)
-        read = _counted(len(self.blocks), "input")
-        head = f"Read {read} by fixed rules. " + (
-            f"Suggested: {planned}." if planned else "Found nothing new to suggest."
-        )
+        planned = [_counted(count, words[name]) for name, count in counts.items() if count]
+        late = len(self._late())
+        parts = [
+            f"Read {_counted(len(self.blocks), 'input')}",
+            f"suggests {_joined(planned) or 'nothing new'}",
+            *([f"{_counted(late, 'task')} {'is' if late == 1 else 'are'} overdue"] if late else []),
+        ]
+        head = f"{'; '.join(parts)}."
         digest = self._digest()
         return f"{head}\n\n{digest}" if digest else head
 
     def _digest(self) -> str:
         """Return tasks that are late or without a day, and the first sentence of each note."""
-        lines: list[str] = []
-        still_open = list({known.id: known for known in self.known if not known.completed}.values())
-        if self.today is not None:
-            day = self.today.isoformat()
-            late = [known for known in still_open if known.due and known.due < day]
-            lines += _listed("Overdue", [f"{k.title} (since {k.due})" for k in late])
-        lines += _listed("Without a day", [known.title for known in still_open if not known.due])
+        undated = [known.title for known in self._still_open() if not known.due]
+        lines = _listed("Overdue", [f"{k.title} (since {k.due})" for k in self._late()])
+        lines += _listed("Without a day", undated)
         lines += _listed(
             "Notes", [f"{b.title}: {x}" if (x := _extract(b)) else b.title for b in self.notes]
         )
         return "\n".join(lines)
+
+    def _still_open(self) -> list[Known]:
+        """Return the open tasks, each once."""
+        return list({known.id: known for known in self.known if not known.completed}.values())
+
+    def _late(self) -> list[Known]:
+        """Return the open tasks whose day has passed."""
+        if self.today is None:
+            return []
+        day = self.today.isoformat()
+        return [known for known in self._still_open() if known.due and known.due < day]
 
 
 def _offered(tools: Sequence[dict[str, Json]]) -> frozenset[str]:
@@ -334,8 +345,13 @@ def _create(item: Item) -> Json:
         arguments["dueDate"] = item.due
     if item.urgent:
         arguments["priority"] = "high"
-    reason = f"“{item.source.title}” ({item.source.key}) names it as something to do."
-    return {**arguments, "rationale": reason[:500]}
+    reason = f"{_named(item.source)} names it as something to do."
+    return {**arguments, "rationale": reason}
+
+
+def _named(source: Block) -> str:
+    """Return an input as a person knows it: its title in quotes, never its id."""
+    return f"“{source.title[:_NAMED_MAX]}”" if source.title else "An input without a title"
 
 
 def _subject(call: FunctionCall) -> str:
@@ -514,6 +530,11 @@ def _extract(block: Block) -> str:
 def _counted(count: int, noun: str) -> str:
     head, space, tail = noun.partition(" to ")
     return f"{count} {head}{'' if count == 1 else 's'}{space}{tail}"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Return `a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _listed(heading: str, lines: Sequence[str]) -> list[str]:

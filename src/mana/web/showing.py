@@ -184,8 +184,16 @@ def without_ids(text: str, cited: Sequence[Cited]) -> str:
 
 
 def named_first(cited: Sequence[Cited], text: str) -> tuple[list[Cited], list[Cited]]:
-    """Return the inputs that a reason names, and the others; all, where it names none."""
-    named = [one for one in cited if one.record_id in text]
+    """Return the inputs that a reason names, and the others; all, where it names none.
+
+    A reason names an input by its title in quotes; a model may also write its id.
+    """
+
+    def is_named(one: Cited) -> bool:
+        title = " ".join(one.title.split())
+        return one.record_id in text or (bool(title) and f"“{title}”" in text)
+
+    named = [one for one in cited if is_named(one)]
     if not named:
         return list(cited), []
     return named, [one for one in cited if one not in named]
