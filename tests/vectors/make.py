@@ -29,6 +29,7 @@ from mana.crypto import (
     signatures,
     wrapping,
 )
+from mana.crypto.authority import facts_of
 from mana.crypto.primitives import b64, unb64
 from mana.device import audit as device_audit
 from mana.device import elements, journal
@@ -52,7 +53,6 @@ from mana.domain.tables import Number, Shape, Table, Text, sealed
 from mana.hub.runner import audit as hub_audit
 from mana.hub.runner.keys import runner_device_id
 from mana.hub.runner.writeback import run_digest
-from mana.hub.sync.validate import facts_of
 from mana.protocol.messages import AuditRow, ChangeMessage
 
 HERE = Path(__file__).parent

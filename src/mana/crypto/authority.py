@@ -88,6 +88,44 @@ class Proof(Protocol):
     def entries(self) -> Mapping[str, Sequence[str]]: ...
 
 
+class Write(Protocol):
+    """One path of a change on the wire."""
+
+    @property
+    def value(self) -> Json: ...
+
+    @property
+    def at(self) -> str: ...
+
+
+class WrittenChange(Protocol):
+    """A change on the wire, as far as its signature covers it."""
+
+    @property
+    def table(self) -> str: ...
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def change_id(self) -> str: ...
+
+    @property
+    def author_id(self) -> str: ...
+
+    @property
+    def visibility(self) -> str: ...
+
+    @property
+    def actor(self) -> Mapping[str, str]: ...
+
+    @property
+    def origin(self) -> str: ...
+
+    @property
+    def fields(self) -> Mapping[str, Write]: ...
+
+
 class Proven(Protocol):
     """A record, and by change id the proofs that its entries stem from."""
 
@@ -193,6 +231,23 @@ def authority_of(
             continue
         devices[read.device_id] = (member.account_id, key)
     return Authority(space_id, members, devices)
+
+
+def facts_of(space_id: str, change: WrittenChange) -> ChangeFacts:
+    """Return what a signature over this change states."""
+    return ChangeFacts(
+        space=space_id,
+        table=change.table,
+        record=change.id,
+        change=change.change_id,
+        author=change.author_id,
+        visibility=change.visibility,
+        actor=dict(change.actor),
+        origin=change.origin,
+        entries={
+            path: (write.at, value_hash(write.value)) for path, write in change.fields.items()
+        },
+    )
 
 
 def verify_record(authority: Authority, held: Proven, table: Table) -> None:

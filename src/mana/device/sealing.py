@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from mana.crypto.authority import facts_of
 from mana.crypto.envelope import (
     Binding,
     KeyClass,
@@ -20,7 +21,7 @@ from mana.crypto.envelope import (
     seal_field,
 )
 from mana.crypto.primitives import b64
-from mana.crypto.signatures import ChangeFacts, sign_change, value_hash
+from mana.crypto.signatures import sign_change
 from mana.device.vault import DeviceKey, OpenedVault, SpaceKeys
 from mana.domain.actors import actor_from_wire
 from mana.domain.clock import Stamp
@@ -210,19 +211,7 @@ class Sealer:
 
     def sign(self, change: ChangeMessage, space_id: str) -> ChangeMessage:
         """Return a change with this device's signature over the whole of it."""
-        facts = ChangeFacts(
-            space=space_id,
-            table=change.table,
-            record=change.id,
-            change=change.change_id,
-            author=change.author_id,
-            visibility=change.visibility,
-            actor=dict(change.actor),
-            origin=change.origin,
-            entries={
-                path: (write.at, value_hash(write.value)) for path, write in change.fields.items()
-            },
-        )
+        facts = facts_of(space_id, change)
         signature = Signature(
             signer=self.device.device_id, value=b64(sign_change(self.device.key, facts))
         )

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from mana.crypto.authority import facts_of
 from mana.crypto.envelope import Binding, KeyClass, RecordKey, seal_field
 from mana.crypto.identity import PrivateIdentity, certify_device
 from mana.crypto.keys import (
@@ -30,12 +31,10 @@ from mana.crypto.passwords import (
 )
 from mana.crypto.primitives import b64
 from mana.crypto.signatures import (
-    ChangeFacts,
     SigningKey,
     entry_hash,
     sign_change,
     sign_entry,
-    value_hash,
 )
 from mana.domain.actors import Actor, origin_of, person
 from mana.domain.clock import Stamp, iso_ms
@@ -250,19 +249,7 @@ def sealed_change(
 
 def signed(account: NewAccount, space_id: str, change: ChangeMessage) -> ChangeMessage:
     """Return the change with the signature of the account's device."""
-    facts = ChangeFacts(
-        space=space_id,
-        table=change.table,
-        record=change.id,
-        change=change.change_id,
-        author=change.author_id,
-        visibility=change.visibility,
-        actor=dict(change.actor),
-        origin=change.origin,
-        entries={
-            path: (write.at, value_hash(write.value)) for path, write in change.fields.items()
-        },
-    )
+    facts = facts_of(space_id, change)
     signature = Signature(
         signer=account.device_id, value=b64(sign_change(account.device_key, facts))
     )

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
+from mana.crypto.authority import facts_of
 from mana.domain.encoding import canonical_json
 from mana.domain.ids import RecordId
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.merge import merge_entries
 from mana.domain.records import Entry, Record, Visibility, key_version
 from mana.domain.tables import DELETED_AT, Table
-from mana.hub.sync.validate import Place, Refused, Writer, actor_of, facts_of, refusal_of
+from mana.hub.sync.validate import Place, Refused, Writer, actor_of, refusal_of
 from mana.protocol.messages import ChangeMessage, Proof, PushResult
 
 RecordRef: TypeAlias = tuple[str, str]

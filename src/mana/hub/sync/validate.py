@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from mana.crypto.authority import facts_of
 from mana.crypto.envelope import parse_envelope
 from mana.crypto.errors import Malformed
 from mana.crypto.primitives import unb64
 from mana.crypto.signatures import (
     SIGNATURE_BYTES,
-    ChangeFacts,
     VerifyKey,
-    value_hash,
     verify_change,
 )
 from mana.domain.actors import Actor, actor_from_wire, origin_of
@@ -106,23 +105,6 @@ def actor_of(change: ChangeMessage) -> Actor:
         return actor_from_wire(change.actor)
     except Invalid:
         raise Refused("forged-actor") from None
-
-
-def facts_of(space_id: str, change: ChangeMessage) -> ChangeFacts:
-    """Return what a signature over this change states."""
-    return ChangeFacts(
-        space=space_id,
-        table=change.table,
-        record=change.id,
-        change=change.change_id,
-        author=change.author_id,
-        visibility=change.visibility,
-        actor=dict(change.actor),
-        origin=change.origin,
-        entries={
-            path: (write.at, value_hash(write.value)) for path, write in change.fields.items()
-        },
-    )
 
 
 def _check(
