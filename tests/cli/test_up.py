@@ -43,6 +43,8 @@ def test_a_start_leads_to_the_page_and_a_stop_leaves_nothing(tmp_path: Path) -> 
         assert any(re.match(r"Demo http://127\.0\.0\.1:\d+/demo/\S+", line) for line in lines)
     assert process.returncode == 0, lines
     assert processes_of(home) == []
+    assert "not a language model" in (home / "logs" / "runner.log").read_text()
+    assert any("not a language model" in line for line in lines)
     assert (home / "postgres" / "data" / "PG_VERSION").exists()
     with up(home) as (process, lines):
         with urllib.request.urlopen(address(lines), timeout=10) as answer:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Final
+
+import structlog
 
 from mana.cli.lifelines import announcer, stop_event
 from mana.cli.places import Places
@@ -11,6 +14,8 @@ from mana.hub.runner.app import build, serve
 from mana.hub.runner.settings import RunnerSettings
 from mana.hub.schema.store import addresses
 from mana.models.choose import model_from_settings, model_info
+
+_log: Final = structlog.get_logger("mana.runner")
 
 
 def runner() -> None:
@@ -27,6 +32,8 @@ def runner() -> None:
 async def _serve(settings: RunnerSettings) -> None:
     announce = announcer(os.environ, "runner")
     model = model_info(model_from_settings(settings.llm_url, settings.llm_key, settings.llm_model))
+    # Where text will go is said in the log too, before any could go there.
+    _log.info("model", name=model.model, endpoint=model.endpoint, what=model.description)
     with stop_event(os.environ) as stopping:
         await serve(
             build(settings),
