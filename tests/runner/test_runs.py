@@ -140,3 +140,37 @@ async def test_a_replaced_runner_opens_nothing(
             await runner.scheduler.tick()
         assert (await made.audit()).rows == []
     assert opened == []
+
+
+async def test_a_header_that_was_swapped_after_the_lease_opens_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reading is refused, and noted so, unless the register's header is still the verified one."""
+    opened: list[str] = []
+    open_record = worker.open_record
+
+    def opening(space_id: str, record: StateRecord, *rest: Any) -> View:
+        opened.append(record.table)
+        return open_record(space_id, record, *rest)
+
+    monkeypatch.setattr(worker, "open_record", opening)
+    async with world(database) as made:
+
+        class Swapping(InlineWorkers):
+            async def start(self) -> InlineWorker:
+                async with connected(database.owner_url) as owner:
+                    await owner.execute("alter table mana_ai.grants disable trigger guard_grant")
+                    await owner.execute(
+                        "update mana_ai.grants set header = replace(header, 'note-1', 'note-2')"
+                    )
+                return await super().start()
+
+        await made.ready()
+        await made.run_now()
+        async with made.runner(workers=Swapping()) as runner:
+            await runner.scheduler.tick()
+        rows = (await made.audit()).rows
+        assert rows
+        assert {(row.status, row.reason) for row in rows} == {("failed", "scope-mismatch")}
+        assert (await made.status()).occurrences[0].reason == "scope-mismatch"
+    assert opened == []
