@@ -159,6 +159,30 @@ async def test_cancelled_transaction_leaves_no_tenant(database: Database) -> Non
             assert await bare.fetchval("select mana.current_account()") is None
 
 
+async def test_cancelling_at_any_moment_is_quiet(database: Database) -> None:
+    """Wherever a transaction is cancelled, even as it begins, its connection complains of nothing."""
+    loop = asyncio.get_running_loop()
+    complaints: list[str] = []
+    loop.set_exception_handler(lambda _loop, context: complaints.append(context["message"]))
+    async with Pool(database.app_url, size=1) as pool:
+        tenancy = Tenancy(pool)
+
+        async def short() -> None:
+            async with tenancy.transaction(ADA) as tx:
+                await tx.value("select 1")
+
+        for turns in range(40):
+            task = asyncio.create_task(short())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        async with pool.connection() as bare:
+            assert await bare.fetchval("select mana.current_account()") is None
+    loop.set_exception_handler(None)
+    assert complaints == []
+
+
 async def test_killed_connection_is_replaced(database: Database, tenancy: Tenancy) -> None:
     """A connection that the server ended is an unavailable database once, then a new one."""
     with pytest.raises(DatabaseUnavailable):

@@ -309,6 +309,25 @@ async def test_drain_gives_back(database: Database) -> None:
 
 @database_test
 @pytest.mark.anyio
+async def test_stopping_is_quiet(database: Database) -> None:
+    """A runner that is stopped, at whatever moment, ends its passes and complains of nothing."""
+    loop = asyncio.get_running_loop()
+    complaints: list[str] = []
+    loop.set_exception_handler(lambda _loop, context: complaints.append(context["message"]))
+    async with world(database) as made:
+        await made.ready()
+        for turns in range(0, 60, 6):
+            async with made.runner(tick_enabled=True, tick_interval_ms=1_000) as runner:
+                runner.scheduler.wake()
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            assert runner.scheduler.is_draining
+    loop.set_exception_handler(None)
+    assert complaints == []
+
+
+@database_test
+@pytest.mark.anyio
 async def test_notices_wake(database: Database) -> None:
     """A runner that ticks once a day still runs at once what a person asks for."""
     async with world(database) as made:

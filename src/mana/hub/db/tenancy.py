@@ -127,7 +127,12 @@ class Tenancy:
     @contextlib.asynccontextmanager
     async def _opened(self, begin: str) -> AsyncIterator[Transaction]:
         async with self._pool.connection() as connection:
-            await translated(_called(connection, "execute", begin))
+            try:
+                await translated(_called(connection, "execute", begin))
+            except BaseException:
+                # What was cut off here may begin on the server all the same, after the pool looked.
+                drop(connection)
+                raise
             try:
                 yield Transaction(connection)
             except BaseException:

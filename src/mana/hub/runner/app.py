@@ -45,6 +45,7 @@ from mana.protocol.messages import ChangeMessage
 from mana.registry.catalogue import load_catalogue
 
 DRAIN_S: Final = 8.0
+END_S: Final = 1.5
 _log: Final = structlog.get_logger("mana.runner")
 
 
@@ -73,15 +74,16 @@ class Runner:
         await self.scheduler.drain(seconds=DRAIN_S)
         task, self._ticking = self._ticking, None
         if task is not None:
+            # It ends by itself after the pass; to cut a transaction off is for what is stuck.
+            await asyncio.wait({task}, timeout=END_S)
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.gather(task, return_exceptions=True)
         await self.store.close()
 
     async def _tick(self) -> None:
         interval_s = self.settings.tick_interval_ms / 1_000
         awake = self.scheduler.awake
-        while True:
+        while not self.scheduler.is_draining:
             pause_s = interval_s
             try:
                 await self.scheduler.tick()
@@ -94,8 +96,9 @@ class Runner:
             except Exception as error:
                 # A defect must not end the runner; what a library says may quote a value.
                 _log.error("tick_failed", kind=type(error).__name__)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(awake.wait(), pause_s)
+            if not self.scheduler.is_draining:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(awake.wait(), pause_s)
 
 
 def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner:

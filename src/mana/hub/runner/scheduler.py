@@ -178,6 +178,11 @@ class Scheduler:
         """Return what is set when something may be due."""
         return self._awake
 
+    @property
+    def is_draining(self) -> bool:
+        """Say whether nothing new is taken any more."""
+        return self._is_draining
+
     def wake(self, _payload: str = "") -> None:
         """Say that something may be due."""
         self._awake.set()
