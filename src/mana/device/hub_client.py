@@ -58,6 +58,8 @@ from mana.protocol.problems import error_of
 from mana.protocol.replication import HubDistrusted
 
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+AUDIT_PATIENCE_S: Final = 10.0
+"""A person looks at the page meanwhile; a hub that is silent for so long is not there."""
 LIVE_SILENCE_S: Final = 45.0
 """The hub comments every 15 s; three of them missing mean that the stream is dead."""
 _EVENT_BYTES_MAX: Final = 65_536
@@ -254,7 +256,11 @@ class HubClient:
             "before": before,
             "limit": limit,
         }
-        return await self._call("GET", "/api/v1/me/ai-audit", AuditAnswer, query=query)
+        try:
+            async with asyncio.timeout(AUDIT_PATIENCE_S):
+                return await self._call("GET", "/api/v1/me/ai-audit", AuditAnswer, query=query)
+        except TimeoutError as error:
+            raise Offline("the hub cannot be reached") from error
 
     # The transport
 

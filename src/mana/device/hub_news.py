@@ -21,6 +21,8 @@ RUNNER_FRESH_MS: Final = 60_000
 OFFLINE_MS: Final = 10_000
 QUIET_MS: Final = RUNNER_FRESH_MS
 PATIENCE_S: Final = 5.0
+PATIENCE_KEPT_S: Final = 2.0
+"""How long to wait where an earlier answer can stand in."""
 
 T = TypeVar("T")
 
@@ -42,6 +44,7 @@ class HubNews:
         self._missions: _Kept[MissionsAnswer] = _Kept()
         self._grants: _Kept[list[GrantInfo]] = _Kept()
         self._runner: _Kept[RunnerInfo] = _Kept()
+        self._silent_until_ms = 0
         self.tokens_here: Callable[[], Awaitable[dict[str, int]]] = _none
         """Tokens that runs on this device used in 24 hours, by agent."""
 
@@ -82,12 +85,21 @@ class HubNews:
     ) -> T | None:
         async with kept.asking:
             now_ms = self._opened.now_ms()
+            if now_ms < self._silent_until_ms <= now_ms + OFFLINE_MS:
+                return kept.value
             if kept.due_ms is None or not now_ms < kept.due_ms <= now_ms + QUIET_MS:
                 try:
-                    async with asyncio.timeout(PATIENCE_S):
+                    async with asyncio.timeout(
+                        PATIENCE_S if kept.value is None else PATIENCE_KEPT_S
+                    ):
                         kept.value = await question()
                     kept.due_ms = now_ms + fresh_ms
-                except (Unavailable, Unauthenticated, NotFound, TimeoutError):
+                except (Unauthenticated, NotFound):
+                    kept.due_ms = now_ms + OFFLINE_MS
+                except TimeoutError:
+                    # A hub that is silent to one question is so to all: one wait, not three.
+                    kept.due_ms = self._silent_until_ms = self._opened.now_ms() + OFFLINE_MS
+                except Unavailable:
                     # A page must not wait again and again for a hub that is not there.
                     kept.due_ms = now_ms + OFFLINE_MS
             return kept.value
