@@ -17,6 +17,7 @@ from mana.device.inbox import (
     ProposalUnverified,
 )
 from mana.device.steps import StepDone, decision, named_first
+from mana.device.trust import GRANTED
 from mana.device.views import Cited
 from mana.domain.clock import Stamp
 from mana.domain.errors import Invalid
@@ -192,6 +193,7 @@ async def test_proposals_of_a_runner_that_was_not_granted_cannot_be_approved(
     await ada.sync_now()
     of = operations(ada)
     await of.records.write_settings({"auditHead": None})
+    await of.opened.book.keep(GRANTED, [])
     of.trust._verified.clear()
     waiting = await ada.inbox()
     assert waiting
@@ -199,6 +201,25 @@ async def test_proposals_of_a_runner_that_was_not_granted_cannot_be_approved(
     with pytest.raises(ProposalUnverified):
         await ada.approve(waiting[0].step_id)
     assert waiting[0].trouble == "It was written by a runner that you did not grant to."
+
+
+async def test_device_keeps_which_runners_were_granted_to(home: Household) -> None:
+    """Settings that another device wrote without the runners take no run's proof away."""
+    ada = await home.person()
+    mission, _, _ = await planned_mission(ada)
+    await ada.grant(mission)
+    await ada.run_now(mission)
+    await home.tick()
+    await ada.sync_now()
+    of = operations(ada)
+    runners = (await of.trust.settings())["runners"]
+    await of.records.write_settings({"auditHead": {"seq": 0}})
+    waiting = await ada.inbox()
+    assert waiting
+    assert all(one.verified for one in waiting)
+    assert "earlier grants" not in " ".join((await ada.consent(mission)).lines)
+    assert (await ada.data_access()).chain_ok
+    assert (await of.trust.settings())["runners"] == runners
 
 
 async def test_verified_run_is_looked_at_again_when_a_step_moves(home: Household) -> None:

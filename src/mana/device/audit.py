@@ -141,10 +141,13 @@ class Audit:
 
     async def _remember(self, chain: Chain) -> None:
         kept = await self._trust.settings()
-        known = kept.get("seq")
-        if chain.head > (known if isinstance(known, int) else 0):
+        known, runners = kept.get("seq"), await self._trust.granted_to()
+        shared = kept.get("runners")
+        is_short = not set(runners) <= set(shared if isinstance(shared, list) else [])
+        if chain.head > (known if isinstance(known, int) else 0) or (chain.head and is_short):
             head: dict[str, Json] = {
                 **kept,
+                **({"runners": [*runners]} if runners else {}),
                 "seq": chain.head,
                 "hash": chain.hashes[chain.head],
                 "at": self._opened.now_iso(),

@@ -22,6 +22,7 @@ from mana.domain.settings import SETTINGS, SETTINGS_ID
 
 HEADERS: Final = "grant-headers"
 RUNNERS: Final = "runner-keys"
+GRANTED: Final = "granted-runners"
 HEADERS_MAX: Final = 200
 RUNNERS_MAX: Final = 6
 _WORDS: Final = {
@@ -55,9 +56,12 @@ class Trust:
         await self._keep(headers, runners)
         granted = await self.granted_to()
         if runner.key_id() not in granted:
-            await self._editing.write_settings(
-                {"auditHead": {**await self.settings(), "runners": _newest(granted, runner)}}
-            )
+            granted = [*granted[1 - RUNNERS_MAX :], runner.key_id()]
+            await self._opened.book.keep(GRANTED, [*granted])
+        kept = await self.settings()
+        shared = kept.get("runners")
+        if not isinstance(shared, list) or runner.key_id() not in shared:
+            await self._editing.write_settings({"auditHead": {**kept, "runners": [*granted]}})
 
     async def settings(self) -> dict[str, Json]:
         """Return what the person's devices remember together of runner and audit."""
@@ -145,9 +149,18 @@ class Trust:
         return runners.get(key_id)
 
     async def granted_to(self) -> list[str]:
-        """Return the key ids of the runners that this person's devices granted to."""
-        named = (await self.settings()).get("runners")
-        return [str(key_id) for key_id in named] if isinstance(named, list) else []
+        """Return the key ids of the runners that this person's devices granted to.
+
+        What was once known here stays so: another device that had not read the settings yet, or
+        was kept from them by the hub, may have written them without.
+        """
+        named, kept = (await self.settings()).get("runners"), await self._opened.book.kept(GRANTED)
+        own = [str(key_id) for key_id in kept] if isinstance(kept, list) else []
+        shared = [str(key_id) for key_id in named] if isinstance(named, list) else []
+        granted = [*own, *(key_id for key_id in shared if key_id not in own)][-RUNNERS_MAX:]
+        if granted != own:
+            await self._opened.book.keep(GRANTED, [*granted])
+        return granted
 
     async def _known(self) -> tuple[dict[str, GrantHeader], dict[str, RunnerPublicKey]]:
         if self._headers is None or self._runners is None:
@@ -176,8 +189,3 @@ class Trust:
         newest = sorted(headers.values(), key=lambda header: header.issued_at)[-HEADERS_MAX:]
         await self._opened.book.keep(HEADERS, [header.to_wire() for header in newest])
         await self._opened.book.keep(RUNNERS, [key.to_pem() for key in runners.values()])
-
-
-def _newest(granted: list[str], runner: RunnerPublicKey) -> list[Json]:
-    kept: list[Json] = [*granted[1 - RUNNERS_MAX :], runner.key_id()]
-    return kept
