@@ -12,8 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mana.crypto.signatures import AUDIT_START
-from mana.device.audit import BrokenChain, Chain, follow, row_hash, sentence
+from mana.device.audit import (
+    BrokenChain,
+    Chain,
+    follow,
+    model_words,
+    record_words,
+    row_hash,
+    sentence,
+)
+from mana.device.consent import consent_lines
 from mana.device.hub_client import HubClient
+from mana.device.views import Cited, ModelView
+from mana.models import rules
 from mana.protocol.messages import AuditAnswer, AuditRow
 from mana.testing.postgres import Database
 from tests.device.household import Household, household, operations, planned_mission
@@ -87,8 +98,71 @@ def test_shorter_chain_than_before_is_noticed() -> None:
 def test_refused_reading_says_so() -> None:
     """A reading that did not happen is not told as one."""
     row = msgspec.structs.replace(rows(1)[0], status="scope-violation", reason="scope-mismatch")
-    words = sentence(row, title="Diary", mission="Review", clock="07:00:00", model="")
+    words = sentence(row, what="“Diary”", mission="Review", clock="07:00:00", model="")
     assert words == "The runner was kept from “Diary” for “Review”, 07:00:00: scope-mismatch."
+
+
+@pytest.mark.parametrize(
+    ("table", "known", "words"),
+    [
+        ("notes", {"title": "Diary"}, "“Diary” for “Weekly review”"),
+        ("notes", {}, "a note that is no longer here for “Weekly review”"),
+        ("tasks", {"is_here": True}, "a task without a title for “Weekly review”"),
+        ("agents", {"agent": "Mira"}, "the agent Mira for “Weekly review”"),
+        ("agentMemory", {"agent": "Mira"}, "the memory of Mira for “Weekly review”"),
+        ("agents", {}, "an agent that is no longer here for “Weekly review”"),
+        ("aiMissions", {}, "the mission “Weekly review”"),
+        ("aiMissions", {"mission": ""}, "a mission that is no longer here"),
+        ("aiIterations", {}, "an earlier run of “Weekly review”"),
+        ("aiSteps", {}, "a step of an earlier run of “Weekly review”"),
+    ],
+)
+def test_readings_say_what_was_read(table: str, known: dict[str, Any], words: str) -> None:
+    """What was read is named as a person calls it, the model once, and the place where it is."""
+    told: dict[str, Any] = {"title": "", "agent": "", "is_here": False, "mission": "Weekly review"}
+    told |= known
+    row = msgspec.structs.replace(rows(1)[0], table_name=table)
+    what = record_words(table, **told)
+    said = sentence(row, what=what, mission=told["mission"], clock="07:00:00", model="")
+    assert said == (
+        f"The runner read {words}, 07:00:00, "
+        "and gave it to rules (offline), on the hub's own machine."
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "model", "words"),
+    [
+        ("rules:offline", "rules (offline)", "rules (offline), on the hub's own machine"),
+        ("http://127.0.0.1:11434", "small", "small, on the hub's own machine"),
+        ("https://models.example", "large", "large, at https://models.example"),
+        ("https://models.example", "", "the model at https://models.example"),
+        ("not an address", "", "the model at not an address"),
+    ],
+)
+def test_readings_name_the_model_once(address: str, model: str, words: str) -> None:
+    """A reading says which model got the text and on which machine, neither of them twice."""
+    assert model_words(address, model) == words
+
+
+def test_the_consent_names_the_model_once() -> None:
+    """The consent's line about the model has its name once, and what it is."""
+    shown = ModelView(rules.ENDPOINT, rules.NAME, rules.DESCRIPTION, True)
+    lines = consent_lines(
+        mission_title="Weekly review",
+        agent_name="Mira",
+        records=[Cited("notes", "n1", "Diary")],
+        fingerprint="ab",
+        models=[shown],
+        days=30,
+        mode="standard",
+        new_runner=False,
+    )
+    (line,) = (line for line in lines if rules.NAME in line)
+    assert line == (
+        "The text is given to the model rules (offline), on the hub's own machine: finds action "
+        "items and dates; not a language model; text stays on this machine."
+    )
 
 
 @dataclass
@@ -130,6 +204,11 @@ async def test_removed_reading_contradicts_the_run_that_was_signed_over_it(
     assert "the runner signed into a run" in access.chain_words
     monkeypatch.undo()
     honest = await ada.data_access()
+    said = " ".join(one.sentence for one in honest.readings)
+    assert "the agent Mira for “" in said
+    assert "the memory of Mira for “" in said
+    assert "The runner read the mission “" in said
+    assert "rules:offline" not in said
     assert honest.chain_ok
     assert honest.chain_words.startswith("Complete since ")
     remembered = await operations(ada).trust.settings()

@@ -22,17 +22,23 @@ from mana.device.grants import Grants
 from mana.device.opened import Opened, shortened
 from mana.device.trust import Trust
 from mana.device.views import DataAccess, Reading
+from mana.device.words import kind_words
+from mana.domain.agents import AGENT_MEMORY, AGENTS
 from mana.domain.cadences import zone
 from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json
 from mana.domain.errors import CryptoFailed, Invalid, Unauthenticated, Unavailable
-from mana.domain.iterations import ITERATIONS
+from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.missions import MISSIONS
 from mana.domain.records import View
+from mana.models import rules
+from mana.models.openai_compatible import endpoint
 from mana.protocol.messages import AuditAnswer, AuditRow
 
 PAGE: Final = 1_000
 LIMIT_MAX: Final = 1_000
+_OF_AGENTS: Final = frozenset({AGENTS.name, AGENT_MEMORY.name})
+_OF_MISSION: Final = frozenset({MISSIONS.name, ITERATIONS.name, STEPS.name})
 _STATUS_WORDS: Final = {
     "failed": "could not open",
     "scope-violation": "was kept from",
@@ -173,7 +179,9 @@ class Audit:
     async def _readings(self, rows: Sequence[AuditRow]) -> tuple[Reading, ...]:
         pairs = [(row.table_name, row.record_id) for row in rows]
         pairs += [(MISSIONS.name, row.mission_id) for row in rows]
+        pairs += [(AGENTS.name, row.record_id) for row in rows if row.table_name in _OF_AGENTS]
         titles = await self._opened.titles(pairs)
+        unnamed = {pair for pair in pairs if not titles[pair] and await self._is_here(*pair)}
         zone_name = await self._opened.zone()
         models = {str(view.id): view.text("model") for view in await self._runs(rows)}
         found: builtins.list[Reading] = []
@@ -186,7 +194,13 @@ class Audit:
                     at_ms=parse_iso_ms(row.ts),
                     sentence=sentence(
                         row,
-                        title=title,
+                        what=record_words(
+                            row.table_name,
+                            title=title,
+                            agent=titles.get((AGENTS.name, row.record_id), ""),
+                            mission=mission,
+                            is_here=(row.table_name, row.record_id) in unnamed,
+                        ),
                         mission=mission,
                         clock=_clock(row.ts, zone_name),
                         model=models.get(row.iteration_id or "", ""),
@@ -202,6 +216,10 @@ class Audit:
                 )
             )
         return tuple(found)
+
+    async def _is_here(self, table: str, record_id: str) -> bool:
+        view = await self._opened.find(table, record_id)
+        return view is not None and not view.deleted
 
     async def _runs(self, rows: Sequence[AuditRow]) -> builtins.list[View]:
         wanted = {row.iteration_id for row in rows if row.iteration_id}
@@ -239,21 +257,51 @@ def follow(known: Chain, rows: Sequence[AuditRow], *, head_seq: int, head_hash: 
     return Chain(hashes, since)
 
 
-def sentence(row: AuditRow, *, title: str, mission: str, clock: str, model: str) -> str:
-    """Return a reading in words: who read what, for what, when, and where it was sent."""
-    what = f"“{shortened(title)}”" if title else f"a record of {row.table_name}"
-    purpose = f"“{shortened(mission)}”" if mission else "a mission that is gone"
+def sentence(row: AuditRow, *, what: str, mission: str, clock: str, model: str) -> str:
+    """Return a reading in words: who read what, for what, when, and which model got it where."""
+    # What belongs to the mission names it already.
+    purpose = "" if row.table_name in _OF_MISSION else f" for {_mission_words(mission)}"
     if row.status == "ok":
-        sent = ""
-        if row.endpoint:
-            named = (
-                f"{model} at {row.endpoint}" if model and model != row.endpoint else row.endpoint
-            )
-            sent = f", and sent it to {named}"
-        return f"The runner read {what} for {purpose}, {clock}{sent}."
+        given = f", and gave it to {model_words(row.endpoint, model)}" if row.endpoint else ""
+        return f"The runner read {what}{purpose}, {clock}{given}."
     verb = _STATUS_WORDS.get(row.status, row.status)
     why = f": {row.reason}" if row.reason else ""
-    return f"The runner {verb} {what} for {purpose}, {clock}{why}."
+    return f"The runner {verb} {what}{purpose}, {clock}{why}."
+
+
+def record_words(table: str, *, title: str, agent: str, mission: str, is_here: bool) -> str:
+    """Return what was read as a person calls it. `is_here`: it is there, but has no title."""
+    if table == MISSIONS.name:
+        return f"the mission “{shortened(mission)}”" if mission else _mission_words("")
+    if table == ITERATIONS.name:
+        return f"an earlier run of {_mission_words(mission)}"
+    if table == STEPS.name:
+        return f"a step of an earlier run of {_mission_words(mission)}"
+    if table in _OF_AGENTS:
+        named = shortened(agent)
+        if table == AGENT_MEMORY.name:
+            return f"the memory of {named or 'an agent that is no longer here'}"
+        return f"the agent {named}" if named else "an agent that is no longer here"
+    if title:
+        return f"“{shortened(title)}”"
+    return f"a {kind_words(table)} {'without a title' if is_here else 'that is no longer here'}"
+
+
+def model_words(address: str, model: str) -> str:
+    """Return a model and where it is, each once; `model` is empty where no run tells it."""
+    if address == rules.ENDPOINT:
+        return f"{rules.NAME}, on the hub's own machine"
+    try:
+        is_local = endpoint(address).is_this_machine
+    except Invalid:
+        is_local = False
+    named = shortened(model) if model != address else ""
+    where = "on the hub's own machine" if is_local else f"at {address}"
+    return f"{named}, {where}" if named else f"the model {where}"
+
+
+def _mission_words(title: str) -> str:
+    return f"“{shortened(title)}”" if title else "a mission that is no longer here"
 
 
 def _require(chain: Chain, seq: int, hash_: str, known_from: str) -> None:

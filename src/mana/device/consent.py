@@ -11,9 +11,9 @@ from typing import Final
 
 from mana.device.opened import shortened
 from mana.device.views import Cited, ModelView
+from mana.device.words import kind_words
 
 TITLES_MAX: Final = 12
-_KINDS: Final = {"notes": ("note", "notes"), "tasks": ("task", "tasks")}
 
 
 def consent_lines(
@@ -62,7 +62,8 @@ def consent_lines(
 def _model_line(model: ModelView) -> str:
     where = "on the hub's own machine" if model.local else f"at {model.endpoint}"
     name = model.model or model.endpoint
-    said = model.description.strip().rstrip(".")
+    # A description begins with the model's name, which stands in the sentence already.
+    said = model.description.strip().removeprefix(f"{name}:").strip().rstrip(".")
     text = f"The text is given to the model {name}, {where}"
     return f"{text}: {said}." if said else f"{text}."
 
@@ -72,10 +73,7 @@ def _counted(records: Sequence[Cited]) -> str:
     counts: dict[str, int] = {}
     for record in records:
         counts[record.table] = counts.get(record.table, 0) + 1
-    parts = []
-    for table, count in counts.items():
-        one, many = _KINDS.get(table, (f"record of {table}", f"records of {table}"))
-        parts.append(f"{count} {one if count == 1 else many}")
+    parts = [f"{count} {kind_words(table, count)}" for table, count in counts.items()]
     if len(parts) < 2:
         return "".join(parts) or "nothing"
     return ", ".join(parts[:-1]) + " and " + parts[-1]

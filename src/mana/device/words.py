@@ -61,6 +61,15 @@ REFUSED_CALLS: Final = {
 }
 
 
+KINDS: Final = {"notes": ("note", "notes"), "tasks": ("task", "tasks")}
+
+
+def kind_words(table: str, count: int = 1) -> str:
+    """Return what a record of a table is called, or several."""
+    one, many = KINDS.get(table, (f"record of {table}", f"records of {table}"))
+    return one if count == 1 else many
+
+
 def reason_words(state: str, reason: str) -> str:
     """Return why an occurrence ended as it did; empty where there is nothing to say."""
     if not reason:
