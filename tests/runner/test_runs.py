@@ -11,7 +11,9 @@ from mana.domain.ids import AccountId
 from mana.domain.records import View
 from mana.hub.runner import audit, worker
 from mana.hub.runner.store import Ledger
+from mana.planning.ports import ModelFailed, ModelReply, ModelRequest
 from mana.protocol.messages import StateRecord
+from mana.testing.models import ScriptedModel
 from mana.testing.postgres import Database, connected
 from tests.runner.world import InlineWorker, InlineWorkers, world
 
@@ -174,3 +176,21 @@ async def test_a_header_that_was_swapped_after_the_lease_opens_nothing(
         assert {(row.status, row.reason) for row in rows} == {("failed", "scope-mismatch")}
         assert (await made.status()).occurrences[0].reason == "scope-mismatch"
     assert opened == []
+
+
+async def test_a_call_that_was_cut_off_counts_in_full(database: Database) -> None:
+    """Tokens that were reserved for a call and never settled are spent: money cannot run away."""
+
+    class Silent(ScriptedModel):
+        endpoint = "rules:offline"
+
+        async def complete(self, request: ModelRequest) -> ModelReply:
+            raise ModelFailed("timeout")
+
+    async with world(database) as made:
+        await made.ready(maxTokensPerDay=1_000_000)
+        await made.run_now()
+        async with made.runner(lambda: Silent([])) as runner:
+            await runner.scheduler.tick()
+        assert (await made.status()).occurrences[0].state == "failed"
+        assert (await made.missions()).tokens_today["agent-1"] > 0
