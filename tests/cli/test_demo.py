@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,26 @@ def test_a_step_that_does_not_hold_ends_the_demo(tmp_path: Path) -> None:
     assert told["ok"] is False
     assert told["problem"]["code"] == "DEMO_UNVERIFIED"
     assert [step["ok"] for step in told["steps"]].count(False) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_demo_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """A signal in the middle ends the demo with status 1, its processes and its folder."""
+    process = subprocess.Popen(
+        [*MANA, "demo"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "PostgreSQL started" in line:
+            break
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "DEMO_STOPPED" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []

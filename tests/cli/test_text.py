@@ -13,7 +13,7 @@ from mana.cli.cadences import UnknownCadence, UnknownDay, cadence_from_words, da
 from mana.cli.naming import NameAmbiguous, NameUnknown, resolve, resolve_step, short_step, shorts
 from mana.cli.output import encode
 from mana.cli.text import harmless, left, one_line, when
-from mana.domain.cadences import Cadence
+from mana.domain.cadences import Cadence, CadenceUnsupported
 from tests.cli.fake_host import NOW_MS
 
 MINUTE = 60_000
@@ -93,6 +93,13 @@ def test_cadences_are_read(words: str, cadence: Cadence) -> None:
 def test_unknown_cadences_are_refused(words: str) -> None:
     """Words that name no cadence are not guessed at."""
     with pytest.raises(UnknownCadence):
+        cadence_from_words(words)
+
+
+@pytest.mark.parametrize("words", ["cron 0 7 * * *", "on-change"])
+def test_cadences_of_later_versions_are_refused_by_name(words: str) -> None:
+    """A cadence that exists and is not run here has its own code, as in the domain."""
+    with pytest.raises(CadenceUnsupported):
         cadence_from_words(words)
 
 

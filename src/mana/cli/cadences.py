@@ -6,7 +6,13 @@ import re
 from datetime import date, timedelta
 from typing import Final
 
-from mana.domain.cadences import MANUAL, Cadence, CadenceKind, cadence_from_wire
+from mana.domain.cadences import (
+    MANUAL,
+    Cadence,
+    CadenceKind,
+    CadenceUnsupported,
+    cadence_from_wire,
+)
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 
@@ -32,7 +38,7 @@ class UnknownDay(Invalid):
 
 
 def cadence_from_words(text: str) -> Cadence:
-    """Return the cadence of a person's words; raise UnknownCadence."""
+    """Return the cadence of a person's words; raise UnknownCadence, or CadenceUnsupported."""
     words = text.casefold().split()
     joined = " ".join(words)
     if joined in ("manual", "manually", "never"):
@@ -47,6 +53,8 @@ def cadence_from_words(text: str) -> Cadence:
         if day is None:
             raise UnknownCadence("the day of a weekly cadence is a weekday's name")
         return _at("weekly", words[2], day=day)
+    if words and words[0] in ("cron", "on-change", "onchange"):
+        raise CadenceUnsupported(f"cadence {words[0]} is not run by this version")
     raise UnknownCadence("the cadence is not one that Mana knows")
 
 

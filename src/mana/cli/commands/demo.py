@@ -162,6 +162,8 @@ def demo(
         problem = {"code": error.code, "title": error.message, "advice": error.advice}
     except (httpx.HTTPError, OSError, subprocess.CalledProcessError) as error:
         problem = {"code": "DEMO_FAILED", "title": type(error).__name__, "advice": ""}
+    except asyncio.CancelledError:
+        problem = {"code": "DEMO_STOPPED", "title": "stopped before its end", "advice": ""}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     ok = problem is None
@@ -188,10 +190,11 @@ async def _play(folder: Path, story: Story) -> None:
     environ.pop("MANA_FAIL_POINT", None)
     places = Places(folder, {"hub": 0, "runner": 0, "device": 0})
     places.make_home()
-    # Ctrl-C and a SIGTERM end the demo as an exception does, so that everything is stopped.
+    # A signal ends the demo as an exception does, so that everything it started is stopped.
     task = asyncio.current_task()
     if task is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with story.step("Start a Mana of its own: PostgreSQL, hub and runner") as facts:
         context = started(places, environ, say=story.tell, with_device=False)
         running = await context.__aenter__()
