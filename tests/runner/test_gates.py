@@ -19,7 +19,7 @@ from mana.planning.loop import worst_case
 from mana.planning.ports import ModelFailed, ModelReply, ModelRequest, Usage
 from mana.testing.models import ScriptedModel, calling, says
 from mana.testing.postgres import Database, connected
-from tests.runner.world import World, world
+from tests.runner.world import CANARY, World, world
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -417,6 +417,19 @@ async def test_failing_model(database: Database, kind: Any, reason: str) -> None
         await made.ready()
         failing = Scripted([ModelFailed(kind)])
         assert await run_once(made, model=lambda: failing) == ("failed", reason)
+
+
+async def test_defect_in_a_worker(database: Database, capfd: pytest.CaptureFixture[str]) -> None:
+    """What nobody foresaw ends the run as internal, once, and its message goes nowhere."""
+
+    class Broken(Scripted):
+        async def complete(self, request: ModelRequest) -> ModelReply:
+            raise ValueError(request.messages[-1].content)
+
+    async with world(database) as made:
+        await made.ready()
+        assert await run_once(made, model=Broken) == ("failed", "internal")
+    assert CANARY not in "".join(capfd.readouterr())
 
 
 async def test_concurrency(database: Database) -> None:

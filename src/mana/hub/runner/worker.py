@@ -116,6 +116,9 @@ async def work(channel: Channel, *, model: Model | None = None) -> None:
     except ManaError as error:
         # The code is a word of ours; the message may not leave this process.
         answer = Stopped("failed", "internal", error.code)
+    except Exception as error:
+        # What was not foreseen may quote what was opened: its traceback must not be printed.
+        answer = Stopped("failed", "internal", type(error).__name__)
     await channel.send(answer)
 
 
