@@ -354,3 +354,50 @@ def test_sessions_do_not_grow_without_end() -> None:
     for _ in range(SESSIONS_MAX):
         sessions.open()
     assert sessions.find(first.id) is None
+
+
+@pytest.mark.anyio
+async def test_a_wrong_password_keeps_the_way_back() -> None:
+    """Whoever mistypes at the lock stays at the lock, and comes out where they were."""
+    host = FakeHost()
+    device = await host.sign_up("ada", "four quiet herons", display_name="Ada")
+    async with visitor(app_of(host)) as client:
+        await post(client, "/sign-in", login="ada", password="four quiet herons")
+        await host.lock(device.account_id)
+        typed = {"csrf": await token(client, "/notes"), "login": "ada", "back": "/notes"}
+        answer = await client.post("/sign-in", data={**typed, "password": "wrong"})
+        assert answer.status_code == 401
+        assert "WRONG_PASSWORD" in answer.text
+        assert 'name="back" value="/notes"' in answer.text
+        assert answer.headers["hx-push-url"] == "false"
+        answer = await client.post("/sign-in", data={**typed, "password": "four quiet herons"})
+        assert answer.headers["location"] == "/notes"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/sign-in", "/sign-up", "/demo"])
+async def test_what_a_form_answered_can_be_loaded_again(path: str) -> None:
+    """Loading anew after a refused form leads to the first page, not to an error."""
+    async with visitor(app_of(FakeHost())) as client:
+        assert (await client.get(path)).headers["location"] == "/"
+
+
+@pytest.mark.anyio
+async def test_the_palette_puts_first_what_begins_as_typed() -> None:
+    """A few letters and Enter do what they spell."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        await in_demo(client, host)
+        answer = (await client.get("/palette", params={"q": "go to s"})).text
+        assert answer.index("Go to Settings") < answer.index("Go to Notes")
+
+
+@pytest.mark.anyio
+async def test_accounts_of_one_name_are_told_apart() -> None:
+    """Two people of the same name each see which password is asked for."""
+    host = FakeHost()
+    await host.sign_up("ada", "four quiet herons", display_name="Ada")
+    await host.sign_up("ada-two", "four quiet herons", display_name="Ada")
+    async with visitor(app_of(host)) as client:
+        text = (await client.get("/")).text
+        assert "Login name: ada-two<" in text

@@ -170,9 +170,7 @@ def _shown(
         "path": request.url.path,
     }
     if problem.code == LOCKED and request.method == "GET":
-        known = [one for one in web.host.accounts() if one.account_id == session.account_id]
-        values["account"] = known[0] if known else None
-        return visit.rendered("locked.html", 423, values)
+        return visit.locked(request.url.path)
     if visit.is_enhanced and request.method != "GET":
         # The form stays as it is, with all that was typed; the problem appears above it.
         page = visit.rendered("alert.html", problem.status, values)

@@ -38,6 +38,10 @@ _TITLES: Final[tuple[tuple[type[ManaError], str], ...]] = (
     (Unavailable, "Not reachable at the moment"),
     (CryptoFailed, "This cannot be opened"),
 )
+_OWN_TITLES: Final = {
+    "DEMO_LINK_USED": "This link has been used",
+    "FOREIGN_REQUEST": "This page is not current any more",
+}
 
 
 class SignedOut(Unauthenticated):
@@ -50,7 +54,7 @@ class ForeignRequest(Forbidden):
     """The request did not come from a page of this device."""
 
     code: ClassVar[str] = "FOREIGN_REQUEST"
-    advice: ClassVar[str] = "Load the page again, and repeat what you did."
+    advice: ClassVar[str] = "Do it once more; if that does not help, load the page again."
 
 
 class ForeignHost(Forbidden):
@@ -97,7 +101,9 @@ def problem_of(error: Exception) -> Problem:
             t("Try again. If it stays, look at the log of the device."),
             "INTERNAL",
         )
-    title = next((text for kind, text in _TITLES if isinstance(error, kind)), "That did not work")
+    title = _OWN_TITLES.get(error.code) or next(
+        (text for kind, text in _TITLES if isinstance(error, kind)), "That did not work"
+    )
     return Problem(
         status_of(error),
         t(title),

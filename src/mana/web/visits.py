@@ -111,6 +111,20 @@ class Visit:
         text = self.web.templates.get_template(template).render(values)
         return self._carrying(Response(text, status_code=status, media_type=HTML))
 
+    def locked(self, path: str, trouble: Problem | None = None) -> Page:
+        """Return the page of a locked account, which leads on to `path` once it is open."""
+        known = [one for one in self.host.accounts() if one.account_id == self.session.account_id]
+        values = {
+            "csrf": self.session.csrf,
+            "path": path,
+            "account": known[0] if known else None,
+            "trouble": trouble,
+        }
+        page = self.rendered("locked.html", 423 if trouble is None else trouble.status, values)
+        if trouble is not None:
+            page.headers["HX-Push-Url"] = "false"
+        return page
+
     def _carrying(self, answer: Page) -> Page:
         """Give the browser its session's id, where it does not hold it yet."""
         name = doors.cookie_name(self.request.headers.get("host", ""))

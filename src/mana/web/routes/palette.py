@@ -63,7 +63,8 @@ async def palette(visit: Visiting) -> Page:
         )
     for agent in await device.agents():
         commands.append(Command("bot", agent.name, f"/agents/{agent.agent_id}", hint=t("agent")))
-    shown = [one for one in commands if _matches(one.text, words)][:SHOWN_MAX]
+    found_commands = [one for one in commands if _matches(one.text, words)]
+    shown = sorted(found_commands, key=lambda one: _rank(one.text, words))[:SHOWN_MAX]
     if words:
         for table, named, hint in (
             ("notes", "notebook-text", "note"),
@@ -86,6 +87,15 @@ async def palette(visit: Visiting) -> Page:
 def _matches(text: str, words: list[str]) -> bool:
     folded = text.casefold()
     return all(word in folded for word in words)
+
+
+def _rank(text: str, words: list[str]) -> int:
+    """Return how far a text is from what was typed: begins so, has words that do, holds it."""
+    folded = text.casefold()
+    if folded.startswith(" ".join(words)):
+        return 0
+    parts = folded.split()
+    return 1 if all(any(part.startswith(word) for part in parts) for word in words) else 2
 
 
 ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (palette,)

@@ -21,7 +21,7 @@ async def welcome_page(
     accounts = visit.host.accounts()
     demo = next((one for one in accounts if one.demo), None)
     problem = None if error is None else problem_of(error)
-    return await visit.page(
+    page = await visit.page(
         "welcome.html",
         shell=False,
         status=200 if problem is None else problem.status,
@@ -31,6 +31,10 @@ async def welcome_page(
         part=part,
         typed={"login": "", "display_name": "", **typed},
     )
+    if problem is not None:
+        # The address stays one that can be loaded again.
+        page.headers["HX-Push-Url"] = "false"
+    return page
 
 
 @get("/")
@@ -45,6 +49,12 @@ async def first(visit: Visiting) -> Page:
 async def welcome(visit: Visiting) -> Page:
     """Show the first page also to whoever is signed in, to open another account."""
     return await welcome_page(visit)
+
+
+@get(["/sign-up", "/sign-in", "/demo"])
+async def again(visit: Visiting) -> Page:
+    """Lead to the first page whoever loads anew what a form had answered."""
+    return visit.go("/")
 
 
 @post("/sign-up")
@@ -81,6 +91,8 @@ async def sign_in(visit: Visiting) -> Page:
     try:
         device = await visit.host.sign_in(login, text_of(form, "password"))
     except ManaError as error:
+        if "back" in form and visit.session.account_id is not None:
+            return visit.locked(visit.back(form, "/"), problem_of(error))
         return await welcome_page(visit, error=error, part="sign-in", login=login)
     visit.sign_in(device.account_id)
     return visit.go(visit.back(form, "/"))
@@ -123,6 +135,7 @@ async def remove_demo(visit: Visiting) -> Page:
 ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
     first,
     welcome,
+    again,
     sign_up,
     sign_in,
     start_demo,
