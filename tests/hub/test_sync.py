@@ -49,6 +49,10 @@ def with_fields(change: ChangeMessage, **values: Any) -> ChangeMessage:
     return replace(change, change_id=str(uuid.uuid4()), fields={**change.fields, **fields})
 
 
+def at_work(agent: str, mission: str) -> dict[str, str]:
+    return {"kind": "ai", "principalId": agent, "missionId": mission, "iterationId": "i1"}
+
+
 def iteration(person: Person, **options: Any) -> ChangeMessage:
     values = {
         "missionId": "m1",
@@ -193,6 +197,9 @@ async def test_codes(database: Database) -> None:
             ("forged-actor", replace(good, actor={**good.actor, "name": "Ada"})),
             ("forged-actor", replace(good, origin="agent")),
             ("forged-actor", replace(good, actor={"kind": "ai", "principalId": "a1"})),
+            ("forged-actor", replace(good, actor={**good.actor, "teamId": "a\x00b"})),
+            ("forged-actor", replace(good, actor=at_work("words of mine", "m1"), origin="agent")),
+            ("forged-actor", replace(good, actor=at_work("a1", "words of mine"), origin="agent")),
             ("forged-actor", task(ada, actor=Actor("system", "system:mcp"))),
             (
                 "forged-actor",

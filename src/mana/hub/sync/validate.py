@@ -100,9 +100,15 @@ def refusal_of(
 
 
 def actor_of(change: ChangeMessage) -> Actor:
-    """Return the actor of a change; refuse one that does not exist."""
+    """Return the actor of a change; refuse one that does not exist, or names words for ids."""
     try:
-        return actor_from_wire(change.actor)
+        actor = actor_from_wire(change.actor)
+        if actor.kind == "ai":
+            require_record_id(actor.principal_id)
+        for name in (actor.mission_id, actor.iteration_id, actor.team_id):
+            if name is not None:
+                require_record_id(name)
+        return actor
     except Invalid:
         raise Refused("forged-actor") from None
 
