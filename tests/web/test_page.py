@@ -221,3 +221,59 @@ CONTRASTS = """() => {
   wanted.push(["--ink", "--stop-soft", 7], ["--accent-ink", "--accent", 4.5], ["--ink-2", "--paper-3", 4.5]);
   return wanted.filter(([a, b, least]) => contrast(a, b) < least).map((one) => one.join(" "));
 }"""
+
+
+def test_unsaved_words_outlive_a_lost_session(demo_page: Page, served: Served) -> None:
+    """After a new start of the device the typed text stays, and is saved after signing in."""
+    demo_page.goto(f"{served.url}/notes")
+    demo_page.locator(".notes a").first.click()
+    demo_page.locator("#note-content").fill("typed before the start")
+    demo_page.context.clear_cookies()
+    demo_page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    served.run(served.device.create("tasks", {"title": "Anything", "isCompleted": False}))
+    expect(demo_page.locator("#alert")).to_contain_text("You are signed out here")
+    expect(demo_page.locator("#note-content")).to_have_value("typed before the start")
+    with demo_page.context.expect_page() as opened:
+        demo_page.locator("#signed-out a").click()
+    opened.value.locator("#demo").click()
+    expect(opened.value).to_have_title("Home · Mana")
+    opened.value.close()
+    demo_page.bring_to_front()
+    demo_page.evaluate("window.dispatchEvent(new Event('focus'))")
+    expect(demo_page.locator("#signed-out")).to_have_count(0)
+    demo_page.locator("[data-save]").click()
+    expect(demo_page.locator("#toasts")).to_contain_text("Saved.")
+    expect(demo_page.locator("#note-content")).to_have_value("typed before the start")
+
+
+def test_a_new_sign_in_elsewhere_spoils_no_open_form(demo_page: Page, served: Served) -> None:
+    """A tab with unsaved words takes the token of the session that another tab began."""
+    demo_page.goto(f"{served.url}/notes")
+    demo_page.locator(".notes a").first.click()
+    demo_page.locator("#note-content").fill("typed before")
+    other = demo_page.context.new_page()
+    other.goto(f"{served.url}/welcome")
+    other.locator("#demo").click()
+    expect(other).to_have_title("Home · Mana")
+    other.close()
+    served.run(served.device.create("tasks", {"title": "Anything", "isCompleted": False}))
+    demo_page.wait_for_function(
+        "document.querySelector('.rail input[name=csrf], .status input[name=csrf]').value"
+        " === document.querySelector('#note-form input[name=csrf]').value"
+    )
+    demo_page.locator("[data-save]").click()
+    expect(demo_page.locator("#toasts")).to_contain_text("Saved.")
+
+
+def test_a_locked_page_opens_when_another_tab_unlocks(demo_page: Page, served: Served) -> None:
+    """Coming back to a tab that was locked shows it open, once it is."""
+    demo_page.goto(f"{served.url}/notes")
+    served.run(served.host.lock(served.device.account_id))
+    expect(demo_page).to_have_title("Locked · Mana")
+    other = demo_page.context.new_page()
+    other.goto(f"{served.url}/notes")
+    other.get_by_role("button", name="Open the demo").click()
+    expect(other).to_have_title("Home · Mana")
+    other.close()
+    demo_page.evaluate("window.dispatchEvent(new Event('focus'))")
+    expect(demo_page).to_have_title("Notes · Mana")

@@ -401,3 +401,16 @@ async def test_accounts_of_one_name_are_told_apart() -> None:
     async with visitor(app_of(host)) as client:
         text = (await client.get("/")).text
         assert "Login name: ada-two<" in text
+
+
+@pytest.mark.anyio
+async def test_another_site_signs_nobody_out() -> None:
+    """A link or a form of another site begins no session in the place of the one that is open."""
+    elsewhere = {"sec-fetch-site": "cross-site"}
+    async with visitor(app_of(FakeHost())) as client:
+        answer = await client.get("/notes", headers=elsewhere)
+        assert 'http-equiv="refresh"' in answer.text
+        assert "set-cookie" not in answer.headers
+        answer = await client.post("/lock", data={"csrf": "guessed"}, headers=elsewhere)
+        assert answer.status_code == 403
+        assert "set-cookie" not in answer.headers

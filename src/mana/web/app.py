@@ -44,6 +44,12 @@ GRACE_S: Final = 3
 STATIC: Final = "/static/"
 EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104 - names to recognise, nothing is bound
 LOCKED: Final = "LOCKED"
+NOT_OURS: Final = "this did not come from a page that is open here"
+ENTRANCE: Final = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Mana</title>'
+    '<meta http-equiv="refresh" content="0"><a href="">Mana</a></html>'
+)
+"""For whoever comes by another site's link, without the cookie: the same address, from here."""
 _log: Final = logging.getLogger("mana.web")
 Ready = Callable[[str], None]
 
@@ -106,18 +112,20 @@ async def _enter(web: Web, request: Asked) -> Page | None:
         raise ForeignHost("this address is not one of this device")
     if request.url.path.startswith(STATIC):
         return None
+    posts = request.method not in ("GET", "HEAD")
+    fetched_from = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin")
+    # Before a session is begun: its cookie would take the place of the one that is not sent.
+    if posts and not doors.is_same_site(host, origin=origin, fetched_from=fetched_from):
+        raise ForeignRequest(NOT_OURS)
     session = web.sessions.find(request.cookies.get(doors.cookie_name(host)))
     if session is None:
+        if fetched_from == "cross-site":
+            return Response(ENTRANCE, media_type=HTML)
         session = web.sessions.open()
     request.state.session = session
-    if request.method not in ("GET", "HEAD"):
-        form = await request.form()
-        if not session.holds(str(form.get("csrf", ""))) or not doors.is_same_site(
-            host,
-            origin=request.headers.get("origin"),
-            fetched_from=request.headers.get("sec-fetch-site"),
-        ):
-            raise ForeignRequest("this did not come from a page that is open here")
+    if posts and not session.holds(str((await request.form()).get("csrf", ""))):
+        raise ForeignRequest(NOT_OURS)
     return None
 
 

@@ -99,17 +99,35 @@
       const text = await answer.text();
       if (loading || location.pathname + location.search !== url) return;
       stale = false;
+      // Another tab may have signed in anew: forms that stay as they are need the new token.
+      const token = /name="csrf" value="([^"]+)"/.exec(text)?.[1];
+      if (token) all('input[name="csrf"]').forEach((input) => { input.value = token; });
+      if (answer.ok && !text.includes("data-live")) { signedOut(); return; }
+      if ($("#signed-out")) $("#alert").replaceChildren();
       await htmx.swap({ text, target: "#page", select: "#page", swap: "outerMorph", sourceElement: document.body, refresh: true });
     } catch (error) {
       if (error.name !== "AbortError") soon(3000);
     }
   };
+  /* The device began anew, or the account left: unsaved words stay until they can be saved. */
+  const signedOut = () => {
+    if (!$("form[data-leave][data-dirty]")) { location.reload(); return; }
+    const alert = $("#alert");
+    if (!alert || $("#signed-out")) return;
+    alert.replaceChildren($("#signed-out-words").content.cloneNode(true));
+  };
+  const unlocked = async () => {
+    if (!$("#page.locked") || document.hidden || loading) return;
+    const answer = await fetch(location.href, { headers: { "Mana-Refresh": "1" }, credentials: "same-origin" }).catch(() => null);
+    if (answer && answer.status !== 423 && $("#page.locked")) location.reload();
+  };
   let stale = false;
   let morphing = false;
   document.addEventListener("htmx:before:swap", (event) => { morphing = Boolean(event.detail.ctx.refresh); });
   document.addEventListener("htmx:finally:swap", () => { morphing = false; });
-  document.addEventListener("visibilitychange", () => { if (!document.hidden && stale) soon(); });
-  setInterval(() => { if (!document.hidden) soon(0); }, 60000);
+  document.addEventListener("visibilitychange", () => { if (!document.hidden && stale) soon(); unlocked(); });
+  window.addEventListener("focus", () => { unlocked(); if ($("#signed-out")) soon(0); });
+  setInterval(() => { if (!document.hidden) soon(0); unlocked(); }, 60000);
   htmx.registerExtension("keep", {
     htmx_before_morph_node: (node) => {
       if (!morphing || !(node instanceof Element)) return true;
