@@ -122,6 +122,15 @@ async def test_a_pair_that_cannot_be_kept_is_not_used() -> None:
     assert hub.asked == ["/api/v1/auth/refresh"]
 
 
+@pytest.mark.parametrize("token", ["é", "a\nx-other: 1"])
+async def test_a_token_that_no_header_holds_is_the_hubs_fault(token: str) -> None:
+    """A hub that hands out another thing than a token is not believed, and breaks nothing."""
+    pair = {"accountId": "a", "accessToken": token, "refreshToken": "r2", "expiresIn": 900}
+    async with client(lambda _: httpx.Response(200, json=pair), Session()) as asking:
+        with pytest.raises(HubDistrusted):
+            await asking.account()
+
+
 async def test_an_ended_session_begins_anew_only_with_the_login_key() -> None:
     """With the key in memory it logs in again; without, it says that the session ended."""
     hub, session = Hub(), Session(key=("ada", b"k" * 32))

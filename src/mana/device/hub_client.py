@@ -315,6 +315,8 @@ class HubClient:
         query: Mapping[str, str | int | None],
         token: str | None,
     ) -> tuple[bytes, int]:
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise HubDistrusted("the hub's access token is none")
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         content: bytes | None = None
         if body is not None:
