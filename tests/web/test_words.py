@@ -7,9 +7,9 @@ from datetime import date
 import pytest
 from markupsafe import Markup
 
-from mana.device.views import Cited
+from mana.device.views import Cited, ModelView
 from mana.web.doors import cookie_name, is_ours, is_same_site
-from mana.web.showing import field_words, hue, line, named_first, spark, told
+from mana.web.showing import described, field_words, hue, line, named_first, spark, told
 from mana.web.words import DAY_MS, HOUR_MS, MINUTE_MS, ago, day_words, left, t
 
 NOW = 1_790_000_000_000
@@ -99,3 +99,10 @@ def test_a_card_shows_the_inputs_that_its_reason_names() -> None:
     assert named_first([garden, offer], "“The offer” says so.") == ([offer], [garden])
     assert named_first([garden, offer], "See notes:n2.") == ([garden], [offer])
     assert named_first([garden, offer], "The garden says so.") == ([garden, offer], [])
+
+
+def test_a_model_is_told_once() -> None:
+    """A description that begins with the model's name does not repeat it beside the name."""
+    text = "rules (offline): finds dates; not a language model"
+    model = ModelView("rules:offline", "rules (offline)", text, True)
+    assert described(model) == "Finds dates; not a language model."

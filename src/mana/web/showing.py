@@ -17,7 +17,7 @@ from zoneinfo import available_timezones
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from mana.device.views import Bucket, Cited, FieldDiff, Proposal, RunView
+from mana.device.views import Bucket, Cited, FieldDiff, ModelView, Proposal, RunView
 from mana.domain.encoding import Json
 from mana.domain.records import View
 from mana.web import words
@@ -113,6 +113,7 @@ def equip(templates: Environment) -> None:
         "left": lambda ms: words.left(ms, now_ms()),
         "told": told,
         "upper_first": upper_first,
+        "described": described,
         "in_order": in_order,
         "without_ids": without_ids,
         "named_first": named_first,
@@ -202,6 +203,12 @@ def named_first(cited: Sequence[Cited], text: str) -> tuple[list[Cited], list[Ci
 def upper_first(text: str) -> str:
     """Return a text with its first letter large, the rest as it is."""
     return text[:1].upper() + text[1:]
+
+
+def described(model: ModelView) -> str:
+    """Return what a model is, as a sentence beside its name."""
+    text = upper_first(model.description.removeprefix(f"{model.model}:").strip())
+    return text if not text or text[-1] in ".!?" else f"{text}."
 
 
 def hue(agent_id: str) -> int:

@@ -153,7 +153,7 @@ async def run_now(visit: Visiting, mission_id: Named) -> Page:
     form = await visit.form()
     wanted = record_id(mission_id)
     done = await visit.in_background(visit.device.run_now(wanted))
-    said = t("The run is asked for.") if done else t("It is at work.")
+    said = t("The run is asked for.") if done else t("It is under way.")
     return visit.go(visit.back(form, f"/missions/{mission_id}"), said)
 
 

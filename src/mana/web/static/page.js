@@ -81,6 +81,8 @@
     // Also at the first hello: something may have changed since the page was made.
     stream.addEventListener("hello", () => soon());
     stream.addEventListener("notice", () => soon());
+    // A device that knows this browser no longer ends the stream for good; the page says so.
+    stream.addEventListener("error", (event) => { if (event.target.readyState === EventSource.CLOSED) soon(); });
   };
   const soon = (delay = 120) => {
     clearTimeout(timer);
@@ -126,7 +128,7 @@
   document.addEventListener("htmx:before:swap", (event) => { morphing = Boolean(event.detail.ctx.refresh); });
   document.addEventListener("htmx:finally:swap", () => { morphing = false; });
   document.addEventListener("visibilitychange", () => { if (!document.hidden && stale) soon(); unlocked(); });
-  window.addEventListener("focus", () => { unlocked(); if ($("#signed-out")) soon(0); });
+  window.addEventListener("focus", () => { unlocked(); if ($("#signed-out") || stream?.readyState === EventSource.CLOSED) soon(0); });
   setInterval(() => { if (!document.hidden) soon(0); unlocked(); }, 60000);
   htmx.registerExtension("keep", {
     htmx_before_morph_node: (node) => {
