@@ -35,8 +35,8 @@ lint: setup ## style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: setup ## the tests that are not slow (ARGS=…)
-	$(PYTEST) -m "not slow" --durations=5 --durations-min=1 $(ARGS)
+unit: setup ## the tests that are not slow and need no database (ARGS=…)
+	$(PYTEST) -m "not slow and not postgres" --durations=5 --durations-min=1 $(ARGS)
 
 quick: lint unit ## what every commit passes, in a minute at most
 
