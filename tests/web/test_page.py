@@ -277,3 +277,20 @@ def test_a_locked_page_opens_when_another_tab_unlocks(demo_page: Page, served: S
     other.close()
     demo_page.evaluate("window.dispatchEvent(new Event('focus'))")
     expect(demo_page).to_have_title("Notes · Mana")
+
+
+def test_the_main_forms_work_in_a_browser_without_scripts(browser: Browser, served: Served) -> None:
+    """A real browser's plain posts pass the doors: a task is added, a proposal approved."""
+    context = browser.new_context(java_script_enabled=False)
+    try:
+        page = context.new_page()
+        page.goto(f"{served.url}/demo/{served.host.demo_link_token()}")
+        page.goto(f"{served.url}/tasks")
+        page.locator("#new-task-title").fill("Without a script")
+        page.keyboard.press("Enter")
+        expect(page.locator("#main")).to_contain_text("Without a script")
+        page.goto(f"{served.url}/inbox")
+        page.locator("button[data-key=a]").first.click()
+        expect(page.locator("#toasts")).to_contain_text("Done.")
+    finally:
+        context.close()

@@ -30,7 +30,7 @@ HEADERS: Final = {
     "Content-Security-Policy": POLICY,
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
@@ -57,7 +57,8 @@ def is_same_site(host: str, *, origin: str | None, fetched_from: str | None) -> 
     """
     if fetched_from is not None and fetched_from not in ("same-origin", "none"):
         return False
-    if origin is None:
+    if origin is None or (origin == "null" and fetched_from == "same-origin"):
+        # "null" is what a plain form sends where no page may be named.
         return True
     return origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
 
