@@ -135,7 +135,8 @@ class Proposal:
 @dataclass(frozen=True, slots=True)
 class TimelineLine:
     """One AI write, or its refusal, in a bucket. `state`: done, reverted, changed, proposed,
-    rejected, refused, failed."""
+    rejected, refused, failed.
+    """
 
     step_id: str
     sentence: str
@@ -233,7 +234,8 @@ class RunView:
 @dataclass(frozen=True, slots=True)
 class MissionView:
     """A mission with its schedule. `next_ms` are the next three due moments by the cadence;
-    `hold_words` says why the hub waits, empty if it does not."""
+    `hold_words` says why the hub waits, empty if it does not.
+    """
 
     mission_id: str
     title: str
