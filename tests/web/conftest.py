@@ -74,9 +74,11 @@ def served(tmp_path: Path) -> Iterator[Served]:
     assert not thread.is_alive(), "the page did not stop"
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: while it lives, its event loop counts as running in this process,
+# and every asynchronous test that comes after it would fail.
+@pytest.fixture(scope="module")
 def browser(browser_path: str) -> Iterator[Browser]:
-    """Start a browser once."""
+    """Start a browser once for the tests of a file."""
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(
             executable_path=browser_path, headless=True, args=list(BROWSER_ARGS)
