@@ -55,6 +55,7 @@ def titles(result: Plan) -> list[tuple[object, object]]:
         ("Ask Jo about the venue (urgent)", "Ask Jo about the venue", None),
         ("Call back tomorrow morning.", "Call back", "2026-11-22"),
         ("Don't forget to renew the pass (Ada's)!", "Renew the pass (Ada's)", None),
+        ("Remember: call the dentist by Friday.", "Call the dentist", "2026-11-27"),
         ("TODO: Steuer bis 27.11.", "Steuer bis", "2026-11-27"),
     ],
 )

@@ -47,7 +47,7 @@ _TASK_LINE: Final = re.compile(
 _BOX_OPEN: Final = re.compile(r"^\s*(?:[-*+]|\d+[.)])?\s*\[\s?\]\s+(.+)$")
 _BOX_DONE: Final = re.compile(r"^\s*(?:[-*+]|\d+[.)])?\s*\[[xX]\]\s+(.+)$")
 _MARKED: Final = re.compile(
-    r"^\s*(?:[-*+]\s+)?(?:TODO|To-do|To do|Action|Action item|Follow-up|Next step)\s*:\s*(.+)$",
+    r"^\s*(?:[-*+]\s+)?(?:TODO|To-do|To do|Action|Action item|Follow-up|Next step|Remember|Reminder|Don['’]t forget)\s*:\s*(.+)$",
     re.IGNORECASE,
 )
 _DONE: Final = re.compile(
