@@ -26,6 +26,7 @@ RESTART_WINDOW_S: Final = 60.0
 LOG_BYTES_MAX: Final = 8 * 1024 * 1024
 READY_FD_VARIABLE: Final = "MANA_READY_FD"
 """The part writes one line of JSON to this file descriptor when it serves."""
+FAIL_VARIABLE: Final = "MANA_FAIL_POINT"
 LIFELINE_VARIABLE: Final = "MANA_LIFELINE"
 """Set to `stdin`: the part stops when its standard input ends."""
 
@@ -160,6 +161,10 @@ class Supervisor:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), 0.2 * 2 ** len(recent))
         if not self._stopping.is_set():
+            # A fail point kills once, so that a test sees the crash and what comes after it.
+            part.environment = {
+                name: value for name, value in part.environment.items() if name != FAIL_VARIABLE
+            }
             await self.start(part)
 
     async def _stop_part(self, part: Part) -> None:
