@@ -32,7 +32,7 @@ from mana.domain.agents import AGENTS, Agent
 from mana.domain.cadences import next_due
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import iso_ms
-from mana.domain.encoding import Json, canonical_json
+from mana.domain.encoding import Json
 from mana.domain.errors import Conflict, Invalid, ManaError, NotFound, Unauthenticated
 from mana.domain.ids import MissionId, RecordId, derived_id, iteration_id
 from mana.domain.iterations import ITERATIONS, STEPS
@@ -421,7 +421,7 @@ class Runner:
             "usage": usage,
             "stopReason": plan.stop_reason,
             "inputsRead": inputs,
-            "refusals": _within([refusal.to_wire() for refusal in plan.refusals]),
+            "refusals": plan.refusals_within(REFUSALS_BYTES_MAX),
             "startedAt": iso_ms(scheduled_ms),
             "finishedAt": finished,
         }
@@ -657,13 +657,3 @@ def _past(step: View) -> PastStep:
         status=step.text("status"),
         feedback=step.text("feedback"),
     )
-
-
-def _within(items: Sequence[dict[str, Json]]) -> builtins.list[Json]:
-    """Return as many items as a record may hold."""
-    kept: builtins.list[Json] = []
-    for item in items:
-        if len(canonical_json([*kept, item])) > REFUSALS_BYTES_MAX:
-            break
-        kept.append(item)
-    return kept

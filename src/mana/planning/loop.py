@@ -114,6 +114,13 @@ class Plan:
     prompt_version: str
     flags: tuple[str, ...] = ()
 
+    def refusals_within(self, bytes_max: int) -> list[Json]:
+        """Return the stored form of the first refusals, as many as the bytes can hold."""
+        kept: list[Json] = [refusal.to_wire() for refusal in self.refusals]
+        while kept and len(canonical_json(kept)) > bytes_max:
+            kept.pop()
+        return kept
+
 
 @dataclass(slots=True)
 class _Run:

@@ -22,7 +22,7 @@ from mana.crypto.signatures import VerifyKey
 from mana.domain.agents import AGENT_MEMORY, AGENTS, Agent, agent_from_view
 from mana.domain.cadences import zone
 from mana.domain.clock import iso_ms
-from mana.domain.encoding import Json, canonical_json
+from mana.domain.encoding import Json
 from mana.domain.errors import CryptoFailed, Invalid, ManaError, NotFound
 from mana.domain.grants import SUITES, GrantHeader
 from mana.domain.ids import IterationId, MissionId, RecordId, iteration_id
@@ -461,9 +461,7 @@ class _Run:
                 "usage": usage,
                 "stopReason": plan.stop_reason,
                 "inputsRead": list[Json](sorted(inputs)),
-                "refusals": _within(
-                    [refusal.to_wire() for refusal in plan.refusals], REFUSALS_BYTES_MAX
-                ),
+                "refusals": plan.refusals_within(REFUSALS_BYTES_MAX),
                 "startedAt": iso_ms(job.now_ms),
                 "finishedAt": iso_ms(finished_ms),
             },
@@ -571,11 +569,3 @@ def _past_step(view: View) -> PastStep:
 def _today(now_ms: int, zone_name: str) -> str:
     moment = datetime.fromtimestamp(now_ms / 1_000, tz=UTC)
     return moment.astimezone(zone(zone_name)).date().isoformat()
-
-
-def _within(items: list[Json], bytes_max: int) -> list[Json]:
-    """Return as many of the first items as a field can hold."""
-    kept = list(items)
-    while kept and len(canonical_json(kept)) > bytes_max:
-        kept.pop()
-    return kept
