@@ -9,17 +9,9 @@ from mana.cli.output import Answer, Block, Facts, Line, Rows, record_document
 from mana.cli.text import when
 from mana.device.desk import Device
 from mana.domain.clock import parse_stamp
-from mana.domain.errors import Conflict
 from mana.domain.records import View
 
 TitleOf = Callable[[View], str]
-
-
-class NotDeleted(Conflict):
-    """The record is there; there is nothing to restore."""
-
-    code = "NOT_DELETED"
-    advice = "Nothing is to be done."
 
 
 async def find(

@@ -6,7 +6,6 @@ rules; this class only names them in one place, so that page and terminal need t
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
@@ -301,13 +300,3 @@ class Device:
     async def create_invite(self) -> str:
         """Return an invitation to this hub, for one account; administrators only."""
         return (await self._of.opened.hub.create_invite()).invite
-
-    # Waiting
-
-    async def wait_for_notice(self, timeout_s: float) -> Notice | None:
-        """Return the next notice, or None after `timeout_s`: for the terminal's `--wait`."""
-        stream = self.subscribe()
-        try:
-            return await asyncio.wait_for(anext(stream), timeout_s)
-        except TimeoutError:
-            return None

@@ -15,7 +15,6 @@ Role = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "calls", "length", "content-filter", "other"]
 FailureKind = Literal["provider", "timeout", "refused-reply", "rate-limit", "auth"]
 FAILURE_KINDS: Final = ("provider", "timeout", "refused-reply", "rate-limit", "auth")
-Phase = Literal["prompt", "model", "tools", "done"]
 
 
 class BudgetExceeded(Conflict):

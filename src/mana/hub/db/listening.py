@@ -40,17 +40,12 @@ class Subscription:
         self._callback = callback
         self._settings = dict(settings)
         self._task: asyncio.Task[None] | None = None
-        self._listening = asyncio.Event()
 
     async def start(self) -> None:
         """Start, and return when the first connection listens or has failed once."""
         first = asyncio.Event()
         self._task = asyncio.create_task(self._run(first), name=f"listen-{self._channel}")
         await first.wait()
-
-    async def wait_listening(self) -> None:
-        """Return when a connection listens."""
-        await self._listening.wait()
 
     async def close(self) -> None:
         """Stop listening."""
@@ -69,7 +64,6 @@ class Subscription:
             except DatabaseFailed:
                 pause = min(pause * 2, RETRY_S_MAX)
             finally:
-                self._listening.clear()
                 first.set()
             await asyncio.sleep(pause)
 
@@ -83,7 +77,6 @@ class Subscription:
         try:
             connection.add_termination_listener(lambda _connection: ended.set())
             await translated(connection.add_listener(self._channel, self._received))
-            self._listening.set()
             first.set()
             self._callback("")
             while not ended.is_set():

@@ -38,7 +38,6 @@ class Isolation(enum.Enum):
     """How much a transaction may see of others that commit meanwhile."""
 
     READ_COMMITTED = "begin"
-    REPEATABLE_READ = "begin isolation level repeatable read"
     SERIALIZABLE = "begin isolation level serializable"
 
 
