@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import typer
 
 from mana.cli.instance import started
 from mana.cli.places import Places
+from mana.domain.errors import ManaError
 
 
 def up() -> None:
@@ -26,9 +28,10 @@ async def _run(places: Places) -> None:
     ending = Ending(asyncio.current_task())
     try:
         await _serve(places, ending)
-    except asyncio.CancelledError:
-        # Asked to stop while it started: what had started is stopped by now.
-        if not ending.asked:
+    except (ManaError, asyncio.CancelledError):
+        # Asked to stop while it started: what had started is stopped by now. A Ctrl-C may also
+        # have ended a child that had no session of its own yet, and that is no failure then.
+        if not await ending.heard():
             raise
     _say("stopped")
 
@@ -49,6 +52,14 @@ class Ending:
     def by(self, stop: Callable[[], object]) -> None:
         """Let the next wish call `stop` from now on."""
         self._stop = stop
+
+    async def heard(self) -> bool:
+        """Say whether a stop was asked for, a signal that just came included."""
+        with contextlib.suppress(asyncio.CancelledError):
+            # The loop first reads its pipe, then calls the handler.
+            for _ in range(3):
+                await asyncio.sleep(0)
+        return self.asked
 
     def _ask(self) -> None:
         # A second Ctrl-C of an impatient person does not break what the first one cleans up.
