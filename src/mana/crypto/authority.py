@@ -26,7 +26,13 @@ from mana.crypto.signatures import (
 from mana.domain.encoding import Json
 from mana.domain.errors import CryptoFailed, Forbidden, Invalid
 from mana.domain.records import Entry, Record
-from mana.domain.spaces import Member, MembershipEntry, can_write, entry_from_wire
+from mana.domain.spaces import (
+    Member,
+    MembershipEntry,
+    can_write,
+    entry_from_wire,
+    require_next,
+)
 from mana.domain.tables import Table
 
 
@@ -180,7 +186,10 @@ class Authority:
 
 
 def read_log(space_id: str, log: Sequence[SignedEntry]) -> MembershipEntry:
-    """Return the newest entry of a membership log, verified from the space id on."""
+    """Return the newest entry of a membership log, verified from the space id on.
+
+    Raises SignatureRejected or MembershipRefused; a closed space's last entry has no members.
+    """
     newest: MembershipEntry | None = None
     last_hash = ""
     for signed in log:
@@ -192,11 +201,10 @@ def read_log(space_id: str, log: Sequence[SignedEntry]) -> MembershipEntry:
                 raise SignatureRejected("the first entry is not the one that names the space")
         else:
             author = newest.member(entry.author_id)
-            if entry.previous != last_hash or entry.space_type != newest.space_type:
+            if entry.previous != last_hash:
                 raise SignatureRejected("the membership log is not a chain")
-            if entry.key_version < newest.key_version:
-                raise SignatureRejected("a membership entry goes back to an older key")
-        if author is None or author.role not in ("owner", "admin"):
+            require_next(newest, entry)
+        if author is None or (newest is None and author.role != "owner"):
             raise SignatureRejected("an entry of the log is by nobody who may change it")
         verify_entry(VerifyKey(unb64(author.signing_key)), signed.entry, signature)
         newest, last_hash = entry, found_hash

@@ -335,3 +335,70 @@ class Notice:
 
     topic: str
     tables: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceView:
+    """A space of this account. `left`: no member any more; what was here can still be read."""
+
+    space_id: str
+    type: str
+    name: str
+    role: str
+    members: int
+    left: bool = False
+    closed: bool = False
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """A member of a space. The name is what they call themselves; the fingerprint is their key's."""
+
+    account_id: str
+    name: str
+    role: str
+    fingerprint: str
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InvitationView:
+    """An invitation that this person made or accepted. `link` only where this account made it.
+
+    `state`: open, accepted, joined, withdrawn, expired, or refused: somebody accepted without
+    the link's secret.
+    """
+
+    invitation_id: str
+    space_id: str
+    role: str
+    state: str
+    expires_ms: int
+    label: str = ""
+    link: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OverwrittenField:
+    """One field of a conflict: what the person had written here, and what stands now."""
+
+    field: str
+    label: str
+    was: Json
+    now: Json
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictView:
+    """Edits of this person on this device that something newer overwrote, by record."""
+
+    conflict_id: str
+    space_id: str
+    table: str
+    record_id: str
+    title: str
+    by: str
+    at_ms: int
+    fields: tuple[OverwrittenField, ...]

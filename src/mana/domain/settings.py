@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mana.domain.tables import Document, Table, Text, sealed
+from mana.domain.tables import Choice, Document, Identifier, Moment, Table, Text, sealed
 
 SETTINGS_ID: Final = "settings-global"
 SETTINGS: Final = Table(
@@ -20,5 +20,37 @@ SETTINGS: Final = Table(
         sealed("auditHead", Document(1_024)),
     ),
 )
-USER_TABLES: Final = frozenset({SETTINGS.name})
-"""Tables that live in the user scope; all others live in shared or personal spaces."""
+INVITATIONS: Final = Table(
+    name="userInvitations",
+    app_id="mana",
+    agents_may_write=False,
+    described="Invitations that the person made: what only their own devices may know of them.",
+    fields=(
+        sealed("spaceId", Identifier()),
+        sealed("role", Choice(("admin", "member", "viewer"))),
+        sealed("secret", Text(64)),
+        sealed("expiresAt", Moment()),
+        sealed("label", Text(120)),
+    ),
+)
+"""The record's id is the invitation's."""
+
+USER_TABLES: Final = frozenset(
+    {
+        SETTINGS.name,
+        INVITATIONS.name,
+        "userContext",
+        "userTagPresets",
+        "meditateSettings",
+        "sleepSettings",
+        "moodSettings",
+        "timeSettings",
+        "invoiceSettings",
+        "broadcastSettings",
+        "wetterSettings",
+        "newsPreferences",
+    }
+)
+"""Tables that live in the user scope; all others live in shared or personal spaces. Some of the
+names wait for their modules: which scope a table has is decided before it exists.
+"""

@@ -1,23 +1,70 @@
-"""Spaces, roles, and the signed membership log.
+"""Spaces, roles, what a space may hold, and the rules of the signed membership log.
 
 The space id is the hash of its signed first entry, so a hub cannot swap one space for
-another. Bytes: docs/protocol/crypto.md, *Membership*.
+another. Bytes: docs/protocol/crypto.md, *Membership*; rules: docs/protocol/sync.md, 6.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from mana.domain.encoding import Json
-from mana.domain.errors import Invalid
+from mana.domain.errors import Forbidden, Invalid
 from mana.domain.ids import require_uuid
+from mana.domain.tables import Table, Text, sealed
 
 SpaceType = Literal["personal", "brand", "club", "family", "team", "practice", "user"]
-SPACE_TYPES: Final = ("personal", "brand", "club", "family", "team", "practice", "user")
+SHARED_TYPES: Final = ("brand", "club", "family", "team", "practice")
+SPACE_TYPES: Final = ("personal", *SHARED_TYPES, "user")
 """`user` is the reserved scope of one person: profile and settings, never shared."""
 Role = Literal["owner", "admin", "member", "viewer"]
 ROLES: Final = ("owner", "admin", "member", "viewer")
+MEMBERS_MAX: Final = 200
+
+_EVERYWHERE: Final = frozenset({"mana", "ai", "todo", "tags", "links", "timeblocks"})
+MODULES: Final[Mapping[str, frozenset[str]]] = {
+    name: _EVERYWHERE | frozenset(modules.split())
+    for name, modules in {
+        "brand": "social-relay mail contacts calendar storage landing website presi cards picture"
+        " quotes news-research research-lab companion times notes photos invoices activity goals"
+        " comic",
+        "club": "contacts calendar events mail storage research-lab club-members club-finance"
+        " invoices finance landing website presi cards quotes companion times notes photos"
+        " activity goals comic",
+        "family": "contacts calendar events mail storage website recipes places presi cards photos"
+        " notes companion goals activity wetter wisekeep firsts comic",
+        "team": "contacts calendar events storage mail website news-research research-lab presi"
+        " cards picture notes quotes invoices companion times activity goals comic",
+        "practice": "contacts calendar storage mail website invoices finance times notes presi"
+        " cards quotes companion research-lab activity goals comic",
+    }.items()
+}
+"""By shared type the sync apps that it holds. A personal space holds every one."""
+
+PROFILE_ID: Final = "space"
+PROFILE: Final = Table(
+    name="spaceProfile",
+    app_id="mana",
+    agents_may_write=False,
+    described="How a shared space is called; written by owners and admins.",
+    fields=(sealed("name", Text(80)), sealed("description", Text(2_000))),
+)
+MEMBER_NAMES: Final = Table(
+    name="spaceMembers",
+    app_id="mana",
+    agents_may_write=False,
+    described="How each member is called in a space; the record's id is the account's.",
+    fields=(sealed("displayName", Text(80)),),
+)
+
+
+class MembershipRefused(Forbidden):
+    """A change of who is in a space breaks a rule; `detail.reason` says which."""
+
+    code = "MEMBERSHIP_REFUSED"
+    advice = "Ask an owner of the space, or change one thing at a time."
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +123,93 @@ def can_write(role: Role) -> bool:
     return role != "viewer"
 
 
+def can_manage(role: Role) -> bool:
+    """Say whether a role may invite, remove and rename."""
+    return role in ("owner", "admin")
+
+
+def holds(space_type: str, app_id: str) -> bool:
+    """Say whether a space of this type takes records of a sync app."""
+    return space_type in ("personal", "user") or app_id in MODULES.get(space_type, frozenset())
+
+
+def require_next(previous: MembershipEntry, entry: MembershipEntry) -> None:
+    """Raise MembershipRefused unless `entry` may follow; hashes and signatures are not its job.
+
+    The rules, in the order of docs/protocol/sync.md, 6.
+    """
+    author = previous.member(entry.author_id)
+    if not previous.members:
+        raise _refused("closed")
+    if entry.space_type != previous.space_type:
+        raise _refused("type-changed")
+    if author is None:
+        raise _refused("not-a-member")
+    grown = entry.key_version - previous.key_version
+    if grown not in (0, 1) or (grown == 0) != (entry.key_check == previous.key_check):
+        raise _refused("key-version")
+    before = {one.account_id: one for one in previous.members}
+    after = {one.account_id: one for one in entry.members}
+    for name in before.keys() & after.keys():
+        mine, theirs = before[name], after[name]
+        if (mine.signing_key, mine.hpke_key) != (theirs.signing_key, theirs.hpke_key):
+            raise _refused("keys-changed")
+    if entry.space_type not in SHARED_TYPES and before != after:
+        raise _refused("one-person")
+    if len(after) > MEMBERS_MAX:
+        raise _refused("too-many")
+    if not after:
+        if author.role != "owner" or grown:
+            raise _refused("closing")
+        return
+    if all(one.role != "owner" for one in after.values()):
+        raise _refused("no-owner")
+    gone = before.keys() - after.keys()
+    if author.account_id in gone:
+        if len(gone) > 1 or grown or any(before[name] != one for name, one in after.items()):
+            raise _refused("leaving")
+        return
+    _require_role(author, before, after, bool(grown))
+    if gone and not grown:
+        raise _refused("rotation")
+
+
+def _require_role(
+    author: Member, before: Mapping[str, Member], after: Mapping[str, Member], grown: bool
+) -> None:
+    """Raise unless the author's role covers what they change about others and the key."""
+    changed = [
+        one
+        for name in before.keys() | after.keys()
+        for one in (before.get(name), after.get(name))
+        if one is not None and before.get(name) != after.get(name)
+    ]
+    if author.role == "owner":
+        return
+    if author.role != "admin" and (changed or grown):
+        raise _refused("role")
+    if any(one.role not in ("member", "viewer") for one in changed):
+        raise _refused("role")
+
+
+def rotation_due(entries: Sequence[MembershipEntry]) -> bool:
+    """Say whether somebody who left knows the key that is in use, by the entries in order."""
+    newest = entries[-1]
+    knew = {
+        one.account_id
+        for entry in entries
+        if entry.key_version == newest.key_version
+        for one in entry.members
+    }
+    return bool(newest.members) and not knew <= {one.account_id for one in newest.members}
+
+
+def _refused(reason: str) -> MembershipRefused:
+    return MembershipRefused(
+        "the membership log does not allow this entry", detail={"reason": reason}
+    )
+
+
 def entry_from_wire(value: object) -> MembershipEntry:
     """Return the entry of a wire form; raise Invalid for any other shape."""
     names = ("previous", "type", "keyCheck", "createdAt", "authorId", "nonce")
@@ -86,8 +220,10 @@ def entry_from_wire(value: object) -> MembershipEntry:
     version, members = value.get("keyVersion"), value.get("members")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise Invalid("membership entry names no key version")
-    if value["type"] not in SPACE_TYPES or not isinstance(members, list) or not members:
+    if value["type"] not in SPACE_TYPES or not isinstance(members, list):
         raise Invalid("membership entry names no type or no members")
+    if not members and not value["previous"]:
+        raise Invalid("a space begins with a member")
     found: list[Member] = []
     for item in members:
         if not isinstance(item, dict) or set(item) != {

@@ -59,3 +59,17 @@ class SignupClosed(Forbidden):
 
     code = "SIGNUP_CLOSED"
     advice = "Ask the administrator of this hub."
+
+
+class MembershipMoved(Conflict):
+    """Somebody else changed who is in the space meanwhile."""
+
+    code = "MEMBERSHIP_MOVED"
+    advice = "Look at the members again, then repeat it."
+
+
+class SpaceUndeletable(Forbidden):
+    """A personal space and the scope of a person are never deleted, left or shared."""
+
+    code = "SPACE_PERSONAL_UNDELETABLE"
+    advice = "Delete the account instead, if that is what you want."

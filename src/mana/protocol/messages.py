@@ -51,7 +51,7 @@ class Signature(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
 class ChangeMessage(
     msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True
 ):
-    """One record's written fields. `op` is informative: merge looks at the fields alone.
+    """One record's written fields. `op` is informative, except `reseal`: see sync.md, 3.
 
     `guards` maps a guarded path to the value that must stand on the hub for this change to be
     accepted; the new value is in `fields`. `group`: accepted or refused as a whole.
@@ -60,7 +60,7 @@ class ChangeMessage(
     change_id: Short
     table: Short
     id: Short
-    op: Annotated[str, Meta(pattern="^(insert|update|delete)$")]
+    op: Annotated[str, Meta(pattern="^(insert|update|delete|reseal)$")]
     fields: dict[str, FieldWrite]
     actor: dict[str, str]
     origin: Annotated[str, Meta(pattern="^(user|agent|system|migration)$")]
@@ -109,6 +109,14 @@ class LoggedChange(Answer, frozen=True):
     device_id: str
 
 
+class HiddenRecord(Answer, frozen=True):
+    """A record that became private to another member, with the place of that in the log."""
+
+    seq: int
+    table: str
+    id: str
+
+
 class PullAnswer(Answer, frozen=True):
     """Changes after a cursor, in order without gaps. Ask again until `more` is false."""
 
@@ -116,6 +124,7 @@ class PullAnswer(Answer, frozen=True):
     cursor: int
     hub_time: str
     more: bool = False
+    hidden: list[HiddenRecord] = msgspec.field(default_factory=list)
 
 
 class StateField(Answer, frozen=True):
@@ -132,12 +141,14 @@ class Proof(Answer, frozen=True):
     """A signature over one change, kept while a path of the record still stems from it.
 
     `entries` maps each path of that change to `[at, hex sha256 of the canonical value]`.
+    `reseal`: the change only brought the values under a newer key.
     """
 
     signature: Signature
     actor: dict[str, str]
     origin: str
     entries: dict[str, list[str]]
+    reseal: bool = False
 
 
 class StateRecord(Answer, frozen=True):
@@ -286,10 +297,87 @@ class SpaceInfo(Answer, frozen=True):
     wraps: list[KeyWrap]
 
 
+class Departure(Answer, frozen=True):
+    """A space that the account is no longer in, with the log up to the entry that says so."""
+
+    space_id: str
+    log: list[SignedEntry]
+
+
 class SpacesAnswer(Answer, frozen=True):
-    """The spaces of the account."""
+    """The spaces of the account, and those that it is no longer in."""
 
     spaces: list[SpaceInfo]
+    departed: list[Departure] = msgspec.field(default_factory=list)
+
+
+class MemberWrap(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A space key of one version, wrapped for one member."""
+
+    account_id: Short
+    version: int
+    wrapped: Long
+
+
+class MembershipAppend(Request, frozen=True):
+    """The next entry of a membership log, with the key wraps that it needs."""
+
+    entry: SignedEntry
+    wraps: Annotated[list[MemberWrap], Meta(max_length=20_000)] = msgspec.field(
+        default_factory=list
+    )
+
+
+class CloseSpace(Request, frozen=True):
+    """The closing entry of a space."""
+
+    entry: SignedEntry
+
+
+class PrivateKeys(Request, frozen=True):
+    """The account's own private keys of a space, kind `p`."""
+
+    wraps: Annotated[list[KeyWrap], Meta(max_length=100)]
+
+
+class NewInvitation(Request, frozen=True):
+    """An invitation that was made on a device. `token_hash`: hex; `expires_at`: ISO."""
+
+    invitation_id: Short
+    role: Annotated[str, Meta(pattern="^(admin|member|viewer)$")]
+    token_hash: Annotated[str, Meta(min_length=64, max_length=64)]
+    expires_at: Short
+
+
+class AcceptInvitation(Request, frozen=True):
+    """The proof that the account holds the link; token and mac in base64."""
+
+    space_id: Short
+    token: Short
+    mac: Short
+
+
+class InvitationInfo(Answer, frozen=True):
+    """An invitation: `open`, `accepted` (a device of the inviter is awaited), `joined`,
+    `withdrawn` or `expired`. The last four members are set once somebody accepted.
+    """
+
+    invitation_id: str
+    space_id: str
+    role: str
+    state: str
+    created_by: str
+    expires_at: str
+    account_id: str | None = None
+    signing_key: str | None = None
+    hpke_key: str | None = None
+    mac: str | None = None
+
+
+class InvitationsAnswer(Answer, frozen=True):
+    """Invitations, newest first."""
+
+    invitations: list[InvitationInfo]
 
 
 class DevicesAnswer(Answer, frozen=True):
