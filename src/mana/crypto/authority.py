@@ -22,6 +22,7 @@ from mana.crypto.signatures import (
     value_hash,
     verify_change,
     verify_entry,
+    verify_reseal,
 )
 from mana.domain.encoding import Json
 from mana.domain.errors import CryptoFailed, Forbidden, Invalid
@@ -92,6 +93,9 @@ class Proof(Protocol):
 
     @property
     def entries(self) -> Mapping[str, Sequence[str]]: ...
+
+    @property
+    def reseal(self) -> bool: ...
 
 
 class Write(Protocol):
@@ -273,6 +277,8 @@ def require_covered(path: str, entry: Entry, proof: Proof | None) -> None:
         raise SignatureRejected("a path of the record is covered by no proof")
     if entry.actor.to_wire() != dict(proof.actor) or entry.origin != proof.origin:
         raise SignatureRejected("a path names another actor than its proof")
+    if proof.reseal and not isinstance(entry.value, str):
+        raise SignatureRejected("a re-seal brings something that is not sealed")
 
 
 def verify_proof(
@@ -287,7 +293,9 @@ def verify_proof(
         if standing is None or (standing.at < at and not is_guarded(table, path)):
             raise Withheld("something that a change wrote is missing")
     account, key = authority.writer(proof.signature.signer)
-    if proof.actor.get("kind") == "user" and proof.actor.get("principalId") != account:
+    if proof.reseal:
+        _require_sealed(table, proof)
+    elif proof.actor.get("kind") == "user" and proof.actor.get("principalId") != account:
         raise SignatureRejected("a person's change is signed by another account's device")
     facts = ChangeFacts(
         space=authority.space_id,
@@ -300,7 +308,20 @@ def verify_proof(
         origin=proof.origin,
         entries={path: (at, digest) for path, (at, digest) in proof.entries.items()},
     )
-    verify_change(key, facts, unb64(proof.signature.value))
+    verify = verify_reseal if proof.reseal else verify_change
+    verify(key, facts, unb64(proof.signature.value))
+
+
+def _require_sealed(table: Table, proof: Proof) -> None:
+    """Raise unless every path is one that can be re-sealed.
+
+    A re-seal bears the words of others under the hand of any member, so it must never carry what
+    is plain: a state, or a decision.
+    """
+    for path in proof.entries:
+        found = table.by_name.get(path.partition("/")[0])
+        if found is None or not found.sealed:
+            raise SignatureRejected("a re-seal brings something that is not sealed")
 
 
 def is_guarded(table: Table, path: str) -> bool:

@@ -179,6 +179,16 @@ def verify_change(key: VerifyKey, facts: ChangeFacts, signature: bytes) -> None:
     key.verify(signature, "mana-change:v1", *facts.parts())
 
 
+def sign_reseal(key: SigningKey, facts: ChangeFacts) -> bytes:
+    """Sign values that were brought under a newer key: their writer's, but by this device."""
+    return key.sign("mana-reseal:v1", *facts.parts())
+
+
+def verify_reseal(key: VerifyKey, facts: ChangeFacts, signature: bytes) -> None:
+    """Raise SignatureRejected unless the device vouches for these values under a newer key."""
+    key.verify(signature, "mana-reseal:v1", *facts.parts())
+
+
 def sign_entry(key: SigningKey, entry: Mapping[str, Json]) -> bytes:
     """Sign one entry of a membership log."""
     return key.sign("mana-membership:v1", canonical_json(dict(entry)))
