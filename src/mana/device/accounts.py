@@ -158,7 +158,7 @@ class Accounts:
             if any(one.account_id == wire.account_id for one in self.known()):
                 raise AccountKnown("this account is on this device already")
             vault = open_vault(msgspec.structs.replace(wire, login=name, kdf=kdf), keys)
-            spaces = await hub.spaces()
+            spaces = (await hub.spaces()).spaces
             vault.take_spaces(spaces)
             device = new_device(vault, now_ms=self._now_ms())
             await hub.register_device(device.certificate)

@@ -26,8 +26,10 @@ from mana.domain.grants import GrantHeader, header_from_wire
 from mana.protocol.codec import decode, encode
 from mana.protocol.errors import InvalidCredentials, SessionEnded
 from mana.protocol.messages import (
+    AcceptInvitation,
     Account,
     AuditAnswer,
+    CloseSpace,
     DeleteAccountRequest,
     DeviceCertificate,
     DevicesAnswer,
@@ -36,17 +38,25 @@ from mana.protocol.messages import (
     GrantInfo,
     GrantRequest,
     GrantsAnswer,
+    InvitationInfo,
+    InvitationsAnswer,
     InviteAnswer,
     KdfParameters,
     KdfRequest,
+    KeyWrap,
     LoginRequest,
+    MembershipAppend,
     MissionsAnswer,
+    NewInvitation,
+    NewSpace,
     OccurrenceInfo,
+    PrivateKeys,
     PullAnswer,
     PushAnswer,
     PushRequest,
     RefreshRequest,
     RunnerInfo,
+    SignedEntry,
     SignUpRequest,
     SpaceInfo,
     SpacesAnswer,
@@ -85,7 +95,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LiveEvent:
-    """One event of the live stream: `hello`, `space`, `mission` or `bye`."""
+    """One event of the live stream: `hello`, `space`, `spaces`, `mission` or `bye`."""
 
     name: str
     data: Mapping[str, Json]
@@ -172,9 +182,56 @@ class HubClient:
         """Register a device of this account."""
         await self._do("POST", "/api/v1/me/devices", body=certificate)
 
-    async def spaces(self) -> list[SpaceInfo]:
-        """Return the account's spaces, with logs and wraps."""
-        return (await self._call("GET", "/api/v1/spaces", SpacesAnswer)).spaces
+    # Spaces
+
+    async def spaces(self) -> SpacesAnswer:
+        """Return the account's spaces, with logs and wraps, and those that it is out of."""
+        return await self._call("GET", "/api/v1/spaces", SpacesAnswer)
+
+    async def create_space(self, founded: NewSpace) -> SpaceInfo:
+        """Found a shared space."""
+        return await self._call("POST", "/api/v1/spaces", SpaceInfo, body=founded)
+
+    async def close_space(self, space_id: str, entry: SignedEntry) -> None:
+        """Close a space by its last entry; everything of it is removed."""
+        path = f"/api/v1/spaces/{_part(space_id)}"
+        await self._do("DELETE", path, body=CloseSpace(entry=entry))
+
+    async def append_member(self, space_id: str, append: MembershipAppend) -> SpaceInfo:
+        """Append to the membership log; raise MembershipMoved if its head is another by now."""
+        path = f"/api/v1/spaces/{_part(space_id)}/members"
+        return await self._call("POST", path, SpaceInfo, body=append)
+
+    async def add_private_keys(self, space_id: str, wraps: list[KeyWrap]) -> None:
+        """Keep the account's own private keys of a space."""
+        path = f"/api/v1/spaces/{_part(space_id)}/keys"
+        await self._do("POST", path, body=PrivateKeys(wraps=wraps))
+
+    async def create_invitation(self, space_id: str, made: NewInvitation) -> InvitationInfo:
+        """Let the hub know of an invitation."""
+        path = f"/api/v1/spaces/{_part(space_id)}/invitations"
+        return await self._call("POST", path, InvitationInfo, body=made)
+
+    async def invitations(self, space_id: str) -> list[InvitationInfo]:
+        """Return a space's invitations; only its owners and admins may."""
+        path = f"/api/v1/spaces/{_part(space_id)}/invitations"
+        return (await self._call("GET", path, InvitationsAnswer)).invitations
+
+    async def withdraw_invitation(self, space_id: str, invitation_id: str) -> None:
+        """End an invitation."""
+        path = f"/api/v1/spaces/{_part(space_id)}/invitations/{_part(invitation_id)}"
+        await self._do("DELETE", path)
+
+    async def accept_invitation(
+        self, invitation_id: str, accepted: AcceptInvitation
+    ) -> InvitationInfo:
+        """Accept an invitation with what only a holder of its link can make."""
+        path = f"/api/v1/invitations/{_part(invitation_id)}"
+        return await self._call("POST", path, InvitationInfo, body=accepted)
+
+    async def my_invitations(self) -> list[InvitationInfo]:
+        """Return the invitations that this account accepted."""
+        return (await self._call("GET", "/api/v1/me/invitations", InvitationsAnswer)).invitations
 
     async def space_devices(self, space_id: str) -> list[DeviceCertificate]:
         """Return the certificates of all devices of a space's members."""
@@ -197,6 +254,11 @@ class HubClient:
         """Return one page of a space's merged records."""
         path = f"/api/v1/spaces/{_part(space_id)}/records"
         return await self._call("GET", path, StateAnswer, query={"page": page})
+
+    async def record_state(self, space_id: str, table: str, record_id: str) -> StateAnswer:
+        """Return one merged record of a space, or none."""
+        place = f"{_part(space_id)}/records/{_part(table)}/{_part(record_id)}"
+        return await self._call("GET", f"/api/v1/spaces/{place}", StateAnswer)
 
     @asynccontextmanager
     async def live(self) -> AsyncIterator[AsyncIterator[LiveEvent]]:

@@ -282,7 +282,7 @@ class Syncer:
         if await self._replica.read(lambda tx: tx.meta(REGISTERED)) != device.device_id:
             await self._hub.register_device(device.certificate)
             await self._replica.write(lambda tx: tx.set_meta(REGISTERED, device.device_id))
-        infos = await self._hub.spaces()
+        infos = (await self._hub.spaces()).spaces
         self._vault.take_spaces(infos)
         sealed = self._vault.seal(encode_spaces(infos), "spaces")
         await self._replica.write(lambda tx: tx.set_meta(SPACES, sealed))
