@@ -48,6 +48,7 @@ PROFILE: Final = Table(
     name="spaceProfile",
     app_id="mana",
     agents_may_write=False,
+    written_by="managers",
     described="How a shared space is called; written by owners and admins.",
     fields=(sealed("name", Text(80)), sealed("description", Text(2_000))),
 )
@@ -55,6 +56,7 @@ MEMBER_NAMES: Final = Table(
     name="spaceMembers",
     app_id="mana",
     agents_may_write=False,
+    written_by="self",
     described="How each member is called in a space; the record's id is the account's.",
     fields=(sealed("displayName", Text(80)),),
 )
@@ -133,6 +135,15 @@ def holds(space_type: str, app_id: str) -> bool:
     return space_type in ("personal", "user") or app_id in MODULES.get(space_type, frozenset())
 
 
+def require_first(entry: MembershipEntry) -> None:
+    """Raise MembershipRefused unless a space may begin so: one owner, the first key."""
+    members = entry.members
+    if len(members) != 1 or members[0].account_id != entry.author_id or entry.previous:
+        raise _refused("first")
+    if members[0].role != "owner" or entry.key_version != 1:
+        raise _refused("first")
+
+
 def require_next(previous: MembershipEntry, entry: MembershipEntry) -> None:
     """Raise MembershipRefused unless `entry` may follow; hashes and signatures are not its job.
 
@@ -156,6 +167,9 @@ def require_next(previous: MembershipEntry, entry: MembershipEntry) -> None:
             raise _refused("keys-changed")
     if entry.space_type not in SHARED_TYPES and before != after:
         raise _refused("one-person")
+    if before == after and not grown:
+        # Anybody could make the log grow without end by it, and everybody has to check it.
+        raise _refused("unchanged")
     if len(after) > MEMBERS_MAX:
         raise _refused("too-many")
     if not after:
@@ -166,7 +180,7 @@ def require_next(previous: MembershipEntry, entry: MembershipEntry) -> None:
         raise _refused("no-owner")
     gone = before.keys() - after.keys()
     if author.account_id in gone:
-        if len(gone) > 1 or grown or any(before[name] != one for name, one in after.items()):
+        if len(gone) > 1 or grown or any(before.get(name) != one for name, one in after.items()):
             raise _refused("leaving")
         return
     _require_role(author, before, after, bool(grown))
@@ -181,8 +195,9 @@ def _require_role(
     changed = [
         one
         for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name)
         for one in (before.get(name), after.get(name))
-        if one is not None and before.get(name) != after.get(name)
+        if one is not None
     ]
     if author.role == "owner":
         return
@@ -210,12 +225,16 @@ def _refused(reason: str) -> MembershipRefused:
     )
 
 
+def _is_text(value: object, length_max: int) -> bool:
+    return isinstance(value, str) and len(value) <= length_max
+
+
 def entry_from_wire(value: object) -> MembershipEntry:
     """Return the entry of a wire form; raise Invalid for any other shape."""
     names = ("previous", "type", "keyCheck", "createdAt", "authorId", "nonce")
     if not isinstance(value, dict) or value.get("version") != "v1" or len(value) != 9:
         raise Invalid("membership entry is not of version v1")
-    if not all(isinstance(value.get(name), str) for name in names):
+    if not all(_is_text(value.get(name), 128) for name in names):
         raise Invalid("membership entry lacks a member")
     version, members = value.get("keyVersion"), value.get("members")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
@@ -233,7 +252,7 @@ def entry_from_wire(value: object) -> MembershipEntry:
             "hpkeKey",
         }:
             raise Invalid("a member is {accountId, role, signingKey, hpkeKey}")
-        if item["role"] not in ROLES or not all(isinstance(part, str) for part in item.values()):
+        if item["role"] not in ROLES or not all(_is_text(part, 2_048) for part in item.values()):
             raise Invalid("a member is {accountId, role, signingKey, hpkeKey}")
         found.append(
             Member(

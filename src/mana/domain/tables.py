@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json, canonical_json
@@ -145,6 +145,11 @@ class Shape(Enum):
     COUNTER = "counter"
 
 
+Writers: TypeAlias = Literal["members", "managers", "self"]
+"""Whose roles write a table: whoever may write in the space; its owners and admins; or each
+account the one record that bears its id."""
+
+
 class Sealing(Enum):
     """Which key a table's sealed fields take (docs/protocol/crypto.md, *Record keys*)."""
 
@@ -210,6 +215,7 @@ class Table:
     sealing: Sealing = Sealing.SPACE
     authority: bool = False
     agents_may_write: bool = True
+    written_by: Writers = "members"
     title_field: str | None = None
     described: str = ""
 
@@ -220,6 +226,17 @@ class Table:
         if len(found) != len(self.fields) + 1:
             raise Invalid(f"table {self.name} declares a field twice")
         return found
+
+    @property
+    def flips(self) -> bool:
+        """Say whether the author of a record may change who sees it."""
+        # What decides is decided before everybody, under a mission's key or a signature, and
+        # how a space and its members are called is theirs to read.
+        return (
+            not self.authority
+            and self.sealing is not Sealing.MISSION
+            and self.written_by == "members"
+        )
 
     def field_at(self, path: str) -> Field:
         """Return the field that a path belongs to; raise Invalid if there is none.

@@ -51,7 +51,7 @@ class Signature(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
 class ChangeMessage(
     msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True
 ):
-    """One record's written fields. `op` is informative, except `reseal`: see sync.md, 3.
+    """One record's written fields. `op` is informative, except `reseal` and `flip` (sync.md, 3).
 
     `guards` maps a guarded path to the value that must stand on the hub for this change to be
     accepted; the new value is in `fields`. `group`: accepted or refused as a whole.
@@ -60,7 +60,7 @@ class ChangeMessage(
     change_id: Short
     table: Short
     id: Short
-    op: Annotated[str, Meta(pattern="^(insert|update|delete|reseal)$")]
+    op: Annotated[str, Meta(pattern="^(insert|update|delete|reseal|flip)$")]
     fields: dict[str, FieldWrite]
     actor: dict[str, str]
     origin: Annotated[str, Meta(pattern="^(user|agent|system|migration)$")]
