@@ -9,11 +9,12 @@ differ in what they obey. Normative: docs/protocol/sync.md, 3.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mana.crypto.errors import Malformed, SignatureRejected
-from mana.crypto.identity import DeviceCertificate, verify_certificate
+from mana.crypto.hpke import HpkePublicKey
+from mana.crypto.identity import DeviceCertificate, PublicIdentity, verify_certificate
 from mana.crypto.primitives import unb64
 from mana.crypto.signatures import (
     ChangeFacts,
@@ -32,6 +33,7 @@ from mana.domain.spaces import (
     MembershipEntry,
     can_write,
     entry_from_wire,
+    require_first,
     require_next,
 )
 from mana.domain.tables import Table
@@ -189,42 +191,116 @@ class Authority:
             raise NotAMember("the account may not write in this space")
 
 
-def read_log(space_id: str, log: Sequence[SignedEntry]) -> MembershipEntry:
-    """Return the newest entry of a membership log, verified from the space id on.
+@dataclass(frozen=True, slots=True)
+class VerifiedLog:
+    """A membership log of which every entry was verified; by entry its value and its hash."""
 
-    Raises SignatureRejected or MembershipRefused; a closed space's last entry has no members.
+    space_id: str
+    log: tuple[SignedEntry, ...] = field(repr=False)
+    entries: tuple[MembershipEntry, ...] = field(repr=False)
+    hashes: tuple[str, ...] = field(repr=False)
+
+    @property
+    def newest(self) -> MembershipEntry:
+        """Return the newest entry; that of a closed space has no members."""
+        return self.entries[-1]
+
+    @property
+    def head(self) -> str:
+        """Return the hash that the next entry has to name."""
+        return self.hashes[-1]
+
+    def continued(self, log: Sequence[SignedEntry]) -> bool:
+        """Say whether a log begins with every entry of this one."""
+        return len(log) >= len(self.log) and all(
+            known is signed or (known.signature == signed.signature and known.entry == signed.entry)
+            for known, signed in zip(self.log, log, strict=False)
+        )
+
+
+def verify_log(
+    space_id: str, log: Sequence[SignedEntry], known: VerifiedLog | None = None
+) -> VerifiedLog:
+    """Return a membership log, verified from the space id on.
+
+    What `known` verified before is not verified again. Raises SignatureRejected,
+    MembershipRefused or Malformed.
     """
-    newest: MembershipEntry | None = None
-    last_hash = ""
-    for signed in log:
-        entry, signature = entry_from_wire(signed.entry), unb64(signed.signature)
-        found_hash = entry_hash(signed.entry, signature)
-        if newest is None:
-            author = entry.member(entry.author_id)
-            if found_hash != space_id or entry.previous:
-                raise SignatureRejected("the first entry is not the one that names the space")
-        else:
-            author = newest.member(entry.author_id)
-            if entry.previous != last_hash:
-                raise SignatureRejected("the membership log is not a chain")
-            require_next(newest, entry)
-        if author is None or (newest is None and author.role != "owner"):
-            raise SignatureRejected("an entry of the log is by nobody who may change it")
-        verify_entry(VerifyKey(unb64(author.signing_key)), signed.entry, signature)
-        newest, last_hash = entry, found_hash
-    if newest is None:
+    entries: list[MembershipEntry] = []
+    hashes: list[str] = []
+    if known is not None and known.space_id == space_id and known.continued(log):
+        entries, hashes = list(known.entries), list(known.hashes)
+    for signed in log[len(entries) :]:
+        entry, found = verify_next(space_id, entries[-1] if entries else None, hashes, signed)
+        entries.append(entry)
+        hashes.append(found)
+    if not entries:
         raise Malformed("a membership log has a first entry")
-    return newest
+    return VerifiedLog(space_id, tuple(log), tuple(entries), tuple(hashes))
+
+
+def verify_next(
+    space_id: str,
+    newest: MembershipEntry | None,
+    hashes: Sequence[str],
+    signed: SignedEntry,
+) -> tuple[MembershipEntry, str]:
+    """Return the entry that follows `newest` and its hash; `hashes` ends with that of `newest`.
+
+    None stands for the beginning: the entry is the first one. Raises as `verify_log`.
+    """
+    entry, signature = entry_from_wire(signed.entry), unb64(signed.signature)
+    found_hash = entry_hash(signed.entry, signature)
+    if newest is None:
+        author = entry.member(entry.author_id)
+        if found_hash != space_id or entry.previous:
+            raise SignatureRejected("the first entry is not the one that names the space")
+        require_first(entry)
+    else:
+        author = newest.member(entry.author_id)
+        if entry.previous != hashes[-1]:
+            raise SignatureRejected("the membership log is not a chain")
+        require_next(newest, entry)
+    if author is None:
+        raise SignatureRejected("an entry of the log is by nobody who may change it")
+    verify_entry(VerifyKey(unb64(author.signing_key)), signed.entry, signature)
+    before = set() if newest is None else {one.account_id for one in newest.members}
+    for member in entry.members:
+        if member.account_id not in before:
+            # Nobody could wrap a key to them, so none could be changed while they are here.
+            public_identity(member)
+    return entry, found_hash
+
+
+def public_identity(member: Member) -> PublicIdentity:
+    """Return a member's public keys; raise Malformed for what is none."""
+    return PublicIdentity(
+        member.account_id,
+        HpkePublicKey(unb64(member.hpke_key)),
+        VerifyKey(unb64(member.signing_key)),
+    )
+
+
+def read_log(space_id: str, log: Sequence[SignedEntry]) -> MembershipEntry:
+    """Return the newest entry of a membership log; raises as `verify_log`."""
+    return verify_log(space_id, log).newest
 
 
 def authority_of(
     space_id: str, log: Sequence[SignedEntry], certificates: Sequence[Certificate]
 ) -> Authority:
-    """Return who may decide; certificates that no member signed are left out."""
-    members = {member.account_id: member for member in read_log(space_id, log).members}
+    """Return who may decide by a log; certificates that no member signed are left out."""
+    return authority_among(space_id, read_log(space_id, log).members, certificates)
+
+
+def authority_among(
+    space_id: str, members: Sequence[Member], certificates: Sequence[Certificate]
+) -> Authority:
+    """Return who may decide among these members, who are known from a verified log."""
+    known = {member.account_id: member for member in members}
     devices: dict[str, tuple[str, VerifyKey]] = {}
     for certificate in certificates:
-        member = members.get(certificate.account_id)
+        member = known.get(certificate.account_id)
         if member is None:
             continue
         try:
@@ -242,7 +318,7 @@ def authority_of(
         except (CryptoFailed, Invalid):
             continue
         devices[read.device_id] = (member.account_id, key)
-    return Authority(space_id, members, devices)
+    return Authority(space_id, known, devices)
 
 
 def facts_of(space_id: str, change: WrittenChange) -> ChangeFacts:
