@@ -78,6 +78,12 @@ def mission_key(space_key: bytes, mission_id: str) -> bytes:
     return hkdf(require_key(space_key), info=length_prefixed("mana-mission:v1", mission_id))
 
 
+def private_key(master_key: bytes, space_id: str, version: int) -> bytes:
+    """Derive an account's key for its private records in a space: no log has to name it."""
+    info = length_prefixed("mana-private:v1", space_id, str(_require_version(version)))
+    return hkdf(require_key(master_key), info=info)
+
+
 def seal_secret(
     master_key: bytes,
     plaintext: bytes,

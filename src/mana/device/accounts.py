@@ -35,17 +35,16 @@ from mana.device.syncer import CLOCK_OFFSET, REGISTERED, SPACES, restamper
 from mana.device.vault import (
     DeviceKey,
     OpenedVault,
-    decode_spaces,
     derive,
-    encode_spaces,
     new_account,
     new_device,
     new_kdf,
     open_vault,
+    random_id,
 )
 from mana.domain.errors import Invalid, NotFound
 from mana.domain.ids import DeviceId
-from mana.protocol.messages import DeviceCertificate, KdfParameters, SpaceInfo, Tokens, Vault
+from mana.protocol.messages import DeviceCertificate, KdfParameters, Tokens, Vault
 from mana.protocol.replication import Guarded, HubDistrusted
 from mana.registry.catalogue import Catalogue
 
@@ -81,7 +80,9 @@ class Accounts:
         *,
         now_ms: Callable[[], int] = system_ms,
         transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
+        random_id: Callable[[], str] = random_id,
     ) -> None:
+        self._random_id = random_id
         self._settings = settings
         self._catalogue = catalogue
         self._now_ms = now_ms
@@ -113,7 +114,14 @@ class Accounts:
         kdf = new_kdf(self._settings.kdf_floor)
         keys = await self._derive(password, name, kdf)
         made = new_account(
-            name, keys, kdf, mode=mode, demo=demo, invite=invite, now_ms=self._now_ms()
+            name,
+            keys,
+            kdf,
+            mode=mode,
+            demo=demo,
+            invite=invite,
+            now_ms=self._now_ms(),
+            new_id=self._random_id,
         )
         hub = self._hub(None)
         try:
@@ -122,18 +130,8 @@ class Accounts:
             await hub.close()
         if tokens.account_id != made.vault.account_id:
             raise HubDistrusted("the hub made another account than was asked for")
-        spaces = [
-            SpaceInfo(
-                space_id=space.space_id,
-                type=space.type,
-                role="owner",
-                log=list(space.log),
-                wraps=new.wraps,
-            )
-            for space, new in zip(made.vault.spaces.values(), made.request.spaces, strict=True)
-        ]
         return await self._install(
-            made.vault, made.wire, spaces, made.device, tokens, demo=demo, registered=True
+            made.vault, made.wire, made.device, tokens, demo=demo, registered=True
         )
 
     async def sign_in(self, login: str, password: str) -> RecordBook:
@@ -158,14 +156,13 @@ class Accounts:
             if any(one.account_id == wire.account_id for one in self.known()):
                 raise AccountKnown("this account is on this device already")
             vault = open_vault(msgspec.structs.replace(wire, login=name, kdf=kdf), keys)
-            spaces = (await hub.spaces()).spaces
-            vault.take_spaces(spaces)
-            device = new_device(vault, now_ms=self._now_ms())
+            vault.take_spaces(await hub.spaces())
+            device = new_device(vault, now_ms=self._now_ms(), new_id=self._random_id)
             await hub.register_device(device.certificate)
         finally:
             await hub.close()
         kept = msgspec.structs.replace(wire, login=name, kdf=kdf)
-        return await self._install(vault, kept, spaces, device, tokens, demo=False, registered=True)
+        return await self._install(vault, kept, device, tokens, demo=False, registered=True)
 
     async def unlock(self, account_id: str, password: str) -> RecordBook:
         """Open an account that is kept here, without the hub; raise WrongPassword."""
@@ -209,7 +206,7 @@ class Accounts:
             raise ReplicaBroken("the replica is of another account")
         keys = await self._derive(password, wire.login, wire.kdf)
         vault = open_vault(wire, keys)
-        vault.take_spaces(decode_spaces(vault.open(spaces_raw, "spaces")))
+        vault.restore_spaces(vault.open(spaces_raw, "spaces"))
         certificate = msgspec.json.decode(certificate_raw, type=DeviceCertificate)
         raw = vault.open(key_raw, "device-key", certificate.device_id)
         device = DeviceKey(DeviceId(certificate.device_id), SigningKey(raw), certificate)
@@ -217,7 +214,7 @@ class Accounts:
             raise ReplicaBroken("the device's key is not the certified one")
         is_copy = inspect_place(replica.path, facts[_MARKER]) is CopyState.COPY
         if is_copy:
-            device = new_device(vault, now_ms=self._now_ms())
+            device = new_device(vault, now_ms=self._now_ms(), new_id=self._random_id)
         book = self._book(vault, device, replica, demo=known.demo)
         if is_copy:
             await self._take_new_place(vault, device, replica)
@@ -249,7 +246,6 @@ class Accounts:
         self,
         vault: OpenedVault,
         wire: Vault,
-        spaces: list[SpaceInfo],
         device: DeviceKey,
         tokens: Tokens,
         *,
@@ -267,7 +263,7 @@ class Accounts:
 
             def work(tx: Tx) -> None:
                 tx.set_meta(_VAULT, msgspec.json.encode(wire).decode())
-                tx.set_meta(SPACES, vault.seal(encode_spaces(spaces), "spaces"))
+                tx.set_meta(SPACES, vault.seal(vault.kept_spaces(), "spaces"))
                 tx.set_meta(_REFRESH, vault.seal(tokens.refresh_token.encode(), "refresh-token"))
                 _write_device(tx, vault, device, marker)
                 if registered:
@@ -296,6 +292,7 @@ class Accounts:
             hub=self._hub(_StoredSession(replica, vault)),
             demo=demo,
             now_ms=self._now_ms,
+            new_id=self._random_id,
         )
 
     def _hub(self, session: _OneSession | _StoredSession | None) -> HubClient:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mana.domain.errors import Conflict, ManaError, Unauthenticated, Unavailable
+from mana.domain.errors import Conflict, Forbidden, ManaError, Unauthenticated, Unavailable
 
 
 class Offline(Unavailable):
@@ -52,3 +52,52 @@ class ReplicaTooNew(ReplicaBroken):
 
     code = "REPLICA_TOO_NEW"
     advice = "Update Mana on this machine."
+
+
+class SpaceLeft(Forbidden):
+    """The account is no longer in the space: what is here can be read, and nothing written."""
+
+    code = "SPACE_LEFT"
+    advice = "Copy what you need into another space, or remove the space from this device."
+
+
+class ReadOnlyHere(Forbidden):
+    """The account's role in the space does not let it write."""
+
+    code = "READ_ONLY_HERE"
+    advice = "Ask an owner or admin of the space to make you a member."
+
+
+class ManagersOnly(Forbidden):
+    """Only owners and admins of the space write this."""
+
+    code = "MANAGERS_ONLY"
+    advice = "Ask an owner or admin of the space."
+
+
+class ModuleNotHeld(Forbidden):
+    """A space of this type does not hold this kind of record."""
+
+    code = "MODULE_NOT_HELD"
+    advice = "Keep it in your personal space, or in a space of another type."
+
+
+class PrivateKeyMissing(Conflict):
+    """The account has no key for private records in this space yet."""
+
+    code = "PRIVATE_KEY_MISSING"
+    advice = "Connect to the hub once; the key is made then."
+
+
+class NotYourRecord(Forbidden):
+    """Only who made a record decides who may see it."""
+
+    code = "NOT_YOUR_RECORD"
+    advice = "Ask the person who made it."
+
+
+class VisibilityFixed(Conflict):
+    """Records of this kind, or in this space, are not made private or shared."""
+
+    code = "VISIBILITY_FIXED"
+    advice = "Everything in your own spaces is yours alone already; agents and missions are always shared."

@@ -7,7 +7,7 @@ that it wrote.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import ClassVar, Final
 
@@ -77,8 +77,12 @@ class Opened:
 
     @property
     def space(self) -> SpaceId:
-        """Return the personal space, in which missions and their records live."""
-        return self.book.personal_space
+        """Return the space in which these operations read and write."""
+        return self.book.space
+
+    def in_space(self, space_id: str) -> Opened:
+        """Return the same account in another of its spaces; raise NotFound."""
+        return replace(self, book=self.book.in_space(space_id))
 
     @property
     def person(self) -> Actor:

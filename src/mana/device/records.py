@@ -8,7 +8,7 @@ after a crash is the same one.
 from __future__ import annotations
 
 import contextlib
-import uuid
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,13 +22,20 @@ from mana.crypto.runners import RunnerPublicKey
 from mana.crypto.signatures import SigningKey
 from mana.device.authority import reason_of, verify_run
 from mana.device.elements import expand
-from mana.device.errors import ChangeRefused, Locked
+from mana.device.errors import (
+    ChangeRefused,
+    Locked,
+    ManagersOnly,
+    ModuleNotHeld,
+    ReadOnlyHere,
+    SpaceLeft,
+)
 from mana.device.hub_client import HubClient
 from mana.device.replica import OutboxRow, Replica, Tx
 from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
 from mana.device.syncer import CLOCK_OFFSET, Syncer, restamper
-from mana.device.vault import OpenedVault
+from mana.device.vault import OpenedVault, SpaceKeys, random_id
 from mana.device.views import Notice, RefusedChange, SyncStatus
 from mana.domain.actors import Actor, Origin, origin_of
 from mana.domain.changes import Change
@@ -39,6 +46,8 @@ from mana.domain.grants import GrantHeader
 from mana.domain.ids import DeviceId, SpaceId, require_record_id, require_uuid
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.records import Record, View, Visibility
+from mana.domain.settings import USER_TABLES
+from mana.domain.spaces import can_manage, can_write, holds
 from mana.domain.tables import Table
 from mana.protocol.codec import check_value
 from mana.protocol.messages import (
@@ -53,6 +62,8 @@ from mana.registry.catalogue import Catalogue
 
 CHANGE_BYTES_MAX: Final = 512 * 1024
 GROUP_BYTES_MAX: Final = 3 * 1024 * 1024
+VIEWS_MAX: Final = 50_000
+"""Opened records that are kept in memory; the oldest go first."""
 _KEPT: Final = "kept:"
 _REFUSALS: Final[Mapping[str, str]] = {
     "clock-ahead": "This machine's clock is too far ahead.",
@@ -81,8 +92,30 @@ class Write:
     origin: Origin | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """What holds the keys of one unlocked account."""
+
+    replica: Replica
+    vault: OpenedVault
+    sealer: Sealer
+    syncer: Syncer
+
+
+@dataclass(slots=True)
+class _Ring:
+    """The inner parts while the account is unlocked, shared by its books: one place to drop."""
+
+    inner: Inner | None = None
+
+
 class RecordBook:
-    """Access to the records of one unlocked account; raises Locked once it is locked."""
+    """The records of one space of one unlocked account; raises Locked once it is locked.
+
+    Tables of the user scope are read and written in the account's user space, whatever `space`
+    is. `in_space` gives the book of another space of the account: they share one vault, one
+    replica, one syncer and their callbacks.
+    """
 
     def __init__(
         self,
@@ -95,6 +128,7 @@ class RecordBook:
         hub: HubClient,
         demo: bool,
         now_ms: Callable[[], int],
+        new_id: Callable[[], str] = random_id,
     ) -> None:
         self.settings: Final = settings
         self.catalogue: Final = catalogue
@@ -106,10 +140,14 @@ class RecordBook:
         self.device_id: Final[str] = sealer.device.device_id
         self.personal_space: Final[SpaceId] = vault.space_of_type("personal").space_id
         self.user_space: Final[SpaceId] = vault.space_of_type("user").space_id
+        self.space: SpaceId = self.personal_space
         self._now_ms = now_ms
+        self._new_id = new_id
         self._replica = replica
-        self._views: dict[tuple[str, str], tuple[int, View]] = {}
+        self._views: dict[tuple[str, str, str], tuple[int, View]] = {}
         self._callbacks: list[Callable[[Notice], None]] = []
+        self._books: dict[str, RecordBook] = {self.space: self}
+        self._ring = _Ring()
         syncer = Syncer(
             replica=replica,
             vault=vault,
@@ -121,26 +159,88 @@ class RecordBook:
             emit=self._emit,
             lock_path=replica.path.with_suffix(".sync"),
         )
-        # Everything that holds keys, so that locking drops it in one place.
-        self._opened: tuple[OpenedVault, Sealer, Syncer] | None = (vault, sealer, syncer)
+        self._ring.inner = Inner(replica, vault, sealer, syncer)
+
+    def in_space(self, space_id: str) -> RecordBook:
+        """Return the book of a space of this account, the same one each time; raise NotFound.
+
+        Spaces that the account is no longer in can be read.
+        """
+        space = self._vault().space(space_id)
+        found = self._books.get(space_id)
+        if found is None:
+            found = copy.copy(self)
+            found.space = space.space_id
+            self._books[space_id] = found
+        return found
+
+    def inner(self) -> Inner:
+        """Return what holds the keys; raise Locked."""
+        if self._ring.inner is None:
+            raise Locked("the account is locked")
+        return self._ring.inner
+
+    def spaces(self) -> list[SpaceKeys]:
+        """Return the account's spaces with their keys and logs, former ones too."""
+        return list(self._vault().spaces.values())
+
+    @property
+    def keys(self) -> SpaceKeys:
+        """Return the keys and the log of this book's space."""
+        return self._vault().space(self.space)
+
+    @property
+    def may_write(self) -> bool:
+        """Say whether the account may write records in this space."""
+        role = self.keys.role
+        return role is not None and can_write(role)
+
+    def holds(self, app_id: str) -> bool:
+        """Say whether this type of space takes records of a sync app."""
+        return holds(self.keys.type, app_id)
+
+    def space_of(self, table: str) -> SpaceId:
+        """Return the space in which this book reads and writes a table."""
+        return self.user_space if table in USER_TABLES else self.space
+
+    def require_writable(self, table: Table, record_id: str) -> SpaceKeys:
+        """Return the keys of the space that takes this record.
+
+        Raises for what the hub would refuse, before anything is written: SpaceLeft,
+        ReadOnlyHere, ModuleNotHeld or ManagersOnly.
+        """
+        keys = self._vault().space(self.space_of(table.name))
+        if keys.role is None:
+            raise SpaceLeft("the account is no longer in this space")
+        if not can_write(keys.role):
+            raise ReadOnlyHere("a viewer writes nothing in a space")
+        if not holds(keys.type, table.app_id):
+            raise ModuleNotHeld(f"a space of type {keys.type} does not hold {table.app_id}")
+        if table.written_by == "managers" and not can_manage(keys.role):
+            raise ManagersOnly("this is for owners and admins of the space")
+        if table.written_by == "self" and record_id != self.account_id:
+            raise ManagersOnly("a member writes their own record here, and nobody else's")
+        return keys
 
     # Reading
 
     async def views(self, table: str, *, include_deleted: bool = False) -> list[View]:
         """Return the records of a table, newest written first."""
         sealer = self._sealer()
-        space = sealer.space_of(self.catalogue.table(table).name)
+        space = self.space_of(self.catalogue.table(table).name)
 
         def work(tx: Tx) -> list[View]:
             marks = tx.marks(space, table)
-            missing = [
-                record_id
-                for record_id, mark in marks.items()
-                if self._views.get((table, record_id), (0, None))[0] != mark
-            ]
+            views: dict[str, View] = {}
+            for record_id, mark in marks.items():
+                known = self._views.get((space, table, record_id))
+                if known is not None and known[0] == mark:
+                    views[record_id] = known[1]
+            missing = [record_id for record_id in marks if record_id not in views]
             for record_id, held in tx.all_held(space, table, missing).items():
-                self._views[table, record_id] = (marks[record_id], sealer.view(held.record))
-            return [self._views[table, record_id][1] for record_id in marks]
+                views[record_id] = sealer.view(space, held.record)
+                self._remember(space, views[record_id], marks[record_id])
+            return list(views.values())
 
         found = await self._replica.read(work)
         self._sealer()
@@ -150,20 +250,20 @@ class RecordBook:
     async def view(self, table: str, record_id: str) -> View | None:
         """Return one record, also a deleted one; None if there is none."""
         sealer = self._sealer()
-        space = sealer.space_of(self.catalogue.table(table).name)
+        space = self.space_of(self.catalogue.table(table).name)
 
         def work(tx: Tx) -> View | None:
             mark = tx.mark(space, table, record_id)
             if mark is None:
                 return None
-            known = self._views.get((table, record_id))
+            known = self._views.get((space, table, record_id))
             if known is not None and known[0] == mark:
                 return known[1]
             held = tx.held(space, table, record_id)
             if held is None:
                 return None
-            view = sealer.view(held.record)
-            self._views[table, record_id] = (mark, view)
+            view = sealer.view(space, held.record)
+            self._remember(space, view, mark)
             return view
 
         return await self._replica.read(work)
@@ -176,7 +276,18 @@ class RecordBook:
     async def opened_paths(self, table: str, record_id: str) -> dict[str, Json]:
         """Return a record's opened values by path, without those that do not open."""
         held = await self._held(table, record_id)
-        return self._sealer().opened_paths(held.record) if held is not None else {}
+        if held is None:
+            return {}
+        return self._sealer().opened_paths(self.space_of(table), held.record)
+
+    def _remember(self, space: str, view: View, mark: int) -> None:
+        """Keep an opened record until it is touched; one that does not open is tried again."""
+        key = (space, view.table, str(view.id))
+        self._views.pop(key, None)
+        if not view.sealed_fields:
+            self._views[key] = (mark, view)
+        while len(self._views) > VIEWS_MAX:
+            del self._views[next(iter(self._views))]
 
     # Writing
 
@@ -198,7 +309,7 @@ class RecordBook:
         for given in (group, *(write.change_id for write in writes)):
             if given is not None:
                 require_uuid(given, "the id of a change or group")
-        change_ids = [write.change_id or str(uuid.uuid4()) for write in writes]
+        change_ids = [write.change_id or self._new_id() for write in writes]
         now_ms = self._now_ms()
 
         def work(tx: Tx) -> None:
@@ -230,14 +341,14 @@ class RecordBook:
         change = write.change
         table = self.catalogue.table(change.table)
         require_record_id(change.record_id)
-        keys = sealer.keys_of(table.name)
+        keys = self.require_writable(table, change.record_id)
         held = tx.held(keys.space_id, table.name, change.record_id)
         entries = held.record.entries if held is not None else {}
         visibility = held.record.visibility if held is not None else write.visibility
         place = sealer.place(table, change.record_id, visibility, entries, change.values)
         key = sealer.record_key(keys, place, sealer.version(keys, place))
         current = (
-            sealer.opened_paths(held.record)
+            sealer.opened_paths(keys.space_id, held.record)
             if held is not None and _writes_whole(table, change)
             else {}
         )
@@ -264,7 +375,7 @@ class RecordBook:
             group=group,
             guards=dict(change.guards),
         )
-        message = sealer.seal(draft, place, values, stamp)
+        message = sealer.seal(keys.space_id, draft, place, values, stamp)
         if len(msgspec.json.encode(message)) > CHANGE_BYTES_MAX:
             raise TooLarge("the change is larger than the hub takes in one piece")
         return keys.space_id, message
@@ -292,8 +403,7 @@ class RecordBook:
 
     async def marks(self, keys: Sequence[tuple[str, str]]) -> tuple[int | None, ...]:
         """Return when each of these records, by table and id, was last touched here."""
-        sealer = self._sealer()
-        places = [(sealer.space_of(table), table, record_id) for table, record_id in keys]
+        places = [(self.space_of(table), table, record_id) for table, record_id in keys]
         return await self._replica.read(lambda tx: tuple(tx.mark(*place) for place in places))
 
     # Authority
@@ -308,7 +418,7 @@ class RecordBook:
         held = await self._held(table, record_id)
         if held is None:
             return False
-        authority = self._syncer().authority(self._sealer().space_of(table))
+        authority = self._syncer().authority(self.space_of(table))
         try:
             verify_record(authority, held, self.catalogue.table(table))
         except ManaError:
@@ -338,7 +448,7 @@ class RecordBook:
         present = [step for step in steps if step is not None]
         if len(present) != len(named):
             return False, "record-withheld"
-        authority = self._syncer().authority(self.personal_space)
+        authority = self._syncer().authority(self.space)
         source = entries["source"].value if "source" in entries else None
         try:
             if source == "device":
@@ -370,15 +480,15 @@ class RecordBook:
         place = sealer.place(
             self.catalogue.table(table), record_id, record.visibility, record.entries, {}
         )
-        keys = sealer.keys_of(table)
+        keys = sealer.keys(self.space_of(table))
         version = sealer.version(keys, place)
         return sealer.record_key(keys, place, version).to_bytes(), f"{place.cls}{version}"
 
     async def mission_secret(self, mission_id: str) -> tuple[bytes, str]:
         """Return the parent key of a mission's runs and its class and version, such as `m1`."""
         vault = self._vault()
-        version = vault.spaces[self.personal_space].version
-        return vault.parent_key(self.personal_space, "m", version, mission_id), f"m{version}"
+        version = vault.space(self.space).version
+        return vault.parent_key(self.space, "m", version, mission_id), f"m{version}"
 
     def sign(self, purpose: str, *parts: str | bytes) -> Signature:
         """Sign a statement with this device's key."""
@@ -481,36 +591,30 @@ class RecordBook:
 
     async def lock(self) -> None:
         """Stop sync, drop every key from memory and close the replica."""
-        if self._opened is None:
+        inner, self._ring.inner = self._ring.inner, None
+        if inner is None:
             return
-        syncer = self._opened[2]
-        self._opened = None
-        await syncer.close()
+        await inner.syncer.close()
         await self.hub.close()
         await self._replica.close()
         self._views.clear()
+        self._books.clear()
         self._emit(Notice("lock"))
         self._callbacks.clear()
 
     # Within
 
     def _vault(self) -> OpenedVault:
-        if self._opened is None:
-            raise Locked("the account is locked")
-        return self._opened[0]
+        return self.inner().vault
 
     def _sealer(self) -> Sealer:
-        if self._opened is None:
-            raise Locked("the account is locked")
-        return self._opened[1]
+        return self.inner().sealer
 
     def _syncer(self) -> Syncer:
-        if self._opened is None:
-            raise Locked("the account is locked")
-        return self._opened[2]
+        return self.inner().syncer
 
     async def _held(self, table: str, record_id: str) -> Held | None:
-        space = self._sealer().space_of(self.catalogue.table(table).name)
+        space = self.space_of(self.catalogue.table(table).name)
         return await self._replica.read(lambda tx: tx.held(space, table, record_id))
 
     def _is_outdated(self, row: OutboxRow) -> bool:
@@ -525,10 +629,11 @@ class RecordBook:
         title = ""
         with contextlib.suppress(ManaError):
             named = self.catalogue.table(message.table).title_field
-            view = await self.view(message.table, message.id)
+            book = self if message.table in USER_TABLES else self.in_space(row.space)
+            view = await book.view(message.table, message.id)
             if view is None:
                 held = Held(_record_of(message))
-                view = self._sealer().view(held.record)
+                view = self._sealer().view(row.space, held.record)
             title = view.text(named) if named is not None else ""
         words = _REFUSALS.get(row.code, "The hub does not take it in this form.")
         return RefusedChange(

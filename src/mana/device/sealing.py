@@ -5,6 +5,7 @@ What does not open is named and left closed; it never hides the rest of a record
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -20,16 +21,14 @@ from mana.crypto.envelope import (
     parse_envelope,
     seal_field,
 )
-from mana.crypto.primitives import b64
+from mana.crypto.primitives import Random, b64
 from mana.crypto.signatures import sign_change
 from mana.device.vault import DeviceKey, OpenedVault, SpaceKeys
 from mana.domain.actors import actor_from_wire
 from mana.domain.clock import Stamp
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid, ManaError
-from mana.domain.ids import SpaceId
 from mana.domain.records import Entry, Record, View, assemble
-from mana.domain.settings import USER_TABLES
 from mana.domain.tables import Sealing, Table
 from mana.protocol.messages import ChangeMessage, FieldWrite, Signature
 from mana.registry.catalogue import Catalogue
@@ -52,18 +51,22 @@ class KeyPlace:
 class Sealer:
     """Seals, opens and signs with the keys of one unlocked account."""
 
-    def __init__(self, vault: OpenedVault, catalogue: Catalogue, device: DeviceKey) -> None:
-        self._vault = vault
-        self._catalogue = catalogue
-        self.device = device
+    def __init__(
+        self,
+        vault: OpenedVault,
+        catalogue: Catalogue,
+        device: DeviceKey,
+        *,
+        random: Random = os.urandom,
+    ) -> None:
+        self.vault: Final = vault
+        self.catalogue: Final = catalogue
+        self.device: Final = device
+        self._random = random
 
-    def space_of(self, table: str) -> SpaceId:
-        """Return the space in which records of a table live."""
-        return self.keys_of(table).space_id
-
-    def keys_of(self, table: str) -> SpaceKeys:
-        """Return the keys of the space in which records of a table live."""
-        return self._vault.space_of_type("user" if table in USER_TABLES else "personal")
+    def keys(self, space_id: str) -> SpaceKeys:
+        """Return the keys of a space, former ones too; raise NotFound."""
+        return self.vault.space(space_id)
 
     def place(
         self,
@@ -82,17 +85,17 @@ class Sealer:
                 raise Invalid(f"a record of {table.name} needs {name}, which chooses its key")
             return found
 
-        if visibility == "private":
-            return KeyPlace("p", table.name, record_id)
+        cls: KeyClass = "p" if visibility == "private" else "s"
         if table.sealing is Sealing.MISSION:
             return KeyPlace("m", table.name, record_id, plain(_MISSION))
         if table.sealing is Sealing.TARGET:
-            return KeyPlace("s", plain(_TARGET_TABLE), plain(_TARGET_ID))
-        return KeyPlace("s", table.name, record_id)
+            # What stood in a private record is as private as what stands there.
+            return KeyPlace(cls, plain(_TARGET_TABLE), plain(_TARGET_ID))
+        return KeyPlace(cls, table.name, record_id)
 
     def record_key(self, space: SpaceKeys, place: KeyPlace, version: int) -> RecordKey:
         """Return the key of a place in one version."""
-        return self._vault.record_key(
+        return self.vault.record_key(
             space.space_id, place.cls, version, place.table, place.record_id, place.mission_id
         )
 
@@ -102,10 +105,10 @@ class Sealer:
 
     # Opening
 
-    def view(self, record: Record) -> View:
+    def view(self, space_id: str, record: Record) -> View:
         """Return a record opened; fields that do not open are named in `sealed_fields`."""
-        table = self._catalogue.table(record.table)
-        opened, closed = self._open(table, record)
+        table = self.catalogue.table(record.table)
+        opened, closed = self._open(space_id, table, record)
         return View(
             table=record.table,
             id=record.id,
@@ -119,14 +122,16 @@ class Sealer:
             sealed_fields=tuple(sorted(closed)),
         )
 
-    def opened_paths(self, record: Record) -> dict[str, Json]:
+    def opened_paths(self, space_id: str, record: Record) -> dict[str, Json]:
         """Return the opened values by path, without those that do not open."""
-        return self._open(self._catalogue.table(record.table), record)[0]
+        return self._open(space_id, self.catalogue.table(record.table), record)[0]
 
-    def _open(self, table: Table, record: Record) -> tuple[dict[str, Json], set[str]]:
+    def _open(
+        self, space_id: str, table: Table, record: Record
+    ) -> tuple[dict[str, Json], set[str]]:
         opened: dict[str, Json] = {}
         closed: set[str] = set()
-        space = self.keys_of(record.table)
+        space = self.keys(space_id)
         place: KeyPlace | None
         try:
             place = self.place(table, record.id, record.visibility, record.entries, {})
@@ -170,11 +175,16 @@ class Sealer:
     # Sealing
 
     def seal(
-        self, draft: ChangeMessage, place: KeyPlace, values: Mapping[str, Json], stamp: Stamp
+        self,
+        space_id: str,
+        draft: ChangeMessage,
+        place: KeyPlace,
+        values: Mapping[str, Json],
+        stamp: Stamp,
     ) -> ChangeMessage:
         """Return a change with its values stamped, sealed and, where it decides, signed."""
-        table = self._catalogue.table(draft.table)
-        space = self.keys_of(draft.table)
+        table = self.catalogue.table(draft.table)
+        space = self.keys(space_id)
         version = self.version(space, place)
         key = self.record_key(space, place, version)
         actor = actor_from_wire(draft.actor).to_wire()
@@ -184,15 +194,24 @@ class Sealer:
             wire = value
             if value is not None and table.field_at(path).sealed:
                 binding = Binding(space.space_id, draft.table, draft.id, path, at, actor)
-                wire = seal_field(key, cls=place.cls, version=version, binding=binding, value=value)
+                wire = seal_field(
+                    key,
+                    cls=place.cls,
+                    version=version,
+                    binding=binding,
+                    value=value,
+                    random=self._random,
+                )
             fields[path] = FieldWrite(value=wire, at=at)
         change = msgspec.structs.replace(draft, fields=fields, signature=None)
         return self.sign(change, space.space_id) if table.authority else change
 
-    def seal_again(self, change: ChangeMessage, held: Record | None, stamp: Stamp) -> ChangeMessage:
+    def seal_again(
+        self, space_id: str, change: ChangeMessage, held: Record | None, stamp: Stamp
+    ) -> ChangeMessage:
         """Return an own change under a new stamp and the newest key."""
-        table = self._catalogue.table(change.table)
-        space = self.keys_of(change.table)
+        table = self.catalogue.table(change.table)
+        space = self.keys(space_id)
         entries = held.entries if held is not None else {}
         actor = actor_from_wire(change.actor)
         plain = {path: write.value for path, write in change.fields.items()}
@@ -207,7 +226,7 @@ class Sealer:
                 key = self.record_key(space, place, parse_envelope(str(value)).version)
                 value = open_field(key, str(value), binding=binding)
             values[path] = value
-        return self.seal(change, place, values, stamp)
+        return self.seal(space_id, change, place, values, stamp)
 
     def sign(self, change: ChangeMessage, space_id: str) -> ChangeMessage:
         """Return a change with this device's signature over the whole of it."""

@@ -21,7 +21,7 @@ from mana.device.locks import FileLock
 from mana.device.replica import OutboxRow, Replica, Space, Tx
 from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
-from mana.device.vault import OpenedVault, encode_spaces
+from mana.device.vault import OpenedVault
 from mana.device.views import LinkState, Notice, SyncStatus
 from mana.domain.clock import DRIFT_MS_MAX, Stamp, next_stamp, observe, parse_stamp
 from mana.domain.errors import Forbidden, Invalid, ManaError, NotFound, TooLarge, Unavailable
@@ -282,9 +282,8 @@ class Syncer:
         if await self._replica.read(lambda tx: tx.meta(REGISTERED)) != device.device_id:
             await self._hub.register_device(device.certificate)
             await self._replica.write(lambda tx: tx.set_meta(REGISTERED, device.device_id))
-        infos = (await self._hub.spaces()).spaces
-        self._vault.take_spaces(infos)
-        sealed = self._vault.seal(encode_spaces(infos), "spaces")
+        self._vault.take_spaces(await self._hub.spaces())
+        sealed = self._vault.seal(self._vault.kept_spaces(), "spaces")
         await self._replica.write(lambda tx: tx.set_meta(SPACES, sealed))
         for space in await self._replica.read(lambda tx: tx.spaces()):
             await self._refresh_certificates(space.space)
@@ -526,7 +525,7 @@ def restamper(sealer: Sealer, now_ms: int) -> Callable[[Tx, OutboxRow], ChangeMe
                 last = observe(last, parse_stamp(entry.at), hub_ms=now_ms)
         stamp = next_stamp(last, now_ms=now_ms)
         held = tx.held(row.space, change.table, change.id)
-        again = sealer.seal_again(change, held.record if held else None, stamp)
+        again = sealer.seal_again(row.space, change, held.record if held else None, stamp)
         tx.set_clock(stamp)
         return again
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Final, cast
 
 import msgspec
 
-from mana.crypto.authority import read_log
+from mana.crypto.authority import VerifiedLog, verify_log
 from mana.crypto.envelope import KeyClass, RecordKey
 from mana.crypto.errors import Malformed, SignatureRejected, WrapRejected
 from mana.crypto.hpke import HpkePublicKey
@@ -25,6 +25,7 @@ from mana.crypto.keys import (
     mission_key,
     new_key,
     open_secret,
+    private_key,
     seal_secret,
     unwrap_master_key,
     unwrap_space_key,
@@ -39,12 +40,13 @@ from mana.crypto.passwords import (
 )
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.signatures import SigningKey, VerifyKey, entry_hash, sign_entry
-from mana.device.errors import WrongPassword
+from mana.device.errors import PrivateKeyMissing, WrongPassword
 from mana.domain.clock import iso_ms
-from mana.domain.encoding import Json
+from mana.domain.errors import Conflict, NotFound
 from mana.domain.ids import AccountId, DeviceId, SpaceId
-from mana.domain.spaces import Member, MembershipEntry, SpaceType, entry_from_wire
+from mana.domain.spaces import Member, MembershipEntry, Role, SpaceType
 from mana.protocol.messages import (
+    Departure,
     DeviceCertificate,
     Identity,
     KeyWrap,
@@ -52,6 +54,7 @@ from mana.protocol.messages import (
     SignedEntry,
     SignUpRequest,
     SpaceInfo,
+    SpacesAnswer,
     Vault,
 )
 from mana.protocol.messages import KdfParameters as WireKdf
@@ -61,20 +64,64 @@ _UNLOCK_KEY_ID: Final = "k1"
 _RECORD_KEYS_MAX: Final = 50_000
 
 
+def random_id() -> str:
+    """Return a random id."""
+    return str(uuid.uuid4())
+
+
+class SpaceStillHeld(Conflict):
+    """The account is a member of the space, so this device keeps it."""
+
+    code: ClassVar[str] = "SPACE_STILL_HELD"
+    advice: ClassVar[str] = "Leave the space first."
+
+
 @dataclass(frozen=True, slots=True)
 class SpaceKeys:
-    """The keys of one space by version, and its verified log."""
+    """The keys of one space by version, and its verified log, entry by entry.
+
+    `former`: the account is no longer a member; the keys stay, so that what is here can be read.
+    """
 
     space_id: SpaceId
     type: SpaceType
     version: int
     space_keys: Mapping[int, bytes] = field(repr=False)
     private_keys: Mapping[int, bytes] = field(repr=False)
-    log: tuple[SignedEntry, ...] = field(repr=False)
+    verified: VerifiedLog = field(repr=False)
+    role: Role | None
+    former: bool = False
+
+    @property
+    def log(self) -> tuple[SignedEntry, ...]:
+        """Return the signed log."""
+        return cast("tuple[SignedEntry, ...]", self.verified.log)
+
+    @property
+    def entries(self) -> tuple[MembershipEntry, ...]:
+        """Return the entries of the log, in order."""
+        return self.verified.entries
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Return the members of the newest entry; none if the space is closed."""
+        return self.entries[-1].members
+
+    @property
+    def closed(self) -> bool:
+        """Say whether the space was closed for everybody."""
+        return not self.members
+
+    @property
+    def shared(self) -> bool:
+        """Say whether this type of space can have several members."""
+        return self.type not in _FIRST_SPACES
 
     @property
     def private_version(self) -> int:
-        """Return the newest version of the account's private key in this space."""
+        """Return the newest version of the account's private key here; PrivateKeyMissing."""
+        if not self.private_keys:
+            raise PrivateKeyMissing("this account has no private key in the space yet")
         return max(self.private_keys)
 
 
@@ -107,6 +154,7 @@ class OpenedVault:
         self.master_key: Final = master_key
         self.identity: Final = identity
         self.spaces: dict[str, SpaceKeys] = {}
+        self._infos: dict[str, SpaceInfo] = {}
         self._record_keys: dict[tuple[str, str, int, str, str, str], RecordKey] = {}
 
     def __repr__(self) -> str:
@@ -119,20 +167,119 @@ class OpenedVault:
             raise HubDistrusted(f"the account has not one space of type {space_type}")
         return found[0]
 
-    def take_spaces(self, spaces: Sequence[SpaceInfo]) -> None:
-        """Verify and open the spaces that the hub names; refuse a log that forgets entries."""
-        opened: dict[str, SpaceKeys] = {}
-        for info in spaces:
-            space = open_space(self.identity, info)
-            known = self.spaces.get(space.space_id)
-            if known is not None and space.log[: len(known.log)] != known.log:
-                raise HubDistrusted("a space's log is not the one that was seen before")
-            opened[space.space_id] = space
-        if not set(self.spaces) <= set(opened):
+    def space(self, space_id: str) -> SpaceKeys:
+        """Return one space, former ones too; raise NotFound."""
+        found = self.spaces.get(space_id)
+        if found is None:
+            raise NotFound("this account has no such space")
+        return found
+
+    def take_spaces(self, answer: SpacesAnswer) -> None:
+        """Verify and open what the hub says of all spaces; nothing is taken if any of it is wrong.
+
+        Raises HubDistrusted for a log that forgets entries, for a space that is merely missing,
+        and for a departure that the signed log does not show.
+        """
+        taken = {info.space_id: self._opened(info) for info in answer.spaces}
+        left = {
+            one.space_id: self._departed(one)
+            for one in answer.departed
+            if one.space_id in self.spaces and one.space_id not in taken
+        }
+        here = {space_id for space_id, space in self.spaces.items() if not space.former}
+        if not here <= taken.keys() | left.keys():
             raise HubDistrusted("the hub hides a space of this account")
-        self.spaces = opened
-        self.space_of_type("personal")
-        self.space_of_type("user")
+        spaces = {**self.spaces, **left, **taken}
+        for kind in _FIRST_SPACES:
+            if sum(space.type == kind for space in spaces.values()) != 1:
+                raise HubDistrusted(f"the account has not one space of type {kind}")
+        self.spaces = spaces
+        for info in answer.spaces:
+            self._keep_info(info)
+
+    def take_space(self, info: SpaceInfo) -> SpaceKeys:
+        """Verify and open one space after a write of its membership; the others stay."""
+        space = self._opened(info)
+        if space.type in _FIRST_SPACES and space.space_id not in self.spaces:
+            raise HubDistrusted("a second space of a type of which there is one")
+        self.spaces = {**self.spaces, space.space_id: space}
+        self._keep_info(info)
+        return space
+
+    def depart(self, space_id: str, log: Sequence[SignedEntry]) -> SpaceKeys:
+        """Take that this account is out of a space, shown by its log; its keys are kept."""
+        self.space(space_id)
+        left = self._departed(Departure(space_id=space_id, log=list(log)))
+        self.spaces = {**self.spaces, space_id: left}
+        return left
+
+    def forget_space(self, space_id: str) -> None:
+        """Drop the keys of a former space; raise SpaceStillHeld for any other."""
+        if not self.space(space_id).former:
+            raise SpaceStillHeld("the account is a member of this space")
+        self.spaces = {name: kept for name, kept in self.spaces.items() if name != space_id}
+        self._infos.pop(space_id, None)
+        self._record_keys.clear()
+
+    def new_private_key(self, space_id: str) -> KeyWrap:
+        """Return the next version of the account's private key in a space, wrapped for the hub.
+
+        It counts here once the hub has it and gives it back with the space.
+        """
+        version = max(self.space(space_id).private_keys, default=0) + 1
+        return _private_wrap(self.identity, self.master_key, space_id, version)
+
+    def kept_spaces(self) -> bytes:
+        """Return what a restart must know of the spaces, former ones too. To be sealed."""
+        kept = _KeptSpaces(
+            spaces=[
+                msgspec.structs.replace(self._infos[space_id], log=list(space.log))
+                for space_id, space in self.spaces.items()
+            ],
+            former=[space_id for space_id, space in self.spaces.items() if space.former],
+        )
+        return msgspec.json.encode(kept)
+
+    def restore_spaces(self, raw: bytes) -> None:
+        """Take what `kept_spaces` gave, here or in another process of this machine.
+
+        Of each space the longer log counts; raises HubDistrusted where two do not agree.
+        """
+        kept = _decode_kept(raw)
+        for info in kept.spaces:
+            known = self.spaces.get(info.space_id)
+            if known is not None and len(known.log) > len(info.log):
+                if not verify_log(info.space_id, info.log).continued(known.log):
+                    raise HubDistrusted("a space's log is not the one that was seen before")
+                continue
+            self.spaces[info.space_id] = self._opened(info, former=info.space_id in kept.former)
+            self._keep_info(info)
+        for kind in _FIRST_SPACES:
+            self.space_of_type(kind)
+
+    def _keep_info(self, info: SpaceInfo) -> None:
+        """Keep the wraps of a space, those of earlier answers too: a rejoin brings no old ones."""
+        known = self._infos.get(info.space_id)
+        named = {(wrap.kind, wrap.version) for wrap in info.wraps}
+        older = known.wraps if known is not None else []
+        wraps = [*(one for one in older if (one.kind, one.version) not in named), *info.wraps]
+        self._infos[info.space_id] = msgspec.structs.replace(info, wraps=wraps)
+
+    def _opened(self, info: SpaceInfo, *, former: bool = False) -> SpaceKeys:
+        known = self.spaces.get(info.space_id)
+        if known is not None and not known.verified.continued(info.log):
+            raise HubDistrusted("a space's log is not the one that was seen before")
+        return _open_space(self, info, known, former=former)
+
+    def _departed(self, departure: Departure) -> SpaceKeys:
+        """Return a space as a former one, if its log shows that the account is out of it."""
+        known = self.spaces[departure.space_id]
+        if not known.verified.continued(departure.log):
+            raise HubDistrusted("a space's log is not the one that was seen before")
+        verified = verify_log(known.space_id, departure.log, known.verified)
+        if verified.newest.member(self.account_id) is not None:
+            raise HubDistrusted("the hub says that the account left a space that it is in")
+        return replace(known, verified=verified, role=None, former=True)
 
     def record_key(
         self,
@@ -156,7 +303,7 @@ class OpenedVault:
 
     def parent_key(self, space_id: str, cls: KeyClass, version: int, mission_id: str = "") -> bytes:
         """Return the key from which the record keys of a class are derived."""
-        space = self.spaces[space_id]
+        space = self.space(space_id)
         keys = space.private_keys if cls == "p" else space.space_keys
         found = keys.get(version)
         if found is None:
@@ -202,9 +349,10 @@ def new_account(
     demo: bool,
     invite: str | None,
     now_ms: int,
+    new_id: Callable[[], str] = random_id,
 ) -> NewAccount:
     """Draw every key of a new account and the request that signs it up."""
-    account = AccountId(str(uuid.uuid4()))
+    account = AccountId(new_id())
     master_key = new_key()
     identity = PrivateIdentity.generate(account)
     public = identity.public()
@@ -223,9 +371,9 @@ def new_account(
         master_key=master_key,
         identity=identity,
     )
-    founded = [found_space(identity, kind, now_ms=now_ms) for kind in _FIRST_SPACES]
-    vault.take_spaces([info for info, _ in founded])
-    device = new_device(vault, now_ms=now_ms)
+    founded = [found_space(identity, master_key, kind, now_ms=now_ms) for kind in _FIRST_SPACES]
+    vault.take_spaces(SpacesAnswer(spaces=[info for info, _ in founded]))
+    device = new_device(vault, now_ms=now_ms, new_id=new_id)
     request = SignUpRequest(
         account_id=account,
         login=login,
@@ -280,12 +428,22 @@ def open_vault(wire: Vault, keys: PasswordKeys) -> OpenedVault:
     )
 
 
-def open_space(identity: PrivateIdentity, info: SpaceInfo) -> SpaceKeys:
-    """Return the keys of a space after its log, its id and its key checks were verified."""
-    newest = read_log(info.space_id, info.log)
-    own = newest.member(identity.account_id)
+def _open_space(
+    vault: OpenedVault, info: SpaceInfo, known: SpaceKeys | None, *, former: bool
+) -> SpaceKeys:
+    """Return the keys of a space after its log, its id and its key checks were verified.
+
+    Keys of versions that were known and are not given again stay. `former`: the log must show
+    that the account is out of it; then not every key of it is to be had.
+    """
+    identity = vault.identity
+    verified = verify_log(info.space_id, info.log, known.verified if known is not None else None)
+    newest = verified.newest
+    memberships = [entry.member(identity.account_id) for entry in verified.entries]
+    own = next((one for one in reversed(memberships) if one is not None), None)
     public = identity.public()
-    if own is None or newest.space_type != info.type:
+    is_in = memberships[-1] is not None
+    if own is None or is_in is former or newest.space_type != info.type:
         raise HubDistrusted("the space is not one of this account")
     if own.signing_key != b64(public.signing_key.to_bytes()) or own.hpke_key != b64(
         public.hpke_key.to_bytes()
@@ -293,31 +451,55 @@ def open_space(identity: PrivateIdentity, info: SpaceInfo) -> SpaceKeys:
         raise HubDistrusted("the space names other keys for this account")
     if newest.space_type in _FIRST_SPACES and newest.members != (own,):
         raise HubDistrusted("a space of one person has other members")
-    space_keys: dict[int, bytes] = {}
-    private_keys: dict[int, bytes] = {}
+    space_keys = dict(known.space_keys) if known is not None else {}
+    private_keys = dict(known.private_keys) if known is not None else {}
     for wrap in info.wraps:
         kind = "s" if wrap.kind == "s" else "p"
         name = SpaceKeyName(
             "s" if kind == "s" else "p", info.space_id, wrap.version, identity.account_id
         )
         key = unwrap_space_key(wrap.wrapped, identity.hpke_key, name)
-        (space_keys if kind == "s" else private_keys)[wrap.version] = key
-    _check_keys(info, space_keys)
-    if newest.key_version not in space_keys or not private_keys:
+        if kind == "p":
+            _check_private_key(vault, newest.space_type, name, key)
+        keys = space_keys if kind == "s" else private_keys
+        if keys.setdefault(wrap.version, key) != key:
+            raise HubDistrusted("the hub gives another key for a version that was seen before")
+    _check_keys(verified.entries, space_keys)
+    if not former and newest.key_version not in space_keys:
+        raise HubDistrusted("the hub withholds a key of the space")
+    if newest.space_type in _FIRST_SPACES and not private_keys:
         raise HubDistrusted("the hub withholds a key of the space")
     return SpaceKeys(
-        SpaceId(info.space_id),
-        newest.space_type,
-        newest.key_version,
-        space_keys,
-        private_keys,
-        tuple(info.log),
+        space_id=SpaceId(info.space_id),
+        type=newest.space_type,
+        version=newest.key_version,
+        space_keys=space_keys,
+        private_keys=private_keys,
+        verified=verified,
+        role=None if former else own.role,
+        former=former,
     )
 
 
-def new_device(vault: OpenedVault, *, now_ms: int) -> DeviceKey:
+def _check_private_key(
+    vault: OpenedVault, space_type: SpaceType, name: SpaceKeyName, key: bytes
+) -> None:
+    """Refuse a private key that is not derived from the master key.
+
+    Anybody can wrap a key to a public one, and no log names private keys: the hub could hand out
+    one of its own. The first ones of an account's own two spaces may be older than this rule;
+    nobody else can be kept out of those.
+    """
+    derived = private_key(vault.master_key, name.space, name.version)
+    if key != derived and (space_type not in _FIRST_SPACES or name.version > 1):
+        raise HubDistrusted("a private key that this account did not make")
+
+
+def new_device(
+    vault: OpenedVault, *, now_ms: int, new_id: Callable[[], str] = random_id
+) -> DeviceKey:
     """Mint an id and a key for this device, certified by the account."""
-    device_id = DeviceId(str(uuid.uuid4()))
+    device_id = DeviceId(new_id())
     key = SigningKey.generate()
     certificate = certify_device(
         vault.identity.signing_key, vault.account_id, device_id, key.public(), iso_ms(now_ms)
@@ -327,11 +509,11 @@ def new_device(vault: OpenedVault, *, now_ms: int) -> DeviceKey:
 
 
 def found_space(
-    identity: PrivateIdentity, space_type: SpaceType, *, now_ms: int
+    identity: PrivateIdentity, master_key: bytes, space_type: SpaceType, *, now_ms: int
 ) -> tuple[SpaceInfo, NewSpace]:
     """Found a space with the account as its only owner."""
     public = identity.public()
-    space_key, private_key = new_key(), new_key()
+    space_key = new_key()
     nonce = os.urandom(16).hex()
     owner = Member(
         identity.account_id,
@@ -351,45 +533,49 @@ def found_space(
     ).to_wire()
     signature = sign_entry(identity.signing_key, entry)
     space_id = entry_hash(entry, signature)
+    name = SpaceKeyName("s", space_id, 1, identity.account_id)
     wraps = [
-        KeyWrap(
-            kind=kind,
-            version=1,
-            wrapped=wrap_space_key(
-                key,
-                public.hpke_key,
-                SpaceKeyName("s" if kind == "s" else "p", space_id, 1, identity.account_id),
-            ),
-        )
-        for kind, key in (("s", space_key), ("p", private_key))
+        KeyWrap(kind="s", version=1, wrapped=wrap_space_key(space_key, public.hpke_key, name)),
+        _private_wrap(identity, master_key, space_id, 1),
     ]
     first = SignedEntry(entry=entry, signature=b64(signature))
     info = SpaceInfo(space_id=space_id, type=space_type, role="owner", log=[first], wraps=wraps)
     return info, NewSpace(first=first, wraps=wraps)
 
 
-def encode_spaces(spaces: Sequence[SpaceInfo]) -> bytes:
-    """Return the bytes under which verified spaces are kept, to be sealed."""
-    return msgspec.json.encode(list(spaces))
+_FIRST_SPACES: Final[tuple[SpaceType, ...]] = ("personal", "user")
 
 
-def decode_spaces(raw: bytes) -> list[SpaceInfo]:
-    """Return the spaces that were kept."""
+class _KeptSpaces(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The spaces as they are kept: `former` names those that the account is out of."""
+
+    spaces: list[SpaceInfo]
+    former: list[str] = msgspec.field(default_factory=list)
+
+
+def _decode_kept(raw: bytes) -> _KeptSpaces:
+    """Return the spaces that were kept; an older version kept a list of them."""
     try:
-        return msgspec.json.decode(raw, type=list[SpaceInfo])
+        if raw.lstrip()[:1] == b"[":
+            return _KeptSpaces(spaces=msgspec.json.decode(raw, type=list[SpaceInfo]))
+        return msgspec.json.decode(raw, type=_KeptSpaces)
     except msgspec.MsgspecError:
         raise Malformed("not the spaces that were kept") from None
 
 
-_FIRST_SPACES: Final[tuple[SpaceType, ...]] = ("personal", "user")
+def _private_wrap(
+    identity: PrivateIdentity, master_key: bytes, space_id: str, version: int
+) -> KeyWrap:
+    name = SpaceKeyName("p", space_id, version, identity.account_id)
+    key = private_key(master_key, space_id, version)
+    wrapped = wrap_space_key(key, identity.public().hpke_key, name)
+    return KeyWrap(kind="p", version=version, wrapped=wrapped)
 
 
-def _check_keys(info: SpaceInfo, space_keys: Mapping[int, bytes]) -> None:
+def _check_keys(entries: Iterable[MembershipEntry], space_keys: Mapping[int, bytes]) -> None:
     """Compare each version of the space's key with the check value that its log commits to."""
     checks: dict[int, tuple[str, str]] = {}
-    for signed in info.log:
-        wire: dict[str, Json] = signed.entry
-        entry = entry_from_wire(wire)
+    for entry in entries:
         checks.setdefault(entry.key_version, (entry.nonce, entry.key_check))
     for version, key in space_keys.items():
         if version not in checks:
