@@ -7,8 +7,9 @@ page leaves the replica as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import merge
 from typing import Final, Literal, TypeAlias, cast
 
 from mana.domain.actors import ORIGINS, Origin, actor_from_wire
@@ -25,6 +26,7 @@ from mana.protocol.messages import (
     BATCH_CHANGES_MAX,
     CHANGE_FIELDS_MAX,
     ChangeMessage,
+    HiddenRecord,
     LoggedChange,
     Proof,
     PullAnswer,
@@ -55,12 +57,14 @@ class Held:
     """A record with what stands behind it.
 
     `seqs` holds by guarded path the place in the log that its value comes from; `proofs` by
-    change id the signatures of the changes that the entries stem from.
+    change id the signatures of the changes that the entries stem from. `seq` is the newest place
+    in the log that was seen of the record: its visibility is the one that stands.
     """
 
     record: Record
     seqs: Mapping[str, int] = field(default_factory=dict)
     proofs: Mapping[str, Proof] = field(default_factory=dict)
+    seq: int = 0
 
 
 # Pushing
@@ -104,14 +108,32 @@ def next_batch(waiting: Iterable[Queued], *, units_max: int | None = None) -> li
     return sorted(taken)
 
 
+Fate: TypeAlias = Literal["acknowledged", "parked", "forgotten", "restamp", "reseal", "rename"]
+_AGAIN: Final[Mapping[str, Fate]] = {
+    "clock-ahead": "restamp",
+    "stale-key": "reseal",
+    "id-taken": "rename",
+}
+"""Refusals after which a change is made anew and sent again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of a pushed change: it stands, is parked, or is stamped anew."""
+    """What becomes of a pushed change.
+
+    It stands; is parked; is forgotten, since nothing is lost with it; or is sent again: stamped
+    anew, sealed anew, or under another id.
+    """
 
     change_id: str
-    fate: Literal["acknowledged", "parked", "restamp"]
+    fate: Fate
     seq: int = 0
     code: str = ""
+
+    @property
+    def again(self) -> bool:
+        """Say whether the change is sent again."""
+        return self.fate in ("restamp", "reseal", "rename")
 
 
 def verdicts(sent: Sequence[ChangeMessage], answer: PushAnswer) -> list[Verdict]:
@@ -134,9 +156,21 @@ def verdicts(sent: Sequence[ChangeMessage], answer: PushAnswer) -> list[Verdict]
             raise HubDistrusted("the hub's word on a change is not known")
         else:
             codes = codes_by_group.get(change.group or "", {code})
-            again = "clock-ahead" in codes and codes <= {"clock-ahead", "group-refused"}
-            out.append(Verdict(change.change_id, "restamp" if again else "parked", code=code))
+            out.append(Verdict(change.change_id, _fate(code, codes), code=code))
     return out
+
+
+def _fate(code: str, codes: set[str]) -> Fate:
+    """Return what a refusal means, by the codes of the whole group."""
+    if code == "reseal-outdated":
+        return "forgotten"
+    faults = codes - {"group-refused"}
+    if not faults or not faults <= _AGAIN.keys():
+        return "parked"
+    # A member that fell with its group is sent again with it: made anew where a clock was ahead,
+    # and looked at for an old key otherwise, which changes nothing where there is none.
+    with_group: Fate = "restamp" if "clock-ahead" in faults else "reseal"
+    return _AGAIN.get(code, with_group)
 
 
 # Pulling
@@ -153,6 +187,7 @@ def check_pull(answer: PullAnswer, *, after: int, limit: int, space_type: str, n
             raise HubDistrusted("the hub's log goes backwards")
         last = logged.seq
         _check_change(logged, space_type, bound_ms)
+    _check_hidden(answer, after=after, space_type=space_type)
     if not last <= answer.cursor <= SEQ_MAX:
         raise HubDistrusted("the hub's cursor is not that of its page")
     if answer.more and answer.cursor == after:
@@ -194,15 +229,31 @@ def newest_stamp(changes: Iterable[LoggedChange]) -> Stamp | None:
     return None if found is None else parse_stamp(found)
 
 
+def in_log_order(
+    changes: Sequence[LoggedChange], hidden: Sequence[HiddenRecord]
+) -> Iterable[LoggedChange | HiddenRecord]:
+    """Return what a checked page brings and what it takes away, as the log has it."""
+    return merge(changes, hidden, key=lambda one: one.seq) if hidden else changes
+
+
 def apply_change(
-    held: Held | None, change: ChangeMessage, *, seq: int | None, guarded: Guarded
+    held: Held | None,
+    change: ChangeMessage,
+    *,
+    seq: int | None,
+    guarded: Guarded,
+    flip: bool = False,
 ) -> Held:
     """Return the record after a change.
 
     `seq` None: an own change that is not in the log here yet; its guarded fields stand until
-    the log says otherwise.
+    the log says otherwise, and so does its visibility if it is a flip. An edit that waits says
+    nothing about visibility: the record may have flipped since.
     """
     record = held.record if held is not None else _empty(change)
+    newest = held.seq if held is not None else 0
+    if flip or (seq is not None and seq > newest):
+        record = replace(record, visibility=cast(Visibility, change.visibility))
     entries = dict(record.entries)
     seqs = dict(held.seqs) if held is not None else {}
     actor = actor_from_wire(change.actor)
@@ -219,7 +270,7 @@ def apply_change(
     proofs = dict(held.proofs) if held is not None else {}
     if change.signature is not None:
         proofs[change.change_id] = proof_of(change, change.signature)
-    return _held(record, entries, seqs, proofs)
+    return _held(record, entries, seqs, proofs, max(newest, seq or 0))
 
 
 def apply_state(held: Held | None, state: StateRecord, *, guarded: Guarded) -> Held:
@@ -233,7 +284,10 @@ def apply_state(held: Held | None, state: StateRecord, *, guarded: Guarded) -> H
             {},
         )
         held = Held(record)
-    entries, seqs = dict(held.record.entries), dict(held.seqs)
+    record = held.record
+    if state.seq > held.seq:
+        record = replace(record, visibility=cast(Visibility, state.visibility))
+    entries, seqs = dict(record.entries), dict(held.seqs)
     for path, found in state.fields.items():
         entry = Entry(
             found.value,
@@ -248,13 +302,23 @@ def apply_state(held: Held | None, state: StateRecord, *, guarded: Guarded) -> H
                 entries[path], seqs[path] = entry, state.seq
         else:
             entries[path] = entry if standing is None else later(standing, entry)
-    return _held(held.record, entries, seqs, {**held.proofs, **state.proofs})
+    proofs = {**held.proofs, **state.proofs}
+    return _held(record, entries, seqs, proofs, max(held.seq, state.seq))
 
 
-def overlay(held: Held | None, own: Iterable[ChangeMessage], *, guarded: Guarded) -> Held | None:
-    """Return the record as the person sees it: what the hub holds, and what waits here."""
+def overlay(
+    held: Held | None,
+    own: Iterable[ChangeMessage],
+    *,
+    guarded: Guarded,
+    flips: Collection[str] = (),
+) -> Held | None:
+    """Return the record as the person sees it: what the hub holds, and what waits here.
+
+    `flips`: the ids of those own changes that change the visibility.
+    """
     for change in own:
-        held = apply_change(held, change, seq=None, guarded=guarded)
+        held = apply_change(held, change, seq=None, guarded=guarded, flip=change.change_id in flips)
     return held
 
 
@@ -268,6 +332,7 @@ def proof_of(change: ChangeMessage, signature: Signature) -> Proof:
             path: [write.at, sha256(canonical_json(write.value)).hex()]
             for path, write in change.fields.items()
         },
+        reseal=change.op == "reseal",
     )
 
 
@@ -282,12 +347,17 @@ def _empty(change: ChangeMessage) -> Record:
 
 
 def _held(
-    record: Record, entries: dict[str, Entry], seqs: dict[str, int], proofs: dict[str, Proof]
+    record: Record,
+    entries: dict[str, Entry],
+    seqs: dict[str, int],
+    proofs: dict[str, Proof],
+    seq: int,
 ) -> Held:
     """Return the record with the proofs that a path still stems from."""
-    standing = {entry.change_id for entry in entries.values()}
-    kept = {change_id: proof for change_id, proof in proofs.items() if change_id in standing}
-    return Held(replace(record, entries=entries), seqs, kept)
+    if proofs:
+        standing = {entry.change_id for entry in entries.values()}
+        proofs = {name: proof for name, proof in proofs.items() if name in standing}
+    return Held(replace(record, entries=entries), seqs, proofs, seq)
 
 
 def _check_change(logged: LoggedChange, space_type: str, bound_ms: int) -> None:
@@ -302,16 +372,35 @@ def _check_change(logged: LoggedChange, space_type: str, bound_ms: int) -> None:
         _check_entry(path, write.value, write.at, bound_ms)
 
 
+def _check_hidden(answer: PullAnswer, *, after: int, space_type: str) -> None:
+    taken = {logged.seq for logged in answer.changes}
+    last = after
+    for marker in answer.hidden:
+        if not last < marker.seq <= answer.cursor or marker.seq in taken:
+            raise HubDistrusted("a record is hidden at no place of this page")
+        last = marker.seq
+        _check_name(marker.table, marker.id, space_type)
+
+
 def _check_place(table: str, record: str, author: str, visibility: str, space_type: str) -> None:
-    if not 0 < len(table) <= 128 or visibility not in VISIBILITIES:
-        raise HubDistrusted("a record has no table or no visibility")
+    if visibility not in VISIBILITIES:
+        raise HubDistrusted("a record has no visibility")
+    _check_name(table, record, space_type)
+    try:
+        require_uuid(author, "author")
+    except Invalid:
+        raise HubDistrusted("a record's author is malformed") from None
+
+
+def _check_name(table: str, record: str, space_type: str) -> None:
+    if not 0 < len(table) <= 128:
+        raise HubDistrusted("a record has no table")
     if (table in USER_TABLES) != (space_type == "user"):
         raise HubDistrusted("a record of another space's tables")
     try:
         require_record_id(record)
-        require_uuid(author, "author")
     except Invalid:
-        raise HubDistrusted("a record's id or author is malformed") from None
+        raise HubDistrusted("a record's id is malformed") from None
 
 
 def _check_writer(actor: Mapping[str, str], origin: str) -> None:

@@ -2,14 +2,17 @@
 
 from mana.device.replica.database import Replica
 from mana.device.replica.marker import CopyState, certify_place, inspect_place
-from mana.device.replica.tables import OutboxRow, Space, Tx
+from mana.device.replica.tables import HUB_TIME, OutboxRow, Overwritten, Space, Tx, Watch
 
 __all__ = [
+    "HUB_TIME",
     "CopyState",
     "OutboxRow",
+    "Overwritten",
     "Replica",
     "Space",
     "Tx",
+    "Watch",
     "certify_place",
     "inspect_place",
 ]

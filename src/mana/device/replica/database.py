@@ -26,10 +26,20 @@ _T = TypeVar("_T")
 
 
 class Replica:
-    """One account's database. `guarded` says which paths the hub's order decides."""
+    """One account's database. `guarded` says which paths the hub's order decides.
 
-    def __init__(self, path: Path, *, guarded: Guarded) -> None:
+    `factory` makes the connection; a test gives one that fails at a statement of its choice.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        guarded: Guarded,
+        factory: type[sqlite3.Connection] = sqlite3.Connection,
+    ) -> None:
         self.path = path
+        self._factory = factory
         self._guarded = guarded
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="replica")
         self._connection: sqlite3.Connection | None = None
@@ -88,7 +98,11 @@ class Replica:
         if not self.path.exists():
             self.path.touch(mode=_MODE)
         connection = sqlite3.connect(
-            self.path, isolation_level=None, check_same_thread=False, cached_statements=256
+            self.path,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+            factory=self._factory,
         )
         try:
             connection.execute(f"pragma busy_timeout = {BUSY_MS}")
@@ -124,7 +138,9 @@ class Replica:
             raise Locked("the replica is closed")
         connection.execute(begin)
         try:
-            result = work(Tx(connection, self._guarded))
+            tx = Tx(connection, self._guarded)
+            result = work(tx)
+            tx.finish()
         except BaseException:
             connection.execute("rollback")
             raise

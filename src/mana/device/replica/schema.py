@@ -59,4 +59,37 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ) strict;
     create index aside_table on aside (tbl);
     """,
+    """
+    alter table spaces add column state text not null default 'active'
+      check (state in ('active', 'left'));
+
+    alter table outbox add column tries integer not null default 0;
+    alter table outbox add column flip integer not null default 0;
+
+    -- Since when the record is known here to be deleted on the hub, in ms of the hub's time;
+    -- 0: since before this was written down.
+    alter table records add column dead_ms integer;
+    update records set dead_ms = 0
+      where json_extract(cast(base as text), '$.fields.deletedAt.value') is not null;
+    create index records_dead on records (dead_ms) where dead_ms is not null;
+
+    -- Old tombstones that were let go of, so that a late edit makes no half record of them.
+    create table gone (
+      space text not null,
+      tbl text not null,
+      id text not null,
+      wanted integer not null default 0,  -- restored since; the hub is asked for it
+      primary key (space, tbl, id)
+    ) strict, without rowid;
+
+    create table overwritten (
+      number integer primary key autoincrement,
+      space text not null,
+      tbl text not null,
+      id text not null,
+      at_ms integer not null,
+      body blob not null,  -- both entries of each path, as they travelled
+      unique (space, tbl, id)
+    ) strict;
+    """,
 )

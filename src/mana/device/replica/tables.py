@@ -1,58 +1,82 @@
-"""What a transaction of the replica can do, and how records are written into a row."""
+"""What a transaction of the replica can do."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from mana.domain.actors import Origin, actor_from_wire
+from mana.device.replica.rows import (
+    encode_row,
+    entry_of,
+    field_of,
+    read_row,
+    row_of_state,
+    write_row,
+)
 from mana.domain.clock import Stamp, parse_stamp
-from mana.domain.errors import ManaError
-from mana.domain.ids import DeviceId, RecordId
-from mana.domain.records import Entry, Record, Visibility
-from mana.protocol.messages import ChangeMessage, LoggedChange, Proof, StateField, StateRecord
+from mana.domain.errors import Forbidden, ManaError
+from mana.domain.ids import DeviceId
+from mana.domain.records import Entry, Record
+from mana.domain.tables import DELETED_AT
+from mana.protocol.messages import (
+    ChangeMessage,
+    HiddenRecord,
+    LoggedChange,
+    StateField,
+    StateRecord,
+)
 from mana.protocol.replication import (
     Guarded,
     Held,
+    HubDistrusted,
     Queued,
     Verdict,
     apply_change,
     apply_state,
+    in_log_order,
     next_batch,
     overlay,
 )
 
+TRIES_MAX: Final = 5
+"""How often a change is made anew and sent again before it is parked."""
+TOMBSTONE_MS: Final = 30 * 24 * 3_600 * 1_000
+OVERWRITTEN_MAX: Final = 200
+OVERWRITTEN_MS: Final = 30 * 24 * 3_600 * 1_000
+HUB_TIME: Final = "hubMs"
+"""The hub's newest time that was seen, in ms."""
 _CLOCK: Final = "clock"
+_LEFT: Final = "left"
 
-
-class _Row(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A record as it lies in a row."""
-
-    author_id: str
-    visibility: str
-    fields: dict[str, StateField]
-    seqs: dict[str, int] = msgspec.field(default_factory=dict)
-    proofs: dict[str, Proof] = msgspec.field(default_factory=dict)
+Key: TypeAlias = tuple[str, str]
+"""Table and record id."""
+Anew: TypeAlias = "Callable[[Tx, OutboxRow], ChangeMessage]"
+"""Makes a change that waits anew; the same one if there is nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """How far a space was read. `cursor` None: the state is still being read."""
+    """How far a space was read. `cursor` None: the state is still being read.
+
+    `state` is `active`, or `left`: no longer synced, and still readable.
+    """
 
     space: str
     type: str
     cursor: int | None
     page: str | None
     head: int | None
+    state: str = "active"
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
-    """A change of this device that is not yet in the log here."""
+    """A change of this device that is not yet in the log here. `flip`: it changes visibility."""
 
     position: int
     space: str
@@ -60,6 +84,55 @@ class OutboxRow:
     state: str
     code: str
     refused_ms: int
+    tries: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What of a page of changes concerns the person at this device.
+
+    `differ` says of table, the record before and after, and a path, whether the opened values
+    differ.
+    """
+
+    account_id: str
+    device_id: str
+    hub_ms: int
+    differ: Callable[[str, Record, Record, str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Overwritten:
+    """Edits of this person on this device that something newer overwrote, by path."""
+
+    number: int
+    space: str
+    table: str
+    record_id: str
+    at_ms: int
+    was: Mapping[str, Entry]
+    now: Mapping[str, Entry]
+
+
+class _Overwritten(msgspec.Struct, frozen=True, rename="camel"):
+    was: dict[str, StateField]
+    now: dict[str, StateField]
+
+
+@dataclass(slots=True)
+class _Page:
+    """The records that a page touches, as they were and as they become."""
+
+    before: dict[Key, tuple[Held | None, Held | None]]
+    after: dict[Key, Held | None] = field(default_factory=dict)
+    hidden: set[Key] = field(default_factory=set)
+    loud: set[Key] = field(default_factory=set)
+    written: dict[Key, set[str]] = field(default_factory=dict)
+
+    def standing(self, key: Key) -> Held | None:
+        """Return what the hub holds at this place of the page."""
+        return self.after[key] if key in self.after else self.before.get(key, (None, None))[0]
 
 
 class Tx:
@@ -67,8 +140,19 @@ class Tx:
 
     def __init__(self, connection: sqlite3.Connection, guarded: Guarded) -> None:
         self._sql = connection.execute
+        self._many = connection.executemany
         self._guarded = guarded
         self._at: int | None = None
+        self._touched: dict[str, int] = {}
+
+    def finish(self) -> None:
+        """Write what is written once per transaction. Called before it is committed."""
+        self._many(
+            "insert into touched (tbl, at) values (?, ?)"
+            " on conflict (tbl) do update set at = excluded.at",
+            list(self._touched.items()),
+        )
+        self._touched.clear()
 
     # Facts
 
@@ -104,20 +188,35 @@ class Tx:
 
     def spaces(self) -> list[Space]:
         """Return the spaces that are kept here."""
-        rows = self._sql("select space, type, cursor, page, head from spaces order by space")
+        rows = self._sql("select space, type, cursor, page, head, state from spaces order by space")
         return [Space(*row) for row in rows]
 
     def add_space(self, space: str, space_type: str) -> None:
-        """Begin to keep a space."""
+        """Begin to keep a space, or to sync one again that was left."""
         self._sql(
-            "insert into spaces (space, type) values (?, ?) on conflict do nothing",
+            "insert into spaces (space, type) values (?, ?)"
+            " on conflict (space) do update set state = 'active'",
             (space, space_type),
         )
+
+    def leave_space(self, space: str, *, now_ms: int) -> None:
+        """Sync a space no more; what waits for it is parked, what is here stays readable."""
+        self._sql("update spaces set state = 'left' where space = ?", (space,))
+        waiting = self._outbox("space = ? and state in ('waiting', 'sent')", (space,))
+        self.park(waiting, "not-a-member", now_ms=now_ms)
+
+    def forget_space(self, space: str) -> None:
+        """Remove everything of a space from this device."""
+        tables = self._sql("select distinct tbl from records where space = ?", (space,)).fetchall()
+        for name in ("records", "outbox", "aside", "gone", "overwritten", "spaces"):
+            self._sql(f"delete from {name} where space = ?", (space,))  # noqa: S608
+        for (table,) in tables:
+            self._mark(str(table))
 
     def space(self, space: str) -> Space | None:
         """Return one space."""
         row = self._sql(
-            "select space, type, cursor, page, head from spaces where space = ?", (space,)
+            "select space, type, cursor, page, head, state from spaces where space = ?", (space,)
         ).fetchone()
         return None if row is None else Space(*row)
 
@@ -133,7 +232,7 @@ class Tx:
             "select coalesce(shown, base) from records where space = ? and tbl = ? and id = ?",
             (space, table, record_id),
         ).fetchone()
-        return None if row is None else _read(table, record_id, row[0])
+        return None if row is None else read_row(table, record_id, row[0])
 
     def marks(self, space: str, table: str) -> dict[str, int]:
         """Return by record id when each record of a table was last touched."""
@@ -144,12 +243,9 @@ class Tx:
 
     def all_held(self, space: str, table: str, ids: Iterable[str]) -> dict[str, Held]:
         """Return these records of a table as the person sees them."""
-        found: dict[str, Held] = {}
-        for record_id in ids:
-            held = self.held(space, table, record_id)
-            if held is not None:
-                found[record_id] = held
-        return found
+        keys = [(table, record_id) for record_id in ids]
+        rows = self._rows("coalesce(r.shown, r.base)", "records r", space, keys)
+        return {record_id: read_row(table, record_id, raw) for _, record_id, raw in rows}
 
     def mark(self, space: str, table: str, record_id: str) -> int | None:
         """Return when a record was last touched."""
@@ -163,6 +259,17 @@ class Tx:
         """Return the tables touched after a mark, and the newest mark."""
         rows = self._sql("select tbl, at from touched where at > ?", (at,)).fetchall()
         return frozenset(str(table) for table, _ in rows), max((row[1] for row in rows), default=at)
+
+    def scan(
+        self, space: str, after: Key = ("", ""), *, limit: int = 500
+    ) -> list[tuple[str, str, bytes]]:
+        """Return table, id and stored bytes of the records after one, as the hub holds them."""
+        return self._sql(
+            "select tbl, id, base from records"
+            " where space = ? and (tbl, id) > (?, ?) and base is not null"
+            " order by tbl, id limit ?",
+            (space, *after, limit),
+        ).fetchall()
 
     # Outbox
 
@@ -178,13 +285,19 @@ class Tx:
         ).fetchone()
         return row is not None
 
-    def add(self, space: str, message: ChangeMessage) -> None:
-        """Put a new change into the outbox and over its record."""
+    def add(self, space: str, message: ChangeMessage, *, flip: bool = False) -> None:
+        """Put a new change into the outbox and over its record.
+
+        `flip`: it changes the record's visibility, and does not merely bear it.
+        """
+        kept = self.space(space)
+        if kept is not None and kept.state == _LEFT:
+            raise Forbidden("a space that was left takes no changes")
         self.drop(self._outbox("change_id = ? and state = 'refused'", (message.change_id,)))
         self._sql("insert into made (change_id) values (?)", (message.change_id,))
         self._sql(
-            "insert into outbox (space, change_id, tbl, id, grp, message, state)"
-            " values (?, ?, ?, ?, ?, ?, 'waiting')",
+            "insert into outbox (space, change_id, tbl, id, grp, message, state, flip)"
+            " values (?, ?, ?, ?, ?, ?, 'waiting', ?)",
             (
                 space,
                 message.change_id,
@@ -192,9 +305,10 @@ class Tx:
                 message.id,
                 message.group,
                 msgspec.json.encode(message),
+                flip,
             ),
         )
-        self._refresh(space, message.table, message.id)
+        self._refresh(space, [(message.table, message.id)])
 
     def batch(self, space: str, *, units_max: int | None = None) -> list[OutboxRow]:
         """Return the batch to push: the one that was sent before, else the next, marked sent."""
@@ -207,8 +321,10 @@ class Tx:
             (space,),
         )
         positions = next_batch((Queued(*row) for row in rows), units_max=units_max)
-        for position in positions:
-            self._sql("update outbox set state = 'sent' where position = ?", (position,))
+        self._many(
+            "update outbox set state = 'sent' where position = ?",
+            [(position,) for position in positions],
+        )
         return self._outbox("space = ? and state = 'sent'", (space,))
 
     def unsend(self, space: str) -> None:
@@ -223,54 +339,92 @@ class Tx:
         found: Sequence[Verdict],
         *,
         now_ms: int,
-        restamp: Callable[[Tx, OutboxRow], ChangeMessage],
+        restamp: Anew,
+        rename: Anew | None = None,
     ) -> None:
-        """Take the hub's verdicts on a batch; what waits is stamped anew where one asks for it."""
+        """Take the hub's verdicts on a batch; what waits is stamped anew where one asks for it.
+
+        What is to be sealed anew waits for `reseal`, because the keys come first.
+        """
         cursor = (self.space(space) or Space(space, "", None, None, None)).cursor or 0
+        moved: list[Key] = []
         for verdict in found:
-            rows = self._outbox("space = ? and change_id = ?", (space, verdict.change_id))
-            for row in rows:
-                if verdict.fate == "acknowledged" and verdict.seq <= cursor:
-                    self._sql("delete from outbox where position = ?", (row.position,))
-                elif verdict.fate == "acknowledged":
+            for row in self._outbox("space = ? and change_id = ?", (space, verdict.change_id)):
+                if verdict.fate == "acknowledged" and verdict.seq > cursor:
+                    # It lies over its record until the log brings it, so nothing moves here.
                     self._sql(
                         "update outbox set state = 'acknowledged', seq = ? where position = ?",
                         (verdict.seq, row.position),
                     )
-                elif verdict.fate == "parked":
+                    continue
+                if verdict.fate == "acknowledged":
+                    self._sql("delete from outbox where position = ?", (row.position,))
+                elif verdict.fate == "forgotten":
+                    self.drop([row])
+                elif verdict.fate == "parked" or row.tries >= TRIES_MAX:
                     self.park([row], verdict.code, now_ms=now_ms)
                 else:
-                    self._sql(
-                        "update outbox set state = 'waiting' where position = ?", (row.position,)
-                    )
-                self._refresh(space, row.message.table, row.message.id)
+                    self._again(row, rename if verdict.fate == "rename" else None)
+                moved.append((row.message.table, row.message.id))
+        self._refresh(space, moved)
         if any(verdict.fate == "restamp" for verdict in found):
             self.restamp(self._outbox("state = 'waiting'", ()), restamp, now_ms=now_ms)
 
-    def restamp(
-        self,
-        rows: Iterable[OutboxRow],
-        anew: Callable[[Tx, OutboxRow], ChangeMessage],
-        *,
-        now_ms: int,
-    ) -> None:
+    def _again(self, row: OutboxRow, rename: Anew | None) -> None:
+        """Let a refused change wait again; under another id if it needs one."""
+        message = row.message if rename is None else rename(self, row)
+        self._sql(
+            "update outbox set state = 'waiting', tries = tries + 1, change_id = ?, message = ?"
+            " where position = ?",
+            (message.change_id, msgspec.json.encode(message), row.position),
+        )
+        self._made([message.change_id])
+
+    def restamp(self, rows: Iterable[OutboxRow], anew: Anew, *, now_ms: int) -> None:
         """Stamp changes that wait anew, in their order; park what cannot be sealed here."""
+        self._remake(rows, anew, "clock-ahead", now_ms)
+
+    def reseal(self, space: str, anew: Anew, *, now_ms: int) -> None:
+        """Seal what waits for a space anew where it needs it; park what cannot be sealed here."""
+        rows = self._outbox("space = ? and state = 'waiting'", (space,))
+        self._remake(rows, anew, "stale-key", now_ms)
+
+    def _remake(self, rows: Iterable[OutboxRow], anew: Anew, code: str, now_ms: int) -> None:
+        parked: set[int] = set()
         for row in rows:
+            if row.position in parked:
+                continue
             try:
                 message = anew(self, row)
             except ManaError:
-                self.park([row], "clock-ahead", now_ms=now_ms)
+                self.park([row], code, now_ms=now_ms)
+                mates = self._waiting_mates(row)
+                self.park(mates, "group-refused", now_ms=now_ms)
+                parked |= {mate.position for mate in mates}
                 continue
-            self.replace(row, message)
+            if message is not row.message or row.state != "waiting":
+                self.replace(row, message)
+
+    def _waiting_mates(self, row: OutboxRow) -> list[OutboxRow]:
+        if row.message.group is None:
+            return []
+        return self._outbox("grp = ? and state = 'waiting'", (row.message.group,))
+
+    def before(self, row: OutboxRow) -> Held | None:
+        """Return the record as a change that waits finds it: the hub's, and own earlier ones."""
+        key = (row.message.table, row.message.id)
+        own = self._own(row.space, [key]).get(key, [])
+        return self._over(self.base(row.space, *key), [o for o in own if o[0] < row.position])
 
     def park(self, rows: Iterable[OutboxRow], code: str, *, now_ms: int) -> None:
         """Put refused changes aside, where they are shown and block nothing."""
         for row in rows:
             self._sql(
-                "update outbox set state = 'refused', code = ?, refused_ms = ? where position = ?",
+                "update outbox set state = 'refused', code = ?, refused_ms = ?, tries = 0"
+                " where position = ?",
                 (code, now_ms, row.position),
             )
-            self._refresh(row.space, row.message.table, row.message.id)
+            self._refresh(row.space, [(row.message.table, row.message.id)])
 
     def replace(self, row: OutboxRow, message: ChangeMessage) -> None:
         """Replace a change that waits by the same one, stamped or sealed anew."""
@@ -278,7 +432,7 @@ class Tx:
             "update outbox set message = ?, state = 'waiting', code = null where position = ?",
             (msgspec.json.encode(message), row.position),
         )
-        self._refresh(row.space, message.table, message.id)
+        self._refresh(row.space, [(message.table, message.id)])
 
     def unacknowledged(self) -> list[OutboxRow]:
         """Return the changes that the hub has not answered yet."""
@@ -300,7 +454,7 @@ class Tx:
         for row in rows:
             self._sql("delete from outbox where position = ?", (row.position,))
             self._sql("delete from made where change_id = ?", (row.message.change_id,))
-            self._refresh(row.space, row.message.table, row.message.id)
+            self._refresh(row.space, [(row.message.table, row.message.id)])
 
     def states(self, change_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
         """Return state and code of those of these changes that are in the outbox."""
@@ -330,28 +484,125 @@ class Tx:
         cursor: int,
         *,
         known: Callable[[str], bool],
-    ) -> None:
-        """Apply a checked page and move the cursor, together."""
-        bases: dict[tuple[str, str], Held | None] = {}
-        for logged in changes:
-            change = logged.change
-            self._sql(
-                "insert into made (change_id) values (?) on conflict do nothing",
-                (change.change_id,),
-            )
-            self._sql("delete from outbox where change_id = ?", (change.change_id,))
-            if not known(change.table):
-                self._set_aside(space, change.table, "change", logged)
-                continue
-            key = (change.table, change.id)
-            base = bases[key] if key in bases else self.base(space, *key)
-            bases[key] = apply_change(base, change, seq=logged.seq, guarded=self._guarded)
+        hidden: Sequence[HiddenRecord] = (),
+        watch: Watch | None = None,
+        anew: Anew | None = None,
+    ) -> bool:
+        """Apply a checked page and move the cursor, together.
+
+        `anew` seals what waits over a record that flipped. Says whether an edit of the person
+        was overwritten that they should know of.
+        """
+        self._made([logged.change.change_id for logged in changes])
+        self._many(
+            "delete from outbox where change_id = ?",
+            [(logged.change.change_id,) for logged in changes],
+        )
         self._sql("update spaces set cursor = ? where space = ?", (cursor, space))
         over = self._forget_acknowledged(space, cursor)
-        self._set_bases(space, bases)
-        for table, record_id in over:
-            if (table, record_id) not in bases:
-                self._refresh(space, table, record_id)
+        keys = {(one.change.table, one.change.id) for one in changes}
+        keys |= {(one.table, one.id) for one in hidden}
+        page = self._page(space, sorted(key for key in keys if known(key[0])))
+        gone = self._gone(space, keys)
+        for one in in_log_order(changes, hidden):
+            if isinstance(one, HiddenRecord):
+                self._hide(space, page, one, known=known, watch=watch)
+            elif not known(one.change.table):
+                self._set_aside(space, one.change.table, "change", one)
+            elif (one.change.table, one.change.id) in gone:
+                self._late(space, one.change)
+                over.append((one.change.table, one.change.id))
+            else:
+                self._apply(page, one, watch)
+        self._settle_page(space, page, watch)
+        self._refresh(space, [key for key in over if key not in page.after])
+        if anew is not None:
+            self._follow_flips(space, page, anew, watch.hub_ms if watch is not None else 0)
+        return watch is not None and self._raise_conflicts(space, page, watch)
+
+    def _page(self, space: str, keys: Sequence[Key]) -> _Page:
+        before: dict[Key, tuple[Held | None, Held | None]] = {}
+        for table, record_id, base, shown in self._rows(
+            "r.base, r.shown", "records r", space, keys
+        ):
+            held = None if base is None else read_row(table, record_id, base)
+            seen = held if shown is None else read_row(table, record_id, shown)
+            before[table, record_id] = (held, seen)
+        return _Page(before)
+
+    def _apply(self, page: _Page, logged: LoggedChange, watch: Watch | None) -> None:
+        change = logged.change
+        key = (change.table, change.id)
+        standing = page.standing(key)
+        after = apply_change(standing, change, seq=logged.seq, guarded=self._guarded)
+        page.after[key] = after
+        if standing is None or change.op != "reseal" or not _same_stamps(standing, after):
+            page.loud.add(key)
+        if watch is not None and change.op != "reseal" and logged.device_id != watch.device_id:
+            page.written.setdefault(key, set()).update(change.fields)
+
+    def _hide(
+        self,
+        space: str,
+        page: _Page,
+        marker: HiddenRecord,
+        *,
+        known: Callable[[str], bool],
+        watch: Watch | None,
+    ) -> None:
+        """Drop a record that its author keeps to themselves from now on."""
+        key = (marker.table, marker.id)
+        if not known(marker.table):
+            self._drop_aside(space, *key)
+            return
+        standing = page.standing(key)
+        if (
+            standing is not None
+            and watch is not None
+            and standing.record.author_id == watch.account_id
+        ):
+            raise HubDistrusted("the hub hides a record from its own author")
+        page.after[key] = None
+        page.hidden.add(key)
+        page.loud.add(key)
+        page.written.pop(key, None)
+
+    def _settle_page(self, space: str, page: _Page, watch: Watch | None) -> None:
+        """Write what a page made of its records."""
+        hub_ms = watch.hub_ms if watch is not None else 0
+        away = [key for key in page.hidden if page.after[key] is None]
+        for key in away:
+            self._sql(
+                "update records set base = null, dead_ms = null"
+                " where space = ? and tbl = ? and id = ?",
+                (space, *key),
+            )
+            where = "space = ? and tbl = ? and id = ?"
+            self._sql(f"delete from overwritten where {where}", (space, *key))  # noqa: S608
+            self.park(
+                self._outbox(f"{where} and state = 'waiting'", (space, *key)),
+                "hidden",
+                now_ms=hub_ms,
+            )
+        self._refresh(space, away)
+        rows = [
+            (*key, write_row(held), held.record.deleted, key in page.loud)
+            for key, held in page.after.items()
+            if held is not None
+        ]
+        self._set_bases(space, rows, hub_ms)
+
+    def _follow_flips(self, space: str, page: _Page, anew: Anew, now_ms: int) -> None:
+        """Seal what waits over a record for the visibility that it has by now."""
+        for key, held in page.after.items():
+            before = page.before.get(key, (None, None))[0]
+            if held is None or before is None:
+                continue
+            if before.record.visibility != held.record.visibility:
+                rows = self._outbox(
+                    "space = ? and tbl = ? and id = ? and state = 'waiting'", (space, *key)
+                )
+                self._remake(rows, anew, "stale-key", now_ms)
 
     def take_state(
         self,
@@ -361,29 +612,50 @@ class Tx:
         head: int,
         page: str | None,
         known: Callable[[str], bool],
+        hub_ms: int = 0,
     ) -> None:
         """Apply a checked page of the state; after the last one the cursor is the first head."""
-        bases: dict[tuple[str, str], Held | None] = {}
         for record in records:
             if not known(record.table):
                 self._set_aside(space, record.table, "record", record)
-                continue
-            key = (record.table, record.id)
-            base = bases[key] if key in bases else self.base(space, *key)
-            bases[key] = apply_state(base, record, guarded=self._guarded)
-        self._set_bases(space, bases)
+        self._take_records(space, [one for one in records if known(one.table)], hub_ms)
         if page is None:
             self._sql(
                 "update spaces set cursor = ?, page = null, head = null where space = ?",
                 (head, space),
             )
-            for table, record_id in self._forget_acknowledged(space, head):
-                self._refresh(space, table, record_id)
+            self._refresh(space, self._forget_acknowledged(space, head))
         else:
             self._sql("update spaces set page = ?, head = ? where space = ?", (page, head, space))
 
+    def _take_records(self, space: str, records: Sequence[StateRecord], hub_ms: int) -> None:
+        keys = [(record.table, record.id) for record in records]
+        standing = {
+            (table, record_id): read_row(table, record_id, base)
+            for table, record_id, base in self._rows("r.base", "records r", space, keys)
+            if base is not None
+        }
+        gone = self._gone(space, keys)
+        rows: dict[Key, tuple[str, str, bytes, bool, bool]] = {}
+        for record in records:
+            key = (record.table, record.id)
+            before = standing.get(key)
+            fresh = row_of_state(record, self._guarded)
+            if key in gone:
+                if fresh.deleted:
+                    continue
+                self._sql("delete from gone where space = ? and tbl = ? and id = ?", (space, *key))
+            if before is None:
+                rows[key] = (*key, encode_row(fresh), fresh.deleted, True)
+            else:
+                after = apply_state(before, record, guarded=self._guarded)
+                standing[key] = after
+                rows[key] = (*key, write_row(after), after.record.deleted, True)
+        self._set_bases(space, list(rows.values()), hub_ms)
+
     def take_aside(self, known: Callable[[str], bool]) -> None:
         """Apply what was set aside for tables that are known by now, in the order it came."""
+        hub_ms = int(self.meta(HUB_TIME) or 0)
         names = [str(row[0]) for row in self._sql("select distinct tbl from aside").fetchall()]
         for table in filter(known, names):
             rows = self._sql(
@@ -392,21 +664,150 @@ class Tx:
             for space, kind, body in rows:
                 if kind == "record":
                     state = msgspec.json.decode(body, type=StateRecord)
-                    base = self.base(space, table, state.id)
-                    after = apply_state(base, state, guarded=self._guarded)
-                else:
-                    logged = msgspec.json.decode(body, type=LoggedChange)
-                    base = self.base(space, table, logged.change.id)
-                    after = apply_change(base, logged.change, seq=logged.seq, guarded=self._guarded)
-                self._set_bases(space, {(table, after.record.id): after})
+                    self._take_records(space, [state], hub_ms)
+                    continue
+                logged = msgspec.json.decode(body, type=LoggedChange)
+                key = (table, logged.change.id)
+                if key in self._gone(space, [key]):
+                    self._late(space, logged.change)
+                    continue
+                held = apply_change(
+                    self.base(space, *key), logged.change, seq=logged.seq, guarded=self._guarded
+                )
+                row = (*key, write_row(held), held.record.deleted, True)
+                self._set_bases(space, [row], hub_ms)
             self._sql("delete from aside where tbl = ?", (table,))
+
+    # Old tombstones
+
+    def let_go(self, hub_ms: int) -> int:
+        """Let go of records that were deleted on the hub long ago; return how many.
+
+        Those that a change here touches stay. The hub keeps its tombstones, so an edit of a
+        device that was away for long changes nothing.
+        """
+        self._sql("update records set dead_ms = ? where dead_ms = 0", (hub_ms,))
+        rows = self._sql(
+            "delete from records where dead_ms is not null and dead_ms < ? and not exists"
+            " (select 1 from outbox o where o.space = records.space and o.tbl = records.tbl"
+            " and o.id = records.id) returning space, tbl, id",
+            (hub_ms - TOMBSTONE_MS,),
+        ).fetchall()
+        self._many(
+            "insert into gone (space, tbl, id) values (?, ?, ?) on conflict do nothing", rows
+        )
+        self._many("delete from overwritten where space = ? and tbl = ? and id = ?", rows)
+        for table in {str(row[1]) for row in rows}:
+            self._mark(table)
+        return len(rows)
+
+    def wanted(self, space: str) -> list[Key]:
+        """Return the records of a space that were restored after they were let go of here."""
+        rows = self._sql(
+            "select tbl, id from gone where space = ? and wanted = 1", (space,)
+        ).fetchall()
+        return [(str(table), str(record_id)) for table, record_id in rows]
+
+    def take_record(self, space: str, key: Key, record: StateRecord | None, *, hub_ms: int) -> None:
+        """Take the whole of a record that was asked for; None: there is none to see."""
+        self._sql(
+            "update gone set wanted = 0 where space = ? and tbl = ? and id = ?", (space, *key)
+        )
+        if record is not None:
+            self._take_records(space, [record], hub_ms)
+
+    def _gone(self, space: str, keys: Iterable[Key]) -> set[Key]:
+        if self._sql("select 1 from gone limit 1").fetchone() is None:
+            return set()
+        rows = self._rows("1", "gone r", space, list(keys))
+        return {(str(table), str(record_id)) for table, record_id, _ in rows}
+
+    def _late(self, space: str, change: ChangeMessage) -> None:
+        """Take a late change of a record that was let go of: only a restore counts."""
+        tombstone = change.fields.get(DELETED_AT)
+        if tombstone is not None and tombstone.value is None:
+            self._sql(
+                "update gone set wanted = 1 where space = ? and tbl = ? and id = ?",
+                (space, change.table, change.id),
+            )
+
+    # What was overwritten
+
+    def overwritten(self) -> list[Overwritten]:
+        """Return what newer edits of others overwrote of this person's, newest first."""
+        rows = self._sql(
+            "select number, space, tbl, id, at_ms, body from overwritten"
+            " order by at_ms desc, number desc"
+        ).fetchall()
+        found: list[Overwritten] = []
+        for number, space, table, record_id, at_ms, body in rows:
+            kept = msgspec.json.decode(body, type=_Overwritten)
+            found.append(
+                Overwritten(
+                    number,
+                    space,
+                    table,
+                    record_id,
+                    at_ms,
+                    {path: entry_of(one) for path, one in kept.was.items()},
+                    {path: entry_of(one) for path, one in kept.now.items()},
+                )
+            )
+        return found
+
+    def drop_overwritten(self, number: int) -> bool:
+        """Forget what was overwritten in one record; say whether it was known."""
+        return self._sql("delete from overwritten where number = ?", (number,)).rowcount > 0
+
+    def _raise_conflicts(self, space: str, page: _Page, watch: Watch) -> bool:
+        raised = False
+        for key, paths in page.written.items():
+            seen = page.before.get(key, (None, None))[1]
+            if seen is None or page.after.get(key) is None:
+                continue
+            after = self.held(space, *key)
+            if after is None:
+                continue
+            was, now = _lost(seen, after, paths, watch)
+            if was:
+                self._keep_overwritten(space, key, was, now, watch.hub_ms)
+                raised = True
+        if raised:
+            self._sql("delete from overwritten where at_ms < ?", (watch.hub_ms - OVERWRITTEN_MS,))
+            self._sql(
+                "delete from overwritten where number not in (select number from overwritten"
+                " order by at_ms desc, number desc limit ?)",
+                (OVERWRITTEN_MAX,),
+            )
+        return raised
+
+    def _keep_overwritten(
+        self,
+        space: str,
+        key: Key,
+        was: dict[str, StateField],
+        now: dict[str, StateField],
+        at_ms: int,
+    ) -> None:
+        row = self._sql(
+            "select body from overwritten where space = ? and tbl = ? and id = ?", (space, *key)
+        ).fetchone()
+        if row is not None:
+            kept = msgspec.json.decode(row[0], type=_Overwritten)
+            was, now = {**was, **kept.was}, {**kept.now, **now}
+        self._sql(
+            "insert into overwritten (space, tbl, id, at_ms, body) values (?, ?, ?, ?, ?)"
+            " on conflict (space, tbl, id) do update"
+            " set at_ms = excluded.at_ms, body = excluded.body",
+            (space, *key, at_ms, msgspec.json.encode(_Overwritten(was, now))),
+        )
 
     # Within
 
     def _outbox(self, where: str, values: tuple[str, ...]) -> list[OutboxRow]:
         rows = self._sql(
-            "select position, space, message, state, coalesce(code, ''), coalesce(refused_ms, 0)"  # noqa: S608
-            f" from outbox where {where} order by position",
+            "select position, space, message, state, coalesce(code, ''), coalesce(refused_ms, 0),"  # noqa: S608
+            f" tries, flip from outbox where {where} order by position",
             values,
         ).fetchall()
         return [
@@ -417,8 +818,10 @@ class Tx:
                 state,
                 code,
                 refused_ms,
+                tries,
+                bool(flip),
             )
-            for position, space, message, state, code, refused_ms in rows
+            for position, space, message, state, code, refused_ms, tries, flip in rows
         ]
 
     def base(self, space: str, table: str, record_id: str) -> Held | None:
@@ -427,42 +830,104 @@ class Tx:
             "select base from records where space = ? and tbl = ? and id = ?",
             (space, table, record_id),
         ).fetchone()
-        return None if row is None or row[0] is None else _read(table, record_id, row[0])
+        return None if row is None or row[0] is None else read_row(table, record_id, row[0])
 
-    def _set_bases(self, space: str, bases: dict[tuple[str, str], Held | None]) -> None:
-        for (table, record_id), held in bases.items():
-            if held is None:
-                continue
-            self._sql(
-                "insert into records (space, tbl, id, base, touched) values (?, ?, ?, ?, 0)"
-                " on conflict (space, tbl, id) do update set base = excluded.base",
-                (space, table, record_id, _written(held)),
-            )
-            self._refresh(space, table, record_id)
+    def _rows(
+        self, columns: str, source: str, space: str, keys: Sequence[Key]
+    ) -> list[Any]:
+        """Return table, id and these columns of the rows of these records, in one query."""
+        if not keys:
+            return []
+        return self._sql(
+            f"select r.tbl, r.id, {columns} from json_each(?) k cross join {source}"  # noqa: S608
+            " on r.space = ? and r.tbl = json_extract(k.value, '$[0]')"
+            " and r.id = json_extract(k.value, '$[1]')",
+            (json.dumps(list(keys)), space),
+        ).fetchall()
 
-    def _refresh(self, space: str, table: str, record_id: str) -> None:
+    def _set_bases(
+        self, space: str, rows: Sequence[tuple[str, str, bytes, bool, bool]], hub_ms: int
+    ) -> None:
+        """Write records as the hub holds them: table, id, bytes, whether deleted, whether loud.
+
+        One that is not loud looks the same as before, so nobody is told.
+        """
+        self._many(
+            "insert into records (space, tbl, id, base, touched, dead_ms)"
+            " values (?, ?, ?, ?, ?, ?) on conflict (space, tbl, id) do update"
+            " set base = excluded.base, shown = null,"
+            " touched = iif(excluded.touched < 0, touched, excluded.touched),"
+            " dead_ms = iif(excluded.dead_ms is null, null, coalesce(dead_ms, excluded.dead_ms))",
+            [
+                (space, table, record_id, raw, self._mark(table) if loud else -1, dead)
+                for table, record_id, raw, deleted, loud in rows
+                for dead in (hub_ms if deleted else None,)
+            ],
+        )
+        keys = [(row[0], row[1]) for row in rows]
+        self._show(space, self._own(space, keys), keys)
+
+    def _refresh(self, space: str, keys: Iterable[Key]) -> None:
         """Recompute what the person sees: the hub's record, and what waits here over it."""
-        own = [
-            row.message
-            for row in self._outbox(
-                "space = ? and tbl = ? and id = ? and state <> 'refused'",
-                (space, table, record_id),
-            )
-        ]
-        at = self._mark(table)
-        base = self.base(space, table, record_id)
-        shown = overlay(base, own, guarded=self._guarded) if own else None
-        if base is None and shown is None:
-            self._sql(
-                "delete from records where space = ? and tbl = ? and id = ?",
-                (space, table, record_id),
-            )
+        wanted = list(dict.fromkeys(keys))
+        if not wanted:
             return
-        self._sql(
-            "insert into records (space, tbl, id, shown, touched) values (?, ?, ?, ?, ?)"
-            " on conflict (space, tbl, id) do update"
-            " set shown = excluded.shown, touched = excluded.touched",
-            (space, table, record_id, None if shown is None else _written(shown), at),
+        own = self._own(space, wanted)
+        bare = [key for key in wanted if key not in own]
+        self._many(
+            "update records set shown = null, touched = ?"
+            " where space = ? and tbl = ? and id = ? and base is not null",
+            [(self._mark(key[0]), space, *key) for key in bare],
+        )
+        self._many(
+            "delete from records where space = ? and tbl = ? and id = ? and base is null",
+            [(space, *key) for key in bare],
+        )
+        self._show(space, own, wanted)
+
+    def _show(self, space: str, own: Mapping[Key, list[_Own]], keys: Iterable[Key]) -> None:
+        """Write what is shown of those of these records over which a change waits."""
+        for key in keys:
+            if key not in own:
+                continue
+            shown = self._over(self.base(space, *key), own[key])
+            self._sql(
+                "insert into records (space, tbl, id, shown, touched) values (?, ?, ?, ?, ?)"
+                " on conflict (space, tbl, id) do update"
+                " set shown = excluded.shown, touched = excluded.touched",
+                (space, *key, None if shown is None else write_row(shown), self._mark(key[0])),
+            )
+
+    def _own(self, space: str, keys: Sequence[Key]) -> dict[Key, list[_Own]]:
+        """Return by record the changes that lie over it, in their order."""
+        if self._sql("select 1 from outbox limit 1").fetchone() is None:
+            return {}
+        rows = self._sql(
+            "select r.tbl, r.id, r.position, r.message, r.flip from json_each(?) k"
+            " cross join outbox r indexed by outbox_record"
+            " on r.space = ? and r.tbl = json_extract(k.value, '$[0]')"
+            " and r.id = json_extract(k.value, '$[1]') and r.state <> 'refused'"
+            " order by r.position",
+            (json.dumps(list(keys)), space),
+        ).fetchall()
+        found: dict[Key, list[_Own]] = {}
+        for table, record_id, position, message, flip in rows:
+            own = (position, msgspec.json.decode(message, type=ChangeMessage), bool(flip))
+            found.setdefault((table, record_id), []).append(own)
+        return found
+
+    def _over(self, base: Held | None, own: Sequence[_Own]) -> Held | None:
+        return overlay(
+            base,
+            [message for _, message, _ in own],
+            guarded=self._guarded,
+            flips={message.change_id for _, message, flip in own if flip},
+        )
+
+    def _made(self, change_ids: Iterable[str]) -> None:
+        self._many(
+            "insert into made (change_id) values (?) on conflict do nothing",
+            [(change_id,) for change_id in change_ids],
         )
 
     def _mark(self, table: str) -> int:
@@ -472,14 +937,10 @@ class Tx:
             self._at = int(row[0])
         # A transaction may touch one record twice, and each must be seen.
         self._at += 1
-        self._sql(
-            "insert into touched (tbl, at) values (?, ?)"
-            " on conflict (tbl) do update set at = excluded.at",
-            (table, self._at),
-        )
+        self._touched[table] = self._at
         return self._at
 
-    def _forget_acknowledged(self, space: str, cursor: int) -> list[tuple[str, str]]:
+    def _forget_acknowledged(self, space: str, cursor: int) -> list[Key]:
         """Drop own changes that the records hold by now; return which records they lay over."""
         found = self._sql(
             "delete from outbox where space = ? and state = 'acknowledged' and seq <= ?"
@@ -496,41 +957,46 @@ class Tx:
             (space, table, kind, msgspec.json.encode(body)),
         )
 
+    def _drop_aside(self, space: str, table: str, record_id: str) -> None:
+        rows = self._sql(
+            "select position, kind, body from aside where space = ? and tbl = ?", (space, table)
+        ).fetchall()
+        for position, kind, body in rows:
+            found = (
+                msgspec.json.decode(body, type=StateRecord).id
+                if kind == "record"
+                else msgspec.json.decode(body, type=LoggedChange).change.id
+            )
+            if found == record_id:
+                self._sql("delete from aside where position = ?", (position,))
 
-def _read(table: str, record_id: str, raw: bytes) -> Held:
-    row = msgspec.json.decode(raw, type=_Row)
-    entries = {
-        path: Entry(
-            found.value,
-            found.at,
-            actor_from_wire(found.actor),
-            cast(Origin, found.origin),
-            found.change_id,
-        )
-        for path, found in row.fields.items()
-    }
-    record = Record(
-        table, RecordId(record_id), row.author_id, cast(Visibility, row.visibility), entries
+
+_Own: TypeAlias = tuple[int, ChangeMessage, bool]
+"""Position, change, and whether it is a flip."""
+
+
+def _same_stamps(before: Held, after: Held) -> bool:
+    """Say whether a person sees the same record in both."""
+    mine, theirs = before.record.entries, after.record.entries
+    return mine.keys() == theirs.keys() and all(
+        entry.at == theirs[path].at for path, entry in mine.items()
     )
-    return Held(record, row.seqs, row.proofs)
 
 
-def _written(held: Held) -> bytes:
-    fields = {
-        path: StateField(
-            value=entry.value,
-            at=entry.at,
-            actor={name: str(member) for name, member in entry.actor.to_wire().items()},
-            origin=entry.origin,
-            change_id=entry.change_id,
-        )
-        for path, entry in held.record.entries.items()
-    }
-    row = _Row(
-        author_id=held.record.author_id,
-        visibility=held.record.visibility,
-        fields=fields,
-        seqs=dict(held.seqs),
-        proofs=dict(held.proofs),
-    )
-    return msgspec.json.encode(row)
+def _lost(
+    seen: Held, after: Held, paths: Iterable[str], watch: Watch
+) -> tuple[dict[str, StateField], dict[str, StateField]]:
+    """Return by path what the person wrote here and what stands instead, where both say something."""
+    was: dict[str, StateField] = {}
+    now: dict[str, StateField] = {}
+    for path in sorted(paths):
+        mine, theirs = seen.record.entries.get(path), after.record.entries.get(path)
+        if mine is None or theirs is None or mine.value is None or theirs.value is None:
+            continue
+        if mine.origin != "user" or not mine.at.endswith(watch.device_id):
+            continue
+        if theirs.at <= mine.at or theirs.at.endswith(watch.device_id):
+            continue
+        if watch.differ(seen.record.table, seen.record, after.record, path):
+            was[path], now[path] = field_of(mine), field_of(theirs)
+    return was, now
