@@ -1,0 +1,224 @@
+"""Rows in every table, made from the catalogue, and who may touch which: declared once, here.
+
+Five people: Ada owns a shared space, Bob is a member of it, Vic a viewer; Rem was a member once;
+Out has nothing to do with it. Each has a personal space besides. In every table stand rows of
+each of them, in each space where the table knows spaces. What is tested is row-level security
+alone: the privileges of a table are a wall of their own (`schema.sql` shows them).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import asyncpg
+
+Row: TypeAlias = Mapping[str, Any]
+May: TypeAlias = Callable[[Row, str], bool]
+"""Whether an account may do something with a row."""
+
+
+def account(digit: str) -> str:
+    return f"00000000-0000-4000-8000-{digit * 12}"
+
+
+PEOPLE: Final = {
+    name: account(digit)
+    for name, digit in zip(("ada", "bob", "vic", "rem", "out"), "abcde", strict=True)
+}
+ADA, BOB, VIC, REM, OUT = PEOPLE.values()
+SHARED: Final = "f" * 64
+ROLES: Final = {ADA: "owner", BOB: "member", VIC: "viewer"}
+MEMBERS: Final = {SHARED: tuple(ROLES), **{who[-1] * 64: (who,) for who in PEOPLE.values()}}
+"""By space its members."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Who sees, adds, changes and removes a row. Where nothing else is said: who sees it."""
+
+    reads: May
+    inserts: May | None = None
+    updates: May | None = None
+    deletes: May | None = None
+    runner: May | None = None
+    """Who the runner sees it for, where that differs."""
+
+
+def nobody(_row: Row, _who: str) -> bool:
+    return False
+
+
+def everybody(_row: Row, _who: str) -> bool:
+    return True
+
+
+def own(row: Row, who: str) -> bool:
+    return bool(row["account_id"] == who)
+
+
+def in_space(row: Row, who: str) -> bool:
+    return who in MEMBERS[row["space_id"]]
+
+
+def shown(row: Row, who: str) -> bool:
+    """A member sees what is shared, and of what is private only their own."""
+    return in_space(row, who) and (row["visibility"] == "space" or row["author_id"] == who)
+
+
+def companions(row: Row, who: str) -> bool:
+    return any(who in some and row["account_id"] in some for some in MEMBERS.values())
+
+
+RULES: Final[Mapping[str, Rule]] = {
+    "mana.accounts": Rule(own),
+    "mana.devices": Rule(companions, own, own, own),
+    "mana.invites": Rule(own, runner=nobody),
+    "mana.login_attempts": Rule(nobody),
+    "mana.membership_entries": Rule(in_space),
+    "mana.memberships": Rule(in_space),
+    "mana.records": Rule(shown),
+    "mana.refresh_tokens": Rule(own, runner=nobody),
+    "mana.sessions": Rule(own, runner=nobody),
+    "mana.space_heads": Rule(in_space),
+    "mana.space_keys": Rule(
+        own,
+        inserts=lambda row, who: own(row, who) and in_space(row, who),
+        updates=lambda row, who: own(row, who) and in_space(row, who),
+        runner=nobody,
+    ),
+    "mana.spaces": Rule(in_space),
+    "mana.sync_changes": Rule(
+        shown,
+        inserts=lambda row, who: shown(row, who) and row["user_id"] == who,
+        updates=lambda row, who: shown(row, who) and row["user_id"] == who,
+    ),
+    "mana_ai.agent_snapshots": Rule(in_space),
+    "mana_ai.audit_heads": Rule(own),
+    "mana_ai.decrypt_audit": Rule(own),
+    "mana_ai.grants": Rule(in_space, deletes=lambda row, who: in_space(row, who) and own(row, who)),
+    "mana_ai.mission_snapshots": Rule(in_space),
+    # Door (a) of the design: the runner finds and leases what is due, across accounts.
+    "mana_ai.occurrences": Rule(in_space, runner=everybody),
+    "mana_ai.token_usage": Rule(in_space),
+}
+HUBS_OWN: Final = frozenset({"mana.migrations"})
+"""Tables without any person's row; neither serving role may touch them at all."""
+
+# Columns in which an account stands, and what else must stand in a column for the row to be one.
+ACCOUNTS: Final = frozenset({"account_id", "user_id", "author_id", "created_by"})
+FIXED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "mana.accounts": {"mode": "standard", "role": "member"},
+    "mana_ai.decrypt_audit": {"status": "ok"},
+    "mana_ai.grants": {
+        "state": "pending",
+        "wrapped_key": None,
+        "sealed_keys": None,
+        "ended_at": None,
+    },
+    "mana_ai.mission_snapshots": {"hold": None},
+    "mana_ai.occurrences": {"kind": "manual", "state": "queued"},
+    "mana.memberships": {"role": "member"},
+    "mana.sync_changes": {"op": "insert", "origin": "user"},
+    "mana.space_keys": {"kind": "p"},
+}
+
+_COLUMNS: Final = """
+select n.nspname || '.' || c.relname as table_name, a.attname as name,
+       format_type(a.atttypid, a.atttypmod) as type, a.attgenerated <> '' as generated,
+       exists (select from pg_constraint k
+                where k.conrelid = c.oid and k.contype = 'p' and a.attnum = any (k.conkey)) as key
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+  join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+ where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema')
+   and n.nspname !~ '^pg_(toast|temp)'
+ order by 1, a.attnum
+"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column as the catalogue has it."""
+
+    name: str
+    type: str
+    generated: bool
+    key: bool
+
+
+async def tables(connection: asyncpg.Connection) -> dict[str, list[Column]]:
+    """Return every table of the database that is not PostgreSQL's own, with its columns."""
+    found: dict[str, list[Column]] = {}
+    for row in await connection.fetch(_COLUMNS):
+        column = Column(row["name"], row["type"], row["generated"], row["key"])
+        found.setdefault(row["table_name"], []).append(column)
+    return found
+
+
+def rows_for(table: str, columns: list[Column]) -> list[dict[str, Any]]:
+    """Return rows of everybody, everywhere the table can hold one."""
+    names = {column.name for column in columns}
+    found = []
+    for number, (who, space, visibility) in enumerate(_places(table, names)):
+        row = {column.name: _value(column, number) for column in columns if not column.generated}
+        row |= dict.fromkeys(ACCOUNTS & names, who)
+        row |= {"space_id": space} if "space_id" in names else {}
+        row |= {"visibility": visibility} if "visibility" in names else {}
+        row |= {"members": list(MEMBERS[space])} if "members" in names else {}
+        found.append({**row, **FIXED.get(table, {})})
+    return found
+
+
+def _places(table: str, names: set[str]) -> Iterator[tuple[str, str, str]]:
+    for space, members in MEMBERS.items():
+        if "space_id" not in names and space == SHARED:
+            continue
+        for who in PEOPLE.values():
+            is_shared_out = "space_id" in names and ACCOUNTS & names
+            if who != members[0] and not is_shared_out:
+                continue  # one row of the space, or of the account, is all there can be
+            if table == "mana.memberships" and who not in members:
+                continue
+            for visibility in ("space", "private") if "visibility" in names else ("",):
+                yield who, space, visibility
+
+
+def _value(column: Column, number: int) -> Any:
+    made: dict[str, Any] = {
+        "text": f"{column.name}-{number}",
+        "text[]": [],
+        "jsonb": {},
+        "boolean": False,
+        "integer": number + 1,
+        "bigint": number + 1,
+        "bytea": f"\\x{number:04x}",
+        "timestamp with time zone": "2026-11-21T05:00:00Z",
+    }
+    return made[column.type]
+
+
+async def seed(owner: asyncpg.Connection, found: Mapping[str, list[Column]]) -> None:
+    """Fill every table, and let row-level security alone decide from then on."""
+    for schema in ("mana", "mana_ai"):
+        await owner.execute(
+            f"grant select, insert, update, delete on all tables in schema {schema}"
+            " to mana_app, mana_runner"
+        )
+    await owner.execute("set session_replication_role = replica")
+    for table, columns in found.items():
+        if table not in HUBS_OWN:
+            for row in rows_for(table, columns):
+                await owner.execute(insertion(table, columns), json.dumps(row))
+    await owner.execute("set session_replication_role = origin")
+
+
+def insertion(table: str, columns: list[Column]) -> str:
+    """Return the statement that adds one row, given as JSON."""
+    names = ", ".join(column.name for column in columns if not column.generated)
+    return (
+        f"insert into {table} ({names})"
+        f" select {names} from jsonb_populate_record(null::{table}, $1)"
+    )
