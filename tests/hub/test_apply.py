@@ -15,7 +15,7 @@ from mana.domain.actors import person
 from mana.domain.clock import Stamp
 from mana.domain.ids import AccountId, DeviceId, SpaceId
 from mana.domain.tables import Choice, Document, Field, Shape, Table, Whole, guarded, plain
-from mana.hub.sync.apply import Batch, MergedRecord, RecordRef, apply_batch
+from mana.hub.sync.apply import Batch, Logged, MergedRecord, RecordRef, apply_batch, ref_of
 from mana.hub.sync.rows import log_row_of as log_row
 from mana.hub.sync.rows import logged_of, merged_of, row_of, state_of
 from mana.hub.sync.validate import Place, Writer, WriterKind
@@ -67,7 +67,7 @@ def change(
 def apply(
     changes: Sequence[ChangeMessage],
     standing: dict[RecordRef, MergedRecord] | None = None,
-    known: dict[str, int] | None = None,
+    known: dict[str, Logged] | None = None,
     head: int = 0,
 ) -> Batch:
     return apply_batch(
@@ -91,12 +91,17 @@ free_changes = st.builds(
 
 def pushed(batches: Sequence[Sequence[ChangeMessage]]) -> dict[RecordRef, Any]:
     standing: dict[RecordRef, MergedRecord] = {}
-    known: dict[str, int] = {}
+    known: dict[str, Logged] = {}
     head = 0
     for batch in batches:
         done = apply(batch, standing, known, head)
         standing.update(done.records)
-        known.update({one.change.change_id: one.seq for one in done.accepted})
+        known.update(
+            {
+                one.change.change_id: Logged(one.seq, ref_of(one.change), own=True)
+                for one in done.accepted
+            }
+        )
         head = done.head
     return {ref: merged.record.entries for ref, merged in standing.items()}
 

@@ -341,7 +341,7 @@ async def test_fixed_fields(database: Database) -> None:
     async with served_hub(database) as served:
         ada = await served.sign_up("ada")
         await ada.push([task(ada)])
-        assert await refused(ada, task(ada, visibility="private")) == "fixed-field"
+        assert await refused(ada, task(ada, visibility="private")) == "stale-key"
         memory = load_catalogue().table("agentMemory")
         for agent, expected in (("a1", "accepted"), ("a1", "accepted"), ("a2", "fixed-field")):
             change = sealed_change(ada.account, memory, "a1", {"agentId": agent}, now_ms=START_MS)
@@ -625,6 +625,9 @@ async def test_walls(database: Database) -> None:
             "spaceId": ada.space,
             "missionId": "standing-goal",
             "grantId": str(uuid.uuid4()),
+            "invitationId": str(uuid.uuid4()),
+            "table": "tasks",
+            "recordId": "groceries",
         }
         bodies: dict[str, object] = {
             "PushRequest": PushRequest(

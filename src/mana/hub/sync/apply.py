@@ -6,18 +6,20 @@ fields are compared and set here, in the hub's order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from mana.crypto.authority import facts_of
+from mana.crypto.envelope import parse_envelope
+from mana.domain.actors import Origin
 from mana.domain.encoding import canonical_json
 from mana.domain.ids import RecordId
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.merge import merge_entries
 from mana.domain.records import Entry, Record, Visibility, key_version
 from mana.domain.tables import DELETED_AT, Table
-from mana.hub.sync.validate import Place, Refused, Writer, actor_of, refusal_of
+from mana.hub.sync.validate import FLIP, RESEAL, Place, Refused, Writer, actor_of, refusal_of
 from mana.protocol.messages import ChangeMessage, Proof, PushResult
 
 RecordRef: TypeAlias = tuple[str, str]
@@ -28,19 +30,30 @@ _AFTERWARDS: Final[Mapping[str, frozenset[str]]] = {
     STEPS.name: frozenset({"status", "claimedBy", "feedback", "decidedAt", "result", DELETED_AT}),
 }
 """Tables whose content is immutable once it stands, and the paths that are not part of it."""
+_OUTDATED: Final[Mapping[str, str]] = {RESEAL: "reseal-outdated", FLIP: "flip-outdated"}
 
 
 @dataclass(frozen=True, slots=True)
 class MergedRecord:
     """A record as it stands after a batch, with the proofs that its entries stem from.
 
-    `seq` is that of the last change to it, `touched` the paths that the batch wrote.
+    `seq` is that of the last change to it, `flipped` that of the batch's last change of its
+    visibility; 0 if there was none.
     """
 
     record: Record
     proofs: Mapping[str, Proof] = field(default_factory=dict)
     seq: int = 0
-    touched: frozenset[str] = frozenset()
+    flipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """Where a change id stands in the log already. `own`: this account's change has it."""
+
+    seq: int
+    ref: RecordRef
+    own: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,45 +86,31 @@ def apply_batch(
     writer: Writer,
     place: Place,
     head: int,
-    known: Mapping[str, int],
+    known: Mapping[str, Logged],
     standing: Mapping[RecordRef, MergedRecord],
     taken: frozenset[RecordRef] = frozenset(),
 ) -> Batch:
     """Return what the changes come to, in order, after `head`.
 
-    `known`: sequence numbers of change ids that are in the log already. `taken`: records that
-    exist and are not this account's to see.
+    `known`: change ids that are in the log already, as far as this account sees it. `taken`:
+    records that exist and are not this account's to see.
     """
-    state = _State(tables, writer, place, head, dict(standing), taken)
-    outcome: dict[str, PushResult] = {
-        change_id: PushResult(change_id=change_id, status="duplicate", seq=seq)
-        for change_id, seq in known.items()
-    }
-    new: dict[str, ChangeMessage] = {}
-    twice: set[int] = set()
-    for position, change in enumerate(changes):
-        if change.change_id in new:
-            twice.add(position)
-        elif change.change_id not in outcome:
-            new[change.change_id] = change
-    for unit in _units(new.values()):
-        outcome.update(state.take(unit))
-    results = []
-    for position, change in enumerate(changes):
-        result = outcome[change.change_id]
-        if position in twice and result.status == "accepted":
-            result = PushResult(change_id=change.change_id, status="duplicate", seq=result.seq)
-        results.append(result)
+    state = _State(tables, writer, place, head, dict(known), dict(standing), taken)
+    outcome: dict[int, PushResult] = {}
+    for unit in _units(changes):
+        results = state.take([changes[position] for position in unit])
+        outcome.update(zip(unit, results, strict=True))
     written = {ref: state.records[ref] for ref in state.written}
-    return Batch(tuple(results), tuple(state.accepted), written, state.head)
+    ordered = tuple(outcome[position] for position in range(len(changes)))
+    return Batch(ordered, tuple(state.accepted), written, state.head)
 
 
-def _units(changes: Iterable[ChangeMessage]) -> list[list[ChangeMessage]]:
-    """Return groups as one unit each, at the place of their first member."""
-    units: dict[str, list[ChangeMessage]] = {}
-    for change in changes:
-        key = f"group:{change.group}" if change.group is not None else change.change_id
-        units.setdefault(key, []).append(change)
+def _units(changes: Sequence[ChangeMessage]) -> list[list[int]]:
+    """Return the positions of groups as one unit each, at the place of their first member."""
+    units: dict[str, list[int]] = {}
+    for position, change in enumerate(changes):
+        key = f"group:{change.group}" if change.group is not None else str(position)
+        units.setdefault(key, []).append(position)
     return list(units.values())
 
 
@@ -123,70 +122,113 @@ class _State:
     writer: Writer
     place: Place
     head: int
+    known: dict[str, Logged]
     records: dict[RecordRef, MergedRecord]
     taken: frozenset[RecordRef]
     accepted: list[Accepted] = field(default_factory=list)
     written: dict[RecordRef, None] = field(default_factory=dict)
 
-    def take(self, unit: Sequence[ChangeMessage]) -> dict[str, PushResult]:
-        """Apply one change, or one group as a whole."""
+    def take(self, unit: Sequence[ChangeMessage]) -> list[PushResult]:
+        """Apply one change, or one group as a whole; return the results in its order."""
         draft: dict[RecordRef, MergedRecord] = {}
-        codes: dict[str, str] = {}
-        seq = self.head
-        for change in unit:
+        mine: dict[str, Logged] = {}
+        accepted: list[Accepted] = []
+        codes: dict[int, str] = {}
+        used: dict[int, str] = {}
+        decided = False
+        for position, change in enumerate(unit):
+            logged = mine.get(change.change_id) or self.known.get(change.change_id)
+            if logged is not None and logged.own and logged.ref == ref_of(change):
+                decided = decided or (bool(change.guards) and change.change_id not in mine)
+                continue
+            seq = self.head + len(accepted) + 1
             code = refusal_of(change, self.tables, self.writer, self.place)
             if code is None and not codes:
                 try:
-                    self._apply(change, draft, seq + 1)
-                    seq += 1
+                    self._apply(change, draft, seq)
                 except Refused as refused:
                     code = refused.code
             if code is not None:
-                codes[change.change_id] = code
-        if codes:
-            return {
-                change.change_id: PushResult(
-                    change_id=change.change_id,
-                    status="refused",
-                    code=codes.get(change.change_id, "group-refused"),
-                )
-                for change in unit
-            }
-        results = {}
-        for change in unit:
-            self.head += 1
-            self.accepted.append(Accepted(change, self.head))
-            results[change.change_id] = PushResult(
-                change_id=change.change_id, status="accepted", seq=self.head
-            )
+                codes[position] = code
+            elif logged is not None:
+                used[position] = "id-taken"
+            accepted.append(Accepted(change, seq))
+            mine[change.change_id] = Logged(seq, ref_of(change), own=True)
+        # An id that is used up is the last thing to say: a decision that somebody else made
+        # first bears the same derived ids, and is refused for what it is. A group whose own
+        # decision is in the log was decided by another device of the account, and what that
+        # one did not do is not done on the strength of its decision.
+        codes = codes or used
+        if codes or (decided and accepted):
+            return [
+                self._refused(position, change, codes, mine) for position, change in enumerate(unit)
+            ]
+        self.head += len(accepted)
+        self.accepted += accepted
+        self.known.update(mine)
         self.records.update(draft)
         self.written.update(dict.fromkeys(draft))
-        return results
+        fresh = {one.seq for one in accepted}
+        return [self._stands(change, fresh) for change in unit]
+
+    def _refused(
+        self,
+        position: int,
+        change: ChangeMessage,
+        codes: Mapping[int, str],
+        mine: Mapping[str, Logged],
+    ) -> PushResult:
+        if change.change_id not in mine:
+            return self._stands(change, set())
+        code = codes.get(position, "group-refused")
+        return PushResult(change_id=change.change_id, status="refused", code=code)
+
+    def _stands(self, change: ChangeMessage, fresh: set[int]) -> PushResult:
+        """Say where a change is in the log; `fresh` places are told once as accepted."""
+        seq = self.known[change.change_id].seq
+        status = "accepted" if seq in fresh else "duplicate"
+        fresh.discard(seq)
+        return PushResult(change_id=change.change_id, status=status, seq=seq)
 
     def _apply(self, change: ChangeMessage, draft: dict[RecordRef, MergedRecord], seq: int) -> None:
         ref = ref_of(change)
         table = self.tables[change.table]
         held = draft.get(ref) or self.records.get(ref)
         if held is None:
+            # The same answer whether the record is hidden or was never there.
+            if change.op in _OUTDATED:
+                raise Refused(_OUTDATED[change.op])
             if ref in self.taken or change.author_id != self.writer.account:
                 raise Refused("fixed-field")
             visibility: Visibility = "private" if change.visibility == "private" else "space"
             record = Record(table.name, RecordId(change.id), change.author_id, visibility, {})
             held = MergedRecord(record)
-        draft[ref] = _merged(held, change, table, self.place.space_id, seq)
+        if held.record.author_id != change.author_id:
+            raise Refused("fixed-field")
+        if change.op == RESEAL:
+            merged = _resealed(held, change)
+        elif change.op == FLIP:
+            merged = _merged(_flipped(held, change, table, seq), change, table)
+        elif held.record.visibility == change.visibility:
+            merged = _merged(held, change, table)
+        else:
+            # Sealed for others than those who see it now; only its author may know that.
+            mine = held.record.author_id == self.writer.account
+            raise Refused("stale-key" if mine else "fixed-field")
+        proofs = _proofs(held, merged, change, table, self.place.space_id)
+        draft[ref] = replace(merged, proofs=proofs, seq=seq)
 
 
-def _merged(
-    held: MergedRecord, change: ChangeMessage, table: Table, space_id: str, seq: int
-) -> MergedRecord:
-    record = held.record
-    if (record.author_id, record.visibility) != (change.author_id, change.visibility):
-        raise Refused("fixed-field")
-    actor, standing = actor_of(change), record.entries
-    new = {
-        path: Entry(write.value, write.at, actor, change.origin, change.change_id)  # type: ignore[arg-type]
+def _written(change: ChangeMessage) -> dict[str, Entry]:
+    actor, origin = actor_of(change), cast(Origin, change.origin)
+    return {
+        path: Entry(write.value, write.at, actor, origin, change.change_id)
         for path, write in change.fields.items()
     }
+
+
+def _merged(held: MergedRecord, change: ChangeMessage, table: Table) -> MergedRecord:
+    standing, new = held.record.entries, _written(change)
     _check_fixed(table, standing, new)
     free, set_ = {}, {}
     for path, entry in new.items():
@@ -198,32 +240,68 @@ def _merged(
             raise Refused("guard-failed")
         set_[path] = entry
     entries = {**merge_entries(standing, free), **set_}
-    proofs = held.proofs
-    if table.authority and change.signature is not None:
-        stated = facts_of(space_id, change).entries
-        proof = Proof(
-            signature=change.signature,
-            actor=change.actor,
-            origin=change.origin,
-            entries={path: list(pair) for path, pair in stated.items()},
-        )
-        used = {entry.change_id for entry in entries.values()}
-        proofs = {
-            change_id: kept
-            for change_id, kept in {**proofs, change.change_id: proof}.items()
-            if change_id in used
-        }
-    return MergedRecord(
-        replace(record, entries=entries), proofs, seq, held.touched | frozenset(new)
+    return replace(held, record=replace(held.record, entries=entries))
+
+
+def _flipped(held: MergedRecord, change: ChangeMessage, table: Table, seq: int) -> MergedRecord:
+    """Return the record under the change's visibility, before its values are merged.
+
+    The change wins on every path that stands, so that it alone is the record: nothing stays
+    sealed for those who saw it before, and nothing is missing for those who see it now.
+    """
+    record = held.record
+    visibility: Visibility = "private" if change.visibility == "private" else "space"
+    if record.visibility == visibility:
+        raise Refused(_OUTDATED[FLIP])
+    for path, entry in record.entries.items():
+        write = change.fields.get(path)
+        if write is None or (write.at <= entry.at and not table.field_at(path).guarded):
+            raise Refused(_OUTDATED[FLIP])
+    return replace(held, record=replace(record, visibility=visibility), flipped=seq)
+
+
+def _resealed(held: MergedRecord, change: ChangeMessage) -> MergedRecord:
+    """Return the record with standing values under a newer key, and nothing else of it moved."""
+    standing, new = held.record.entries, _written(change)
+    if held.record.visibility != change.visibility:
+        raise Refused(_OUTDATED[RESEAL])
+    for path, entry in new.items():
+        before = standing.get(path)
+        if before is None or not _is_reseal(before, entry):
+            raise Refused(_OUTDATED[RESEAL])
+        old, sealed = parse_envelope(str(before.value)), parse_envelope(str(entry.value))
+        # What the hub can tell of the value is its class and padded length: they stay.
+        if old.cls != sealed.cls or len(old.ciphertext) != len(sealed.ciphertext):
+            raise Refused("bad-envelope")
+    return replace(held, record=replace(held.record, entries={**standing, **new}))
+
+
+def _proofs(
+    held: MergedRecord, merged: MergedRecord, change: ChangeMessage, table: Table, space_id: str
+) -> Mapping[str, Proof]:
+    """Return the proofs that a path of the record still stems from."""
+    if not table.authority or change.signature is None:
+        return held.proofs
+    stated = facts_of(space_id, change).entries
+    proof = Proof(
+        signature=change.signature,
+        actor=change.actor,
+        origin=change.origin,
+        entries={path: list(pair) for path, pair in stated.items()},
+        reseal=change.op == RESEAL,
     )
+    used = {entry.change_id for entry in merged.record.entries.values()}
+    return {
+        change_id: kept
+        for change_id, kept in {**held.proofs, change.change_id: proof}.items()
+        if change_id in used
+    }
 
 
 def _check_fixed(table: Table, standing: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
     afterwards = _AFTERWARDS.get(table.name)
     for path, entry in new.items():
         before = standing.get(path)
-        if before is not None and _is_reseal(before, entry):
-            continue
         if standing and afterwards is not None and path not in afterwards:
             raise Refused("immutable")
         if before is None or not table.field_at(path).fixed:

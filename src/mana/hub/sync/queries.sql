@@ -1,10 +1,11 @@
+-- name: lock
+select seq from mana.space_heads where space_id = $1 for update
+
 -- name: place
-select h.seq, s.type, s.key_version, cardinality(s.members) as members, m.role
-  from mana.space_heads h
-  join mana.spaces s on s.space_id = h.space_id
-  join mana.memberships m on m.space_id = h.space_id and m.account_id = mana.current_account()
- where h.space_id = $1
-   for update of h
+select s.type, s.key_version, cardinality(s.members) as members, m.role
+  from mana.spaces s
+  join mana.memberships m on m.space_id = s.space_id and m.account_id = mana.current_account()
+ where s.space_id = $1
 
 -- name: head
 select h.seq
@@ -22,7 +23,10 @@ select public_key from mana.devices
  where device_id = $1 and account_id = mana.current_account()
 
 -- name: known_changes
-select change_id, seq from mana.sync_changes where space_id = $1 and change_id = any($2)
+select change_id, seq, table_name, record_id, user_id = mana.current_account() as own
+  from mana.sync_changes
+ where space_id = $1 and change_id = any($2)
+ order by own
 
 -- name: records
 select r.table_name, r.record_id, r.author_id, r.visibility, r.fields, r.proofs, r.seq
@@ -60,6 +64,21 @@ select $1, c.table_name, c.record_id, c.author_id, c.visibility, c.fields, c.pro
    set fields = excluded.fields, proofs = excluded.proofs, seq = excluded.seq,
        deleted = excluded.deleted
 
+-- name: show
+delete from mana.hidden_records h
+ using unnest($2::text[], $3::text[]) as k (table_name, record_id)
+ where h.space_id = $1 and h.table_name = k.table_name and h.record_id = k.record_id
+
+-- name: hide
+insert into mana.hidden_records (space_id, table_name, record_id, author_id, seq)
+select $1, k.table_name, k.record_id, mana.current_account(), k.seq
+  from unnest($2::text[], $3::text[], $4::bigint[]) as k (table_name, record_id, seq)
+
+-- name: flip
+update mana.records r set visibility = k.visibility
+  from unnest($2::text[], $3::text[], $4::text[]) as k (table_name, record_id, visibility)
+ where r.space_id = $1 and r.table_name = k.table_name and r.record_id = k.record_id
+
 -- name: advance
 update mana.space_heads set seq = $2 where space_id = $1
 
@@ -67,12 +86,28 @@ update mana.space_heads set seq = $2 where space_id = $1
 select pg_notify('mana_live', $1)
 
 -- name: changes_after
-select seq, change_id, table_name, record_id, author_id, visibility, op, data, field_meta,
-  client_id, actor, origin, group_id, guards, signature
-  from mana.sync_changes
- where space_id = $1 and seq > $2 and seq <= $3
+select c.seq, c.change_id, c.table_name, c.record_id, c.author_id, c.visibility, c.op, c.data,
+  c.field_meta, c.client_id, c.actor, c.origin, c.group_id, c.guards, c.signature
+  from mana.sync_changes c
+ where c.space_id = $1 and c.seq > $2 and c.seq <= $3
+   and not exists (select from mana.hidden_records h
+                    where h.space_id = c.space_id and h.table_name = c.table_name
+                      and h.record_id = c.record_id
+                      and h.author_id <> mana.current_account())
+ order by c.seq
+ limit $4
+
+-- name: hidden_within
+select seq, table_name, record_id
+  from mana.hidden_records
+ where space_id = $1 and seq > $2 and seq <= $3 and author_id <> mana.current_account()
  order by seq
  limit $4
+
+-- name: state_of
+select table_name, record_id, author_id, visibility, fields, proofs, seq
+  from mana.records
+ where space_id = $1 and table_name = $2 and record_id = $3
 
 -- name: state_page
 select table_name, record_id, author_id, visibility, fields, proofs, seq

@@ -41,6 +41,10 @@ def sync_routes(sync: SyncService, live: LiveHub) -> list[Endpoint]:
     async def state(call: Call) -> Reply:
         return await sync.state(call.tenant, call.path["spaceId"], page=call.text("page"))
 
+    async def state_of(call: Call) -> Reply:
+        path = call.path
+        return await sync.state_of(call.tenant, path["spaceId"], path["table"], path["recordId"])
+
     async def listen(call: Call) -> Reply:
         return EventStream(live.events(call.session))
 
@@ -74,6 +78,13 @@ def sync_routes(sync: SyncService, live: LiveHub) -> list[Endpoint]:
             "The merged records, page by page",
             answer=StateAnswer,
             query=(TextQuery("page", "`next` of the page before"),),
+        ),
+        Endpoint(
+            "GET",
+            f"{_SPACE}/records/{{table}}/{{recordId}}",
+            state_of,
+            "One merged record, or none",
+            answer=StateAnswer,
         ),
         Endpoint(
             "GET",

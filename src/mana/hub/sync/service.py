@@ -57,6 +57,12 @@ class SyncService:
         """Return one page of the merged records."""
         return await self._store.state(tenant, space_of(space), page=page, now_ms=self._now_ms())
 
+    async def state_of(self, tenant: Tenant, space: str, table: str, record_id: str) -> StateAnswer:
+        """Return one merged record, or none."""
+        return await self._store.state_of(
+            tenant, space_of(space), table, record_id, now_ms=self._now_ms()
+        )
+
 
 def space_of(text: str) -> SpaceId:
     """Return the space id of a path; what has another form is no space that exists."""

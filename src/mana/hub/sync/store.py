@@ -14,10 +14,10 @@ from mana.crypto.primitives import unb64
 from mana.crypto.signatures import VerifyKey
 from mana.domain.clock import iso_ms
 from mana.domain.errors import Forbidden, Invalid, NotFound
-from mana.domain.ids import AccountId, SpaceId, require_uuid
+from mana.domain.ids import AccountId, SpaceId, require_record_id, require_uuid
 from mana.domain.tables import Table
 from mana.hub.db import Tenancy, Transaction, load_queries, retried
-from mana.hub.sync.apply import Batch, MergedRecord, RecordRef, apply_batch, ref_of
+from mana.hub.sync.apply import Batch, Logged, MergedRecord, RecordRef, apply_batch, ref_of
 from mana.hub.sync.rows import log_row_of, logged_of, merged_of, row_of, state_of
 from mana.hub.sync.validate import Place, Writer, WriterKind
 from mana.hub.tenants import Tenant
@@ -26,6 +26,7 @@ from mana.protocol.messages import (
     SCHEMA_VERSION,
     STATE_PAGE,
     ChangeMessage,
+    HiddenRecord,
     PullAnswer,
     PushAnswer,
     StateAnswer,
@@ -80,10 +81,13 @@ class ChangeLog:
         such place. The space's head is locked until the transaction ends: keep what follows
         short.
         """
-        row = await tx.one(Q["place"], space_id)
+        head = await tx.value(Q["lock"], space_id)
+        # Read after the wait for the lock, in a statement of its own: who was a member when the
+        # wait began need not be one now.
+        row = None if head is None else await tx.one(Q["place"], space_id)
         if row is None:
             raise NotFound("there is no such space here")
-        _require_seen(row["seq"], seen)
+        _require_seen(head, seen)
         place = Place(
             space_id=space_id,
             type=row["type"],
@@ -94,7 +98,9 @@ class ChangeLog:
         )
         ids = [change.change_id for change in changes if _is_uuid(change.change_id)]
         known = {
-            found["change_id"]: found["seq"]
+            found["change_id"]: Logged(
+                found["seq"], (found["table_name"], found["record_id"]), own=found["own"]
+            )
             for found in await tx.all(Q["known_changes"], space_id, ids)
         }
         standing, taken = await self._standing(tx, space_id, changes, alone=row["members"] == 1)
@@ -103,7 +109,7 @@ class ChangeLog:
             tables=self._tables,
             writer=writer,
             place=place,
-            head=row["seq"],
+            head=head,
             known=known,
             standing=standing,
             taken=taken,
@@ -134,7 +140,7 @@ class ChangeLog:
             {
                 ref_of(change)
                 for change in changes
-                if change.table in self._tables and change.id.isascii() and change.id.isprintable()
+                if change.table in self._tables and _is_record_id(change.id)
             }
         )
         tables, ids = [ref[0] for ref in refs], [ref[1] for ref in refs]
@@ -166,10 +172,32 @@ class ChangeLog:
         await tx.execute(Q["append"], space_id, log, writer.device_id, now, SCHEMA_VERSION)
         merged = list(batch.records.values())
         await tx.execute(Q["merge"], space_id, [row_of(record) for record in merged])
+        await self._flip(tx, space_id, [record for record in merged if record.flipped])
         await tx.execute(Q["advance"], space_id, batch.head)
         for projection in self._projections:
             await projection.project(tx, space_id, writer.account, merged, now_ms=now_ms)
         await tx.execute(Q["notify"], f"{space_id}:{batch.head}")
+
+    async def _flip(
+        self, tx: Transaction, space_id: SpaceId, flipped: Sequence[MergedRecord]
+    ) -> None:
+        """Keep who sees these records, and which of them the other members are to drop."""
+        if not flipped:
+            return
+        tables = [one.record.table for one in flipped]
+        ids = [one.record.id for one in flipped]
+        await tx.execute(
+            Q["flip"], space_id, tables, ids, [one.record.visibility for one in flipped]
+        )
+        await tx.execute(Q["show"], space_id, tables, ids)
+        hidden = [one for one in flipped if one.record.visibility == "private"]
+        await tx.execute(
+            Q["hide"],
+            space_id,
+            [one.record.table for one in hidden],
+            [one.record.id for one in hidden],
+            [one.flipped for one in hidden],
+        )
 
 
 class SyncStore:
@@ -207,15 +235,22 @@ class SyncStore:
             head = await _head(tx, space_id)
             _require_seen(head, after)
             rows = await tx.all(Q["changes_after"], space_id, after, head, limit + 1)
-        shown = rows[:limit]
-        more = len(rows) > limit
-        # Up to the head, what is missing is another member's private record: pass over it.
-        cursor = shown[-1]["seq"] if more else head
+            more = len(rows) > limit
+            # Up to the head, what is missing is another member's private record: pass over it.
+            cursor = rows[limit - 1]["seq"] if more else head
+            hidden = await tx.all(Q["hidden_within"], space_id, after, cursor, limit + 1)
+        if len(hidden) > limit:
+            more, cursor = True, hidden[limit - 1]["seq"]
         return PullAnswer(
-            changes=[logged_of(row) for row in shown],
+            changes=[logged_of(row) for row in rows[:limit] if row["seq"] <= cursor],
             cursor=cursor,
             hub_time=iso_ms(now_ms),
             more=more,
+            hidden=[
+                HiddenRecord(seq=row["seq"], table=row["table_name"], id=row["record_id"])
+                for row in hidden
+                if row["seq"] <= cursor
+            ],
         )
 
     async def state(
@@ -233,6 +268,19 @@ class SyncStore:
             head=head,
             hub_time=iso_ms(now_ms),
             next=None if last is None else f"{last['table_name']}~{last['record_id']}",
+        )
+
+    async def state_of(
+        self, tenant: Tenant, space_id: SpaceId, table: str, record_id: str, *, now_ms: int
+    ) -> StateAnswer:
+        """Return one merged record, or none; the head is read before it."""
+        async with self._tenancy.transaction(tenant) as tx:
+            head = await _head(tx, space_id)
+            # A malformed name cannot be a row's, and some cannot even be asked for.
+            asked = _is_record_id(table) and _is_record_id(record_id)
+            rows = await tx.all(Q["state_of"], space_id, table, record_id) if asked else []
+        return StateAnswer(
+            records=[state_of(row) for row in rows], head=head, hub_time=iso_ms(now_ms)
         )
 
     async def heads(self, tenant: Tenant) -> dict[SpaceId, int]:
@@ -258,6 +306,14 @@ def _require_seen(head: int, seen: int) -> None:
             "the log of the space ends before what was seen of it",
             detail={"head": head, "seen": seen},
         )
+
+
+def _is_record_id(text: str) -> bool:
+    try:
+        require_record_id(text)
+    except Invalid:
+        return False
+    return True
 
 
 def _is_uuid(text: str) -> bool:

@@ -19,6 +19,7 @@ from mana.crypto.signatures import (
     SIGNATURE_BYTES,
     VerifyKey,
     verify_change,
+    verify_reseal,
 )
 from mana.domain.actors import Actor, actor_from_wire, origin_of
 from mana.domain.agents import AGENT_MEMORY, AGENTS
@@ -30,18 +31,25 @@ from mana.domain.ids import AccountId, DeviceId, SpaceId, require_record_id, req
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.missions import MISSIONS, RUNS_ON_HUB
 from mana.domain.records import VISIBILITIES
-from mana.domain.settings import SETTINGS, USER_TABLES
-from mana.domain.spaces import Role, can_write
+from mana.domain.settings import INVITATIONS, SETTINGS, USER_TABLES
+from mana.domain.spaces import MEMBER_NAMES, PROFILE, Role, can_manage, can_write, holds
 from mana.domain.tables import Field, Sealing, Table
 from mana.protocol.codec import check_value, encode
 from mana.protocol.messages import CHANGE_FIELDS_MAX, ChangeMessage
 
 CHANGE_BYTES_MAX: Final = 512 * 1024
-OPS: Final = ("insert", "update", "delete")
+RESEAL: Final = "reseal"
+FLIP: Final = "flip"
+OPS: Final = ("insert", "update", "delete", RESEAL, FLIP)
 SYSTEM_PRINCIPALS: Final = ("system:migration", "system:bootstrap")
 RUNNER_TABLES: Final = frozenset({ITERATIONS.name, STEPS.name})
-PEOPLE_TABLES: Final = frozenset({MISSIONS.name, AGENTS.name, AGENT_MEMORY.name, SETTINGS.name})
-"""Tables that no AI actor writes: what decides over agents, and the person's settings."""
+PEOPLE_TABLES: Final = frozenset(
+    table.name
+    for table in (MISSIONS, AGENTS, AGENT_MEMORY, SETTINGS, INVITATIONS, PROFILE, MEMBER_NAMES)
+)
+"""Tables that no AI actor writes: what decides over agents, who is in a space and how they are
+called, and the person's settings.
+"""
 _RUNS_ON_DEVICE: Final = "device:"
 
 
@@ -122,11 +130,23 @@ def _check(
         raise Refused("unknown-table")
     if (table.name in USER_TABLES) != (place.type == "user"):
         raise Refused("module-refused")
-    if not can_write(place.role):
-        raise Refused("role")
-    _check_actor(change, table, writer)
+    if not holds(place.type, table.app_id):
+        raise Refused("module-refused")
+    _check_role(change, table, writer, place)
+    reseal = change.op == RESEAL
+    if reseal:
+        _check_reseal(change, table, writer)
+    else:
+        _check_actor(change, table, writer)
+    if change.visibility == "private" and (
+        change.author_id != writer.account or table.written_by != "members"
+    ):
+        raise Refused("fixed-field")
+    if change.op == FLIP:
+        _check_flip(change, table, writer)
     for path, write in change.fields.items():
-        _check_stamp(write.at, writer, place)
+        # A re-seal keeps the stamps of those who wrote, whatever their clocks and devices.
+        _check_stamp(write.at, None if reseal else writer, place)
         declared = _field_at(table, path)
         if declared.sealed:
             _check_sealed(write.value, table, change.visibility, place.key_version)
@@ -150,6 +170,35 @@ def _check_form(change: ChangeMessage) -> None:
         raise Refused("bad-value")
 
 
+def _check_role(change: ChangeMessage, table: Table, writer: Writer, place: Place) -> None:
+    if not can_write(place.role):
+        raise Refused("role")
+    if table.written_by == "managers" and not can_manage(place.role):
+        raise Refused("role")
+    if table.written_by == "self" and change.id != writer.account:
+        raise Refused("role")
+
+
+def _check_reseal(change: ChangeMessage, table: Table, writer: Writer) -> None:
+    """Refuse what is more than standing sealed values under a newer key.
+
+    That they stand, with these stamps, this actor and this origin, `apply.py` checks.
+    """
+    if writer.kind is WriterKind.RUNNER or change.origin != origin_of(actor_of(change)):
+        raise Refused("forged-actor")
+    if change.group is not None or change.guards:
+        raise Refused("bad-value")
+    for path, write in change.fields.items():
+        if not _field_at(table, path).sealed or write.value is None:
+            raise Refused("bad-value")
+
+
+def _check_flip(change: ChangeMessage, table: Table, writer: Writer) -> None:
+    """Refuse a change of visibility by anybody but the author in person."""
+    if not table.flips or change.author_id != writer.account or actor_of(change).kind != "user":
+        raise Refused("fixed-field")
+
+
 def _check_actor(change: ChangeMessage, table: Table, writer: Writer) -> None:
     actor = actor_of(change)
     if change.origin != origin_of(actor):
@@ -164,15 +213,16 @@ def _check_actor(change: ChangeMessage, table: Table, writer: Writer) -> None:
         raise Refused("forged-actor")
     if actor.kind == "ai" and table.name in PEOPLE_TABLES:
         raise Refused("forged-actor")
-    if change.visibility == "private" and change.author_id != writer.account:
-        raise Refused("fixed-field")
 
 
-def _check_stamp(at: str, writer: Writer, place: Place) -> None:
+def _check_stamp(at: str, writer: Writer | None, place: Place) -> None:
+    """Refuse a stamp without form, and one that is not `writer`'s to give at this time."""
     try:
         stamp = parse_stamp(at)
     except Invalid:
         raise Refused("bad-value") from None
+    if writer is None:
+        return
     if stamp.device != writer.device_id:
         raise Refused("forged-device")
     if is_ahead(stamp, hub_ms=place.now_ms):
@@ -272,6 +322,7 @@ def _check_signature(change: ChangeMessage, table: Table, writer: Writer, place:
         elif signature.signer != writer.device_id or place.device_key is None:
             raise Refused("signature-rejected")
         else:
-            verify_change(place.device_key, facts_of(place.space_id, change), value)
+            verify = verify_reseal if change.op == RESEAL else verify_change
+            verify(place.device_key, facts_of(place.space_id, change), value)
     except (CryptoFailed, Invalid):
         raise Refused("signature-rejected") from None
