@@ -18,6 +18,7 @@ from mana.domain.spaces import (
     MembershipEntry,
     MembershipRefused,
     Role,
+    SpaceType,
     can_manage,
     can_write,
     entry_from_wire,
@@ -114,9 +115,11 @@ def test_nothing_follows_the_end() -> None:
 
 def test_a_space_of_one_person_has_that_person() -> None:
     """A personal space and a user scope are never shared, left or closed; their key may grow."""
-    for kind in ("personal", "user"):
-        own = replace(entry({ADA: "owner"}), space_type=kind)  # type: ignore[arg-type]
-        for members in ({ADA: "owner", BO: "viewer"}, {}, {BO: "owner"}):
+    kinds: tuple[SpaceType, ...] = ("personal", "user")
+    changes: tuple[dict[str, Role], ...] = ({ADA: "owner", BO: "viewer"}, {}, {BO: "owner"})
+    for kind in kinds:
+        own = replace(entry({ADA: "owner"}), space_type=kind)
+        for members in changes:
             following = replace(own, members=entry(members).members)
             assert reason(own, following) == "one-person"
         assert reason(own, replace(own, key_version=2, key_check="check-2")) is None
