@@ -237,7 +237,7 @@ async def test_verified_run_is_looked_at_again_when_a_step_moves(home: Household
     assert held is not None
     entry = held.record.entries["sentence"]
     sealer = of.opened.book._sealer()
-    secret = mission_key(sealer.keys_of(STEPS.name).space_keys[1], mission)
+    secret = mission_key(sealer.keys(of.opened.space).space_keys[1], mission)
     at = str(Stamp(home.clock(), 0, DeviceId(entry.at[-36:])))
     binding = Binding(
         of.opened.book.personal_space,

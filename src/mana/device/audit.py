@@ -9,7 +9,7 @@ into its iterations. A hub that drops, changes or swaps rows contradicts one of 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import ClassVar, Final
@@ -67,14 +67,29 @@ class BrokenChain(CryptoFailed):
     advice: ClassVar[str] = "Ask whoever runs the hub what happened to its audit."
 
 
-class Audit:
-    """The readings of this account's records."""
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """A space in which records of the account may have been read."""
 
-    def __init__(self, opened: Opened, editing: Editing, trust: Trust, grants: Grants) -> None:
+    opened: Opened
+    trust: Trust
+    grants: Grants
+
+
+class Audit:
+    """The readings of what this account granted, in whatever space: one chain for all of them."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        editing: Editing,
+        trust: Trust,
+        spaces: Callable[[], Sequence[Audited]],
+    ) -> None:
         self._opened = opened
         self._editing = editing
         self._trust = trust
-        self._grants = grants
+        self._spaces = spaces
         self._chain = Chain()
 
     async def data_access(
@@ -83,7 +98,8 @@ class Audit:
         """Return readings, newest first, with grants in force and what the check says."""
         if not 1 <= limit <= LIMIT_MAX:
             raise Invalid(f"data access shows from 1 to {LIMIT_MAX} readings")
-        grants = tuple(one for one in await self._grants.list() if one.state in ("active", "stale"))
+        listed = [one for space in self._spaces() for one in await space.grants.list()]
+        grants = tuple(one for one in listed if one.state in ("active", "stale"))
         try:
             answer = await self._opened.hub.audit(mission_id=mission_id, before=before, limit=limit)
             chain = await self._walk()
@@ -133,17 +149,19 @@ class Audit:
         seq, hash_ = kept.get("seq"), kept.get("hash")
         if isinstance(seq, int) and isinstance(hash_, str) and seq > 0:
             _require(chain, seq, hash_, "your devices remember")
-        for view in await self._opened.book.views(ITERATIONS.name):
-            proof = view.values.get("proof")
-            if view.text("source") != "hub" or not isinstance(proof, dict):
-                continue
-            seq, hash_ = proof.get("auditSeq"), proof.get("auditHash")
-            if isinstance(seq, int) and isinstance(hash_, str) and seq > 0:
-                if chain.hashes.get(seq) == hash_:
+        for space in self._spaces():
+            for view in await space.opened.book.views(ITERATIONS.name):
+                proof = view.values.get("proof")
+                if view.text("source") != "hub" or not isinstance(proof, dict):
                     continue
-                verified, _ = await self._trust.verify(view)
-                if verified:
-                    _require(chain, seq, hash_, "the runner signed into a run")
+                seq, hash_ = proof.get("auditSeq"), proof.get("auditHash")
+                if isinstance(seq, int) and isinstance(hash_, str) and seq > 0:
+                    if chain.hashes.get(seq) == hash_:
+                        continue
+                    # A run under another member's grant names their chain, and is not verified.
+                    verified, _ = await space.trust.verify(view)
+                    if verified:
+                        _require(chain, seq, hash_, "the runner signed into a run")
 
     async def _remember(self, chain: Chain) -> None:
         kept = await self._trust.settings()
@@ -180,7 +198,7 @@ class Audit:
         pairs = [(row.table_name, row.record_id) for row in rows]
         pairs += [(MISSIONS.name, row.mission_id) for row in rows]
         pairs += [(AGENTS.name, row.record_id) for row in rows if row.table_name in _OF_AGENTS]
-        titles = await self._opened.titles(pairs)
+        titles = await self._titles(pairs)
         unnamed = {pair for pair in pairs if not titles[pair] and await self._is_here(*pair)}
         zone_name = await self._opened.zone()
         models = {str(view.id): view.text("model") for view in await self._runs(rows)}
@@ -217,14 +235,29 @@ class Audit:
             )
         return tuple(found)
 
+    async def _titles(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """Return the titles of records by table and id, in whichever space they are."""
+        found = dict.fromkeys(pairs, "")
+        for space in self._spaces():
+            unnamed = [pair for pair, title in found.items() if not title]
+            found.update(await space.opened.titles(unnamed))
+        return found
+
     async def _is_here(self, table: str, record_id: str) -> bool:
-        view = await self._opened.find(table, record_id)
-        return view is not None and not view.deleted
+        for space in self._spaces():
+            view = await space.opened.find(table, record_id)
+            if view is not None and not view.deleted:
+                return True
+        return False
 
     async def _runs(self, rows: Sequence[AuditRow]) -> builtins.list[View]:
         wanted = {row.iteration_id for row in rows if row.iteration_id}
-        views = await self._opened.book.views(ITERATIONS.name)
-        return [view for view in views if view.id in wanted]
+        return [
+            view
+            for space in self._spaces()
+            for view in await space.opened.book.views(ITERATIONS.name)
+            if view.id in wanted
+        ]
 
 
 def row_hash(row: AuditRow) -> str:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Device:
-    """One unlocked account of this device.
+    """One unlocked account of this device, in one of its spaces: at first the personal one.
 
     Every method that reads or writes raises `Locked` once the account is locked. Errors are
     those of `mana.domain.errors`; `Unavailable` with code OFFLINE where the hub is needed.
@@ -46,8 +46,24 @@ class Device:
 
     def __init__(self, operations: Operations) -> None:
         self._of = operations
+        self._devices: dict[str, Device] = {operations.opened.space: self}
         self.account_id: str = operations.opened.account_id
         self.login: str = operations.opened.login
+        self.space_id: str = operations.opened.space
+
+    def in_space(self, space_id: str) -> Device:
+        """Return this account in another of its spaces, the same object each time; NotFound.
+
+        Status, sync, notices, settings, data access and what was refused are those of the whole
+        account, whichever space is asked.
+        """
+        operations = self._of.in_space(space_id)
+        found = self._devices.get(space_id)
+        if found is None:
+            found = Device(operations)
+            found._devices = self._devices
+            self._devices[space_id] = found
+        return found
 
     async def status(self) -> Status:
         """Return the status line: account, lock, sync, runner, model, next run, to decide."""
@@ -62,12 +78,12 @@ class Device:
         return await self._of.sync_now()
 
     async def start(self) -> None:
-        """Start what runs by itself: sync, due missions of this device, planned steps."""
-        await self._of.start()
+        """Start what runs by itself in every space: sync, due missions, planned steps."""
+        await self._of.first.start()
 
     async def close(self) -> None:
         """Stop what runs by itself and wait until it has stopped."""
-        await self._of.close()
+        await self._of.first.close()
 
     # Records
 
@@ -227,7 +243,7 @@ class Device:
         await self._of.grants.revoke(grant_id)
 
     async def grants(self) -> builtins.list[GrantView]:
-        """Return the grants of this account, newest first."""
+        """Return the grants of this space, newest first, those of other members too."""
         return await self._of.grants.list()
 
     # Inbox
@@ -279,7 +295,9 @@ class Device:
         self, *, mission_id: str | None = None, limit: int = 200, before: int | None = None
     ) -> DataAccess:
         """Return the runner's readings, newest first, and what the chain's check says."""
-        return await self._of.audit.data_access(mission_id=mission_id, limit=limit, before=before)
+        return await self._of.first.audit.data_access(
+            mission_id=mission_id, limit=limit, before=before
+        )
 
     async def refused(self) -> builtins.list[RefusedChange]:
         """Return the changes that the hub refused; they block nothing."""

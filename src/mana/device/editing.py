@@ -113,7 +113,11 @@ class Editing:
         found: builtins.list[tuple[InputRef, str]] = []
         for table, kind in self._opened.catalogue.inputs.items():
             module = self._opened.catalogue.module_of(table)
-            picked = [view for view in await self.list(table) if kind.pickable(view)]
+            picked = [
+                view
+                for view in await self.list(table)
+                if kind.pickable(view) and self._opened.may_be_input(view)
+            ]
             found += [
                 (InputRef(module, table, view.id), kind.title(view)) for view in picked[:PICKED_MAX]
             ]

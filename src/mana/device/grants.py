@@ -16,7 +16,7 @@ from mana.crypto.primitives import b64, unb64
 from mana.crypto.runners import RunnerPublicKey
 from mana.device.consent import consent_lines
 from mana.device.hub_news import HubNews, model_views
-from mana.device.opened import Opened
+from mana.device.opened import InputPrivate, Opened
 from mana.device.records import RecordBook, Write
 from mana.device.trust import Trust
 from mana.device.views import Cited, Consent, GrantView, ModelView
@@ -112,6 +112,7 @@ class Grants:
     ) -> Consent:
         """Return the consent of a grant; what it shows is what `grant` is held to."""
         mission = await self._opened.mission(mission_id)
+        self._opened.book.require_writable(MISSIONS, mission_id)
         agent = await self._opened.agent(mission.agent_id)
         life_ms = _life(days)
         refs = _distinct(mission.inputs if inputs is None else inputs)
@@ -147,6 +148,7 @@ class Grants:
         """
         opened = self._opened
         mission = await opened.mission(mission_id)
+        opened.book.require_writable(MISSIONS, mission_id)
         agent = await opened.agent(mission.agent_id)
         life_ms = _life(days)
         refs = _distinct(mission.inputs)
@@ -205,6 +207,8 @@ class Grants:
         """End a grant for ever; the hub must be reached, because it is the one that reads."""
         await self._opened.hub.revoke_grant(grant_id)
         self._news.moved()
+        if not self._opened.book.may_write:
+            return  # A viewer ends what they granted as a member; the hub holds the mission.
         for view in await self._opened.book.views(MISSIONS.name):
             if view.values.get("grantId") == grant_id:
                 change = Change(MISSIONS.name, view.id, ChangeKind.UPDATE, {"grantId": None})
@@ -217,7 +221,10 @@ class Grants:
                 await self.revoke(grant.grant_id)
 
     async def list(self) -> builtins.list[GrantView]:
-        """Return the grants, newest first; pending ones, which grant nothing, are left out."""
+        """Return the grants of this space, newest first, those of other members too.
+
+        Pending ones, which grant nothing, are left out.
+        """
         infos = await self._news.grants()
         runner = await self._news.runner()
         endpoints = tuple(sorted(one.endpoint for one in runner.models)) if runner else None
@@ -229,7 +236,7 @@ class Grants:
                 header = header_from_wire(info.header)
             except Invalid:
                 continue
-            if header.account_id != self._opened.account_id:
+            if header.space_id != self._opened.space:
                 continue
             shown.append(
                 await self._view(info, header, endpoints, runner.key_id if runner else None)
@@ -313,6 +320,8 @@ class Grants:
             view = await self._opened.find(ref.table, ref.id)
             if view is None or view.deleted:
                 raise InputGone("an input of the mission is gone", detail={"input": ref.key})
+            if not self._opened.may_be_input(view):
+                raise InputPrivate("an input of the mission is private", detail={"input": ref.key})
             found.append(Cited(ref.table, ref.id, self._opened.title(view)))
         return tuple(found)
 
@@ -351,6 +360,7 @@ class Grants:
             title = mission.title
             if state == "active":
                 reason = stale_reason(mission, header, endpoints, runner_key_id)
+                reason = reason or await self._sealed_since(pairs)
         except (NotFound, Invalid):
             reason = "The mission is gone." if state == "active" else ""
         expires_ms = parse_iso_ms(header.expires_at)
@@ -366,7 +376,18 @@ class Grants:
             expires_ms=expires_ms,
             state="stale" if reason else state,
             stale_reason=reason,
+            account_id=header.account_id,
+            own=header.account_id == self._opened.account_id,
         )
+
+    async def _sealed_since(self, pairs: Sequence[tuple[str, str]]) -> str:
+        """Return that an input was made private since it was granted; empty if none was."""
+        views = [await self._opened.find(*pair) for pair in pairs]
+        private = sum(view is not None and not self._opened.may_be_input(view) for view in views)
+        if not private:
+            return ""
+        count = "1 input was" if private == 1 else f"{private} inputs were"
+        return f"{count} made private since, and cannot be read."
 
 
 def stale_reason(

@@ -81,6 +81,8 @@ class Inbox:
         self._opened = opened
         self._steps = steps
         self._seen: dict[str, str] | None = None
+        is_first = opened.space == opened.book.personal_space
+        self._kept_as = SEEN if is_first else f"{SEEN}:{opened.space}"
         # One decision at a time: the next one must see what the last one changed.
         self._deciding = asyncio.Lock()
 
@@ -240,11 +242,11 @@ class Inbox:
             for old in builtins.list(seen)[:-SEEN_MAX]:
                 del seen[old]
             kept: dict[str, Json] = {**seen}
-            await self._opened.book.keep(SEEN, kept)
+            await self._opened.book.keep(self._kept_as, kept)
 
     async def _known(self) -> dict[str, str]:
         if self._seen is None:
-            kept = await self._opened.book.kept(SEEN)
+            kept = await self._opened.book.kept(self._kept_as)
             items = kept.items() if isinstance(kept, dict) else ()
             self._seen = {step_id: str(binding) for step_id, binding in items}
         return self._seen

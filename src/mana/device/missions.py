@@ -9,7 +9,7 @@ from typing import ClassVar, Final, TypedDict
 
 from mana.device.grants import Grants
 from mana.device.hub_news import HubNews
-from mana.device.opened import Opened, stamp_ms
+from mana.device.opened import InputPrivate, Opened, stamp_ms
 from mana.device.records import Write
 from mana.device.run_ledger import RunLedger
 from mana.device.views import Cited, GrantView, MissionView, RunView
@@ -26,7 +26,7 @@ from mana.domain.cadences import (
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json
-from mana.domain.errors import Invalid, Unavailable
+from mana.domain.errors import Forbidden, Invalid, Unavailable
 from mana.domain.ids import RecordId
 from mana.domain.iterations import ITERATIONS
 from mana.domain.missions import (
@@ -163,7 +163,9 @@ class Missions:
     async def delete(self, mission_id: str) -> None:
         """Delete a mission; its grants end at once, or with the mission when it is synced."""
         view = await self._opened.mission_view(mission_id)
-        with contextlib.suppress(Unavailable):
+        self._opened.book.require_writable(MISSIONS, mission_id)
+        # Another member's grant is theirs or an admin's to end; it ends with the mission anyway.
+        with contextlib.suppress(Unavailable, Forbidden):
             await self._grants.revoke_for(mission_id)
         gone: dict[str, Json] = {DELETED_AT: self._opened.now_iso()}
         change = Change(MISSIONS.name, view.id, ChangeKind.DELETE, gone)
@@ -172,6 +174,7 @@ class Missions:
 
     async def ask_hub_to_run(self, mission_id: str) -> RunView:
         """Ask the hub for an occurrence now; raise Offline without it."""
+        self._opened.book.require_writable(MISSIONS, mission_id)
         await self._opened.book.sync_now()
         info = await self._opened.hub.run_mission(self._opened.space, mission_id)
         self._news.moved()
@@ -213,6 +216,8 @@ class Missions:
             offered = self._opened.catalogue.input_kind(ref.table)
             if view is None or view.deleted or offered is None:
                 raise InputNotThere("an input is not on this device", detail={"input": ref.key})
+            if not self._opened.may_be_input(view):
+                raise InputPrivate("an input is private", detail={"input": ref.key})
             if self._opened.catalogue.module_of(ref.table) != ref.module:
                 raise InputNotThere("an input names another module", detail={"input": ref.key})
         return [ref.to_wire() for ref in refs]

@@ -17,7 +17,7 @@ from mana.domain.actors import Actor, person
 from mana.domain.agents import AGENT_MEMORY, AGENTS, Agent, agent_from_view
 from mana.domain.cadences import zone
 from mana.domain.clock import iso_ms, parse_stamp
-from mana.domain.errors import Invalid, NotFound
+from mana.domain.errors import Conflict, Invalid, NotFound
 from mana.domain.ids import RecordId, SpaceId
 from mana.domain.missions import MISSIONS, Mission, mission_from_view
 from mana.domain.records import Snapshot, View
@@ -41,6 +41,13 @@ class MissionNotFound(NotFound):
 
     code: ClassVar[str] = "MISSION_NOT_FOUND"
     advice: ClassVar[str] = "List the missions; it may have been deleted on another device."
+
+
+class InputPrivate(Conflict):
+    """A private record cannot be the input of a mission that others look at."""
+
+    code: ClassVar[str] = "INPUT_PRIVATE"
+    advice: ClassVar[str] = "Share the record with the space, or take it off the mission's inputs."
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,14 @@ class Opened:
     async def titles(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
         """Return the titles of records by table and id; empty where there is none here."""
         return {key: self.title(await self.find(*key)) for key in dict.fromkeys(keys)}
+
+    def may_be_input(self, view: View) -> bool:
+        """Say whether a mission of this space may look at a record.
+
+        What a run writes is read by all members, so a private record of a shared space is no
+        input of it.
+        """
+        return view.visibility == "space" or not self.book.keys.shared
 
     async def mission_view(self, mission_id: str) -> View:
         """Return a live mission's record; raise MissionNotFound."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from mana.device.agents import Agents
-from mana.device.audit import Audit
+from mana.device.audit import Audit, Audited
 from mana.device.editing import Editing
 from mana.device.errors import Locked
 from mana.device.grants import Grants
@@ -20,10 +21,10 @@ from mana.device.missions import Missions
 from mana.device.notices import Notices
 from mana.device.opened import Opened
 from mana.device.run_ledger import RunLedger
-from mana.device.runner import TICK_S, TIMEOUT_S, Runner
+from mana.device.runner import TICK_S, TIMEOUT_S, Runner, serve
 from mana.device.steps import Steps
 from mana.device.timeline import Timeline
-from mana.device.trust import Trust
+from mana.device.trust import Memory, Trust
 from mana.device.views import ModelView, Notice, RunView, Status, SyncStatus
 from mana.domain.iterations import STEPS
 from mana.domain.missions import MISSIONS, RUNS_ON_HUB
@@ -37,17 +38,41 @@ def runner_lock(folder: Path, account_id: str) -> Path:
     return folder / f"{account_id}.runner"
 
 
-class Operations:
-    """Everything that a `Device` hands to the page and the terminal."""
+@dataclass(frozen=True)
+class _Shared:
+    """What the operations of all spaces of an account have in common."""
 
-    def __init__(self, opened: Opened, *, timeout_s: float = TIMEOUT_S) -> None:
+    notices: Notices
+    news: HubNews
+    ledger: RunLedger
+    memory: Memory
+    by_space: dict[str, Operations]
+    timeout_s: float
+
+
+class Operations:
+    """Everything that a `Device` hands to the page and the terminal, in one space.
+
+    Those of the personal space come first and serve all others: they start, stop and work by
+    themselves for the whole account.
+    """
+
+    def __init__(
+        self, opened: Opened, *, timeout_s: float = TIMEOUT_S, shared: _Shared | None = None
+    ) -> None:
         self.opened = opened
-        self.notices = Notices()
-        self.news = HubNews(opened)
-        self.ledger = RunLedger(opened)
-        self.news.tokens_here = self.ledger.tokens_today
+        if shared is None:
+            ledger = RunLedger(opened)
+            shared = _Shared(Notices(), HubNews(opened), ledger, Memory(), {}, timeout_s)
+            shared.news.tokens_here = ledger.tokens_today
+            self._unsubscribe = opened.book.on_change(self._heard)
+        shared.by_space[opened.space] = self
+        self._shared = shared
+        self.notices = shared.notices
+        self.news = shared.news
+        self.ledger = shared.ledger
         self.records = Editing(opened)
-        self.trust = Trust(opened, self.records, self.news)
+        self.trust = Trust(opened, self.records, self.news, shared.memory)
         self.grants = Grants(opened, self.news, self.trust)
         self.agents = Agents(opened, self.records, self.news)
         self.missions = Missions(opened, self.grants, self.news, self.ledger)
@@ -55,7 +80,7 @@ class Operations:
         self.inbox = Inbox(opened, self.steps)
         self.journal = Journal(opened)
         self.timeline = Timeline(opened, self.steps, self.journal)
-        self.audit = Audit(opened, self.records, self.trust, self.grants)
+        self.audit = Audit(opened, self.records, self.trust, self._audited)
         self.runner = Runner(
             opened,
             self.steps,
@@ -63,11 +88,27 @@ class Operations:
             self.ledger,
             self.news,
             say=lambda: self.notices.say(Notice("missions")),
-            timeout_s=timeout_s,
+            timeout_s=shared.timeout_s,
         )
         self._woken = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
-        self._unsubscribe = opened.book.on_change(self._heard)
+
+    def in_space(self, space_id: str) -> Operations:
+        """Return the operations of a space of this account, the same each time; NotFound."""
+        opened = self.opened.in_space(space_id)
+        found = self._shared.by_space.get(space_id)
+        return found or Operations(opened, shared=self._shared)
+
+    @property
+    def first(self) -> Operations:
+        """Return the operations of the personal space, which serve the whole account."""
+        return self._shared.by_space[self.opened.book.personal_space]
+
+    def everywhere(self) -> list[Operations]:
+        """Return the operations of each space with records, the personal one first."""
+        spaces = [space for space in self.opened.book.spaces() if space.type != "user"]
+        spaces.sort(key=lambda space: (space.type != "personal", space.space_id))
+        return [self.in_space(space.space_id) for space in spaces]
 
     async def start(self) -> None:
         """Start sync and what the device does by itself."""
@@ -83,21 +124,25 @@ class Operations:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._serving
             self._serving = None
-        await self.runner.close()
+        for each in self._shared.by_space.values():
+            await each.runner.close()
         self.notices.say(Notice("lock"))
         self.notices.close()
 
     async def status(self) -> Status:
-        """Return the status line."""
+        """Return the status line, which is that of the whole account."""
         opened = self.opened
         settings = await opened.book.view(SETTINGS.name, SETTINGS_ID)
         model = opened.model
+        spaces = self.everywhere()
         moments = [
             due
-            for mission in await self.missions.list()
+            for space in spaces
+            for mission in await space.missions.list()
             if mission.state == "active" and not mission.hold
             for due in mission.next_ms[:1]
         ]
+        waiting = {str(one.opened.space): await one.inbox.count() for one in spaces}
         return Status(
             account_id=opened.account_id,
             login=opened.login,
@@ -111,7 +156,8 @@ class Operations:
                 model.endpoint, model.name, model.description, opened.model_local
             ),
             next_run_ms=min(moments, default=None),
-            to_decide=await self.inbox.count(),
+            to_decide=sum(waiting.values()),
+            to_decide_by_space=waiting,
         )
 
     async def sync_now(self) -> SyncStatus:
@@ -133,9 +179,15 @@ class Operations:
             while not lock.acquire():  # noqa: ASYNC110 - another process can set no event here
                 await asyncio.sleep(TICK_S)
             with contextlib.suppress(Locked):
-                await self.runner.serve(self._woken)
+                await serve(self._woken, self._runners)
         finally:
             lock.release()
+
+    async def _runners(self) -> list[Runner]:
+        return [space.runner for space in self.everywhere()]
+
+    def _audited(self) -> list[Audited]:
+        return [Audited(one.opened, one.trust, one.grants) for one in self.everywhere()]
 
     def _heard(self, notice: Notice) -> None:
         if notice.topic == "missions":

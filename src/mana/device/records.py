@@ -32,9 +32,10 @@ from mana.device.errors import (
 )
 from mana.device.hub_client import HubClient
 from mana.device.replica import OutboxRow, Replica, Tx
+from mana.device.resealing import restamper
 from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
-from mana.device.syncer import CLOCK_OFFSET, Syncer, restamper
+from mana.device.syncer import CLOCK_OFFSET, Syncer
 from mana.device.vault import OpenedVault, SpaceKeys, random_id
 from mana.device.views import Notice, RefusedChange, SyncStatus
 from mana.domain.actors import Actor, Origin, origin_of
@@ -100,6 +101,7 @@ class Inner:
     vault: OpenedVault
     sealer: Sealer
     syncer: Syncer
+    hub: HubClient
 
 
 @dataclass(slots=True)
@@ -159,7 +161,7 @@ class RecordBook:
             emit=self._emit,
             lock_path=replica.path.with_suffix(".sync"),
         )
-        self._ring.inner = Inner(replica, vault, sealer, syncer)
+        self._ring.inner = Inner(replica, vault, sealer, syncer, hub)
 
     def in_space(self, space_id: str) -> RecordBook:
         """Return the book of a space of this account, the same one each time; raise NotFound.

@@ -14,7 +14,7 @@ import asyncio
 import builtins
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import ClassVar, Final
 
 from mana.device.errors import ChangeRefused, Locked, Offline
@@ -103,8 +103,23 @@ class DeviceBudget:
         return self.spent + sum(self._reserved.values())
 
 
+async def serve(woken: asyncio.Event, runners: Callable[[], Awaitable[Sequence[Runner]]]) -> None:
+    """Work on what is due in each space, one after the other, until cancelled."""
+    expired_at = -EXPIRE_S
+    loop = asyncio.get_running_loop()
+    while True:
+        woken.clear()
+        expire = loop.time() - expired_at >= EXPIRE_S
+        if expire:
+            expired_at = loop.time()
+        for runner in await runners():
+            await runner.work(expire=expire)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(woken.wait(), TICK_S)
+
+
 class Runner:
-    """What this device does by itself for one account."""
+    """What this device does by itself in one space of an account."""
 
     def __init__(
         self,
@@ -129,19 +144,14 @@ class Runner:
         self._budgets: dict[str, builtins.list[DeviceBudget]] = {}
         self._executing = asyncio.Lock()
 
-    async def serve(self, woken: asyncio.Event) -> None:
-        """Work on what is due, until cancelled. A failure of one thing stops nothing else."""
-        expired_at = -EXPIRE_S
-        loop = asyncio.get_running_loop()
-        while True:
-            woken.clear()
-            for work in (self.run_planned, self.run_due):
-                await self._guarded(work)
-            if loop.time() - expired_at >= EXPIRE_S:
-                expired_at = loop.time()
-                await self._guarded(self._inbox.expire)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(woken.wait(), TICK_S)
+    async def work(self, *, expire: bool) -> None:
+        """Work once on what is due. A failure of one thing stops nothing else."""
+        if not self._opened.book.may_write:
+            return
+        await self._guarded(self.run_planned)
+        await self._guarded(self.run_due)
+        if expire:
+            await self._guarded(self._inbox.expire)
 
     async def close(self) -> None:
         """Stop every run and wait until it has stopped."""
@@ -155,7 +165,7 @@ class Runner:
         ended: builtins.list[RunLine] = []
         for view in await self._opened.book.views(MISSIONS.name):
             mission = await self._obeyed(view)
-            if mission is None or mission.runs_on != self._opened.place:
+            if mission is None or not self._is_placed_here(mission, view):
                 continue
             if mission.state != "active" or mission.id in self._running:
                 continue
@@ -179,8 +189,9 @@ class Runner:
         mission = await self._obeyed(view)
         if mission is None:
             raise Invalid("the mission cannot be verified or read on this device")
-        if mission.runs_on != self._opened.place:
+        if not self._is_placed_here(mission, view):
             raise NotRunHere("the mission runs in another place")
+        self._opened.book.require_writable(MISSIONS, mission_id)
         if mission.state != "active":
             raise Conflict(f"the mission is {mission.state}")
         if mission_id in self._running:
@@ -352,7 +363,9 @@ class Runner:
         for ref in mission.inputs:
             view = await self._opened.find(ref.table, ref.id)
             offered = self._opened.catalogue.input_kind(ref.table)
-            if view is not None and not view.deleted and offered is not None:
+            if view is None or view.deleted or offered is None:
+                continue
+            if self._opened.may_be_input(view):
                 found.append(view)
         return found
 
@@ -574,6 +587,19 @@ class Runner:
         except Invalid:
             return None
         return mission if await self._opened.book.is_verified(MISSIONS.name, view.id) else None
+
+    def _is_placed_here(self, mission: Mission, view: View) -> bool:
+        """Say whether this device's own person placed the mission on it.
+
+        Another member of a shared space may write where a mission runs, but not spend the model
+        and the time of somebody else's device.
+        """
+        placed_by = view.actors.get("runsOn")
+        return (
+            mission.runs_on == self._opened.place
+            and placed_by is not None
+            and placed_by.principal_id == self._opened.account_id
+        )
 
     async def _agent(self, agent_id: str) -> Agent | None:
         agent = await self._opened.agent_or_none(agent_id)

@@ -392,6 +392,8 @@ class Steps:
             return "This version does not know the tool."
         if effect == "external":
             return "Leaves this machine."
+        if self._opened.book.keys.shared:
+            return "Stays in this space; its members see it."
         return "Stays in your own space; nobody else sees it."
 
     def _trouble(self, case: Case, shown: Shown | None) -> str:

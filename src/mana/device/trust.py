@@ -7,6 +7,7 @@ are kept in the person's own sealed settings, where the hub can neither read nor
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from mana.crypto.runners import RunnerPublicKey
@@ -34,18 +35,31 @@ _WORDS: Final = {
     "no-grant": "The grant that it names is not known here.",
     "runner-unknown": "It was written by a runner that you did not grant to.",
     "foreign-agent": "It is signed for another mission or agent.",
+    "foreign-grant": "Another member granted it, and only their devices know its runner.",
 }
+
+
+@dataclass(slots=True)
+class Memory:
+    """What the account remembers of grants and runners, the same in each of its spaces.
+
+    None until it was read.
+    """
+
+    headers: dict[str, GrantHeader] | None = None
+    runners: dict[str, RunnerPublicKey] | None = None
 
 
 class Trust:
     """Verifies iterations; a verified one stays so until it or one of its steps is touched."""
 
-    def __init__(self, opened: Opened, editing: Editing, news: HubNews) -> None:
+    def __init__(
+        self, opened: Opened, editing: Editing, news: HubNews, memory: Memory | None = None
+    ) -> None:
         self._opened = opened
         self._editing = editing
         self._news = news
-        self._headers: dict[str, GrantHeader] | None = None
-        self._runners: dict[str, RunnerPublicKey] | None = None
+        self._memory = memory or Memory()
         self._verified: dict[str, tuple[int | None, ...]] = {}
 
     async def remember(self, header: GrantHeader, runner: RunnerPublicKey) -> None:
@@ -105,7 +119,10 @@ class Trust:
         header = await self._header(grant_id)
         if header is None:
             return "no-grant"
-        if header.account_id != self._opened.account_id or header.runner_key_id != key_id:
+        if header.account_id != self._opened.account_id:
+            # A runner counts only where this person's devices sealed a grant for its key.
+            return "foreign-grant"
+        if header.runner_key_id != key_id or header.space_id != self._opened.space:
             return "foreign-agent"
         if header.mission_id != iteration.text("missionId"):
             return "foreign-agent"
@@ -163,7 +180,8 @@ class Trust:
         return granted
 
     async def _known(self) -> tuple[dict[str, GrantHeader], dict[str, RunnerPublicKey]]:
-        if self._headers is None or self._runners is None:
+        memory = self._memory
+        if memory.headers is None or memory.runners is None:
             headers: dict[str, GrantHeader] = {}
             kept = await self._opened.book.kept(HEADERS)
             for wire in kept if isinstance(kept, list) else []:
@@ -180,8 +198,8 @@ class Trust:
                 except ManaError:
                     continue
                 runners[key.key_id()] = key
-            self._headers, self._runners = headers, runners
-        return self._headers, self._runners
+            memory.headers, memory.runners = headers, runners
+        return memory.headers, memory.runners
 
     async def _keep(
         self, headers: dict[str, GrantHeader], runners: dict[str, RunnerPublicKey]

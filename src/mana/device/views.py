@@ -20,13 +20,17 @@ LinkState = Literal["online", "offline", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class SyncStatus:
-    """The truth about sync. Times in ms since 1970; `waiting`: changes not yet acknowledged."""
+    """The truth about sync. Times in ms since 1970; `waiting`: changes not yet acknowledged.
+
+    `troubles`: by space id the code of what stands in its way; the other spaces are synced.
+    """
 
     link: LinkState
     synced_ms: int | None
     waiting: int
     refused: int
     trouble: str = ""
+    troubles: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Status:
     device_model: ModelView
     next_run_ms: int | None
     to_decide: int
+    to_decide_by_space: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +205,8 @@ class GrantView:
     expires_ms: int
     state: str
     stale_reason: str = ""
+    account_id: str = ""
+    own: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +337,8 @@ class RefusedChange:
 class Notice:
     """What a subscriber of a device hears: tables whose records changed, or a topic.
 
-    Topics: `sync`, `missions`, `lock`, `records`.
+    Topics: `sync`, `missions`, `lock`, `records`, `spaces` (memberships or invitations moved),
+    `conflicts`.
     """
 
     topic: str
