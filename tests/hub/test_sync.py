@@ -23,7 +23,15 @@ from mana.hub.db import AccessRefused, Tenancy, Tenant
 from mana.hub.sync.store import ChangeLog, SyncStore
 from mana.hub.sync.validate import Writer, WriterKind
 from mana.modules.todo.manifest import MANIFEST as TODO
-from mana.protocol.messages import ChangeMessage, FieldWrite, PushRequest
+from mana.protocol.messages import (
+    ChangeMessage,
+    FieldWrite,
+    HiddenRecord,
+    PullAnswer,
+    PushRequest,
+    StateAnswer,
+    StateRecord,
+)
 from mana.registry.catalogue import load_catalogue
 from mana.testing.accounts import new_device, sealed_change, signed
 from mana.testing.postgres import Database, connected
@@ -559,6 +567,237 @@ async def test_members_share_and_keep(database: Database) -> None:
         body = {"loginKey": b64(ada.account.login_key)}
         answer2 = await ada.call("DELETE", "/api/v1/me", body)
         assert answer2.json()["code"] == "ACCOUNT_SHARED"
+
+
+def flip(person: Person, record_id: str, visibility: str, **options: Any) -> ChangeMessage:
+    """Return the change that writes a task of one title anew for other eyes."""
+    options.setdefault("values", {"title": "secret milk"})
+    return task(person, record_id, op="flip", visibility=visibility, **options)
+
+
+async def pulled(person: Person, space: str, after: int = 0, limit: int = 1_000) -> PullAnswer:
+    path = f"/api/v1/spaces/{space}/changes?after={after}&limit={limit}"
+    answer = await person.call("GET", path)
+    assert answer.status_code == 200, answer.text
+    return msgspec.json.decode(answer.content, type=PullAnswer)
+
+
+async def stated(person: Person, space: str, record_id: str) -> list[StateRecord]:
+    answer = await person.call("GET", f"/api/v1/spaces/{space}/records/tasks/{record_id}")
+    assert answer.status_code == 200, answer.text
+    return msgspec.json.decode(answer.content, type=StateAnswer).records
+
+
+async def test_a_hidden_record_is_gone_and_comes_back(database: Database, tenancy: Tenancy) -> None:
+    """To the others a hidden record is gone from log and state, named once; shown, it is whole."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        await join(database, ada, bob)
+        edit = sealed_change(
+            bob.account,
+            TASKS,
+            "t1",
+            {"title": "ours"},
+            now_ms=START_MS + 1,
+            space=ada.account.personal,
+        )
+        edit = replace(edit, author_id=ada.account.account_id)
+        assert codes(await ada.push([task(ada, "t1"), task(ada, "t2")])) == ["accepted"] * 2
+        assert codes(await bob.push([edit], space=ada.space)) == ["accepted"]
+        assert await refused(ada, flip(ada, "t1", "private", now_ms=START_MS + 2)) == "accepted"
+
+        shown = await pulled(bob, ada.space)
+        assert [logged.change.id for logged in shown.changes] == ["t2"]
+        assert shown.hidden == [HiddenRecord(seq=4, table="tasks", id="t1")]
+        assert (shown.cursor, shown.more) == (4, False)
+        assert (await pulled(bob, ada.space, after=4)).hidden == []
+        assert [one.id for one in (await bob.state(space=ada.space)).records] == ["t2"]
+        assert await stated(bob, ada.space, "t1") == []
+        own = await pulled(ada, ada.space)
+        assert ([logged.seq for logged in own.changes], own.hidden) == ([1, 2, 3, 4], [])
+        assert [one.visibility for one in await stated(ada, ada.space, "t1")] == ["private"]
+        async with tenancy.transaction(Tenant(AccountId(bob.account.account_id))) as tx:
+            rows = await tx.all("select seq from mana.sync_changes where record_id = 't1'")
+            assert [row["seq"] for row in rows] == [3]
+            assert await tx.all("select from mana.records where record_id = 't1'") == []
+
+        assert codes(await bob.push([edit], space=ada.space)) == ["duplicate"]
+        again = replace(edit, change_id=str(uuid.uuid4()))
+        assert codes(await bob.push([again], space=ada.space)) == ["fixed-field"]
+        never = replace(again, id="never", change_id=str(uuid.uuid4()))
+        assert codes(await bob.push([never], space=ada.space)) == ["fixed-field"]
+        secret = task(ada, "t1", visibility="private", now_ms=START_MS + 3)
+        assert await refused(ada, secret) == "accepted"
+        stale = task(ada, "t1", now_ms=START_MS + 60_000)
+        assert await refused(ada, stale) == "stale-key"
+
+        back = flip(ada, "t1", "space", values={"title": "milk"}, now_ms=START_MS + 4)
+        assert await refused(ada, back) == "accepted"
+        shown = await pulled(bob, ada.space, after=4)
+        assert [(logged.seq, logged.change) for logged in shown.changes] == [(6, back)]
+        assert shown.hidden == []
+        first = await pulled(bob, ada.space)
+        assert [logged.seq for logged in first.changes] == [1, 2, 3, 6]
+        (record,) = await stated(bob, ada.space, "t1")
+        assert record.visibility == "space"
+        assert {one.change_id for one in record.fields.values()} == {back.change_id}
+
+
+async def test_markers_come_in_pages(database: Database) -> None:
+    """However many records were hidden, pages of any size name each once and end."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        await join(database, ada, bob)
+        for number in range(5):
+            name = f"t{number}"
+            await ada.push([task(ada, name), flip(ada, name, "private", now_ms=START_MS + 1)])
+            await ada.push([task(ada, f"u{number}")])
+        for limit in (1, 2, 3, 7):
+            cursor, changes, hidden = 0, [], []
+            while True:
+                page = await pulled(bob, ada.space, after=cursor, limit=limit)
+                places = [one.seq for one in (*page.changes, *page.hidden)]
+                assert all(cursor < place <= page.cursor for place in places)
+                assert max(len(page.changes), len(page.hidden)) <= limit
+                changes += [logged.seq for logged in page.changes]
+                hidden += [marker.seq for marker in page.hidden]
+                cursor = page.cursor
+                if not page.more:
+                    break
+            assert (changes, hidden, cursor) == ([3, 6, 9, 12, 15], [2, 5, 8, 11, 14], 15)
+
+
+async def test_nobody_hides_what_is_not_theirs(database: Database, tenancy: Tenancy) -> None:
+    """The database itself lets no member hide, show or rewrite another one's record."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        await join(database, ada, bob)
+        await ada.push([task(ada, "t1"), task(ada, "t2")])
+        await ada.push([flip(ada, "t2", "private", now_ms=START_MS + 1)])
+        tenant = Tenant(AccountId(bob.account.account_id))
+        hide = (
+            "insert into mana.hidden_records (space_id, table_name, record_id, author_id, seq)"
+            " select space_id, 'tasks', 't1', $1, 1 from mana.spaces"
+        )
+        for author in (ada, bob):
+            with pytest.raises(AccessRefused):
+                async with tenancy.transaction(tenant) as tx:
+                    await tx.execute(hide, author.account.account_id)
+        with pytest.raises(AccessRefused):
+            async with tenancy.transaction(tenant) as tx:
+                await tx.execute("update mana.records set visibility = 'private'")
+        async with tenancy.transaction(tenant) as tx:
+            assert await tx.execute("delete from mana.hidden_records") == 0
+            assert await tx.execute("update mana.records set visibility = 'space'") == 1
+        assert [marker.id for marker in (await pulled(bob, ada.space)).hidden] == ["t2"]
+
+
+async def test_an_id_is_its_accounts(database: Database) -> None:
+    """An id that another member used is told where it is seen, and is free where it is not."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        await join(database, ada, bob)
+        seen, secret = task(ada, "seen"), task(ada, "secret", visibility="private")
+        await ada.push([seen, secret])
+        home = ada.account.personal
+        first, second = (
+            sealed_change(
+                bob.account,
+                TASKS,
+                f"bob-{number}",
+                {"title": "x"},
+                now_ms=START_MS,
+                space=home,
+                change_id=used.change_id,
+            )
+            for number, used in enumerate((seen, secret))
+        )
+        assert codes(await bob.push([first, second], space=ada.space)) == ["id-taken", "accepted"]
+        fresh = replace(first, change_id=str(uuid.uuid4()))
+        assert codes(await bob.push([fresh, second], space=ada.space)) == ["accepted", "duplicate"]
+        assert codes(await ada.push([seen, secret])) == ["duplicate"] * 2
+        # The same id in another space of the account is another change.
+        mine = task(bob, "mine", change_id=first.change_id)
+        assert codes(await bob.push([mine])) == ["accepted"]
+
+
+async def test_one_record(database: Database) -> None:
+    """A single record's state is that of the page; what is not there, or not ours, is none."""
+    async with served_hub(database) as served:
+        ada, bob, eve = [await served.sign_up(name) for name in ("ada", "bob", "eve")]
+        await join(database, ada, bob)
+        await ada.push([task(ada, "t1"), task(ada, "mine", visibility="private")])
+        state = await ada.state()
+        assert await stated(ada, ada.space, "t1") == [
+            one for one in state.records if one.id == "t1"
+        ]
+        assert len(await stated(ada, ada.space, "mine")) == 1
+        for name in ("mine", "never", "t1%00", "%F0%9F%8D%8B", "-t1", "x" * 200):
+            assert await stated(bob, ada.space, name) == [], name
+        path = f"/api/v1/spaces/{ada.space}/records/tasks/t1"
+        answer = await ada.call("GET", path)
+        assert answer.json()["head"] == 2
+        assert (await eve.call("GET", path)).status_code == 404
+        assert (await ada.call("GET", "/api/v1/spaces/x/records/tasks/t1")).status_code == 404
+
+
+async def test_reseal_by_another_member(database: Database) -> None:
+    """After a rotation a member brings another one's value under the new key, in log and state."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        await join(database, ada, bob)
+        first = task(ada)
+        await ada.push([first])
+        async with connected(database.owner_url) as owner:
+            await owner.execute("update mana.spaces set key_version = 2")
+        newer = first.fields["title"].value.replace(":s1:", ":s2:")
+        fields = {"title": replace(first.fields["title"], value=newer)}
+        made = replace(first, change_id=str(uuid.uuid4()), op="reseal", fields=fields)
+        assert codes(await bob.push([made, made], space=ada.space)) == ["accepted", "duplicate"]
+        assert (await ada.pull(after=1)).changes[0].change == made
+        (record,) = (await ada.state()).records
+        entry = record.fields["title"]
+        assert (entry.value, entry.at) == (newer, first.fields["title"].at)
+        assert entry.actor["principalId"] == ada.account.account_id
+
+
+async def test_hostile_cursors_and_heads(database: Database) -> None:
+    """No cursor and no claim about heads makes the hub fail, or give what it should not."""
+    async with served_hub(database) as served:
+        ada = await served.sign_up("ada")
+        await ada.push([task(ada)])
+        path = f"/api/v1/spaces/{ada.space}/changes"
+        for after in ("9" * 18, "9" * 30, "-5", "0x1", "1.0", "%00"):
+            answer = await ada.call("GET", f"{path}?after={after}")
+            assert answer.status_code in (400, 409), after
+        for heads in ({ada.space: -9}, {"\x00": 1}, {ada.space: 2**63}, {ada.space: 2**70}):
+            request = PushRequest(
+                device_id=ada.account.device_id, changes=[task(ada, "t2")], heads=dict(heads)
+            )
+            answer = await ada.call("POST", path, request)
+            assert answer.status_code in (200, 400, 409), (heads, answer.text)
+        for page in ("~", "tasks~", "tasks~%00", "x" * 3_000, "%F0%9F%8D%8B~a"):
+            answer = await ada.call("GET", f"/api/v1/spaces/{ada.space}/records?page={page}")
+            assert answer.status_code in (200, 400), (page, answer.text)
+
+
+async def test_a_batch_of_good_and_bad_clocks(database: Database) -> None:
+    """A stamp at the bound is taken, one beyond it refused alone, or with its group."""
+    async with served_hub(database) as served:
+        ada = await served.sign_up("ada")
+        group = str(uuid.uuid4())
+        late, ahead = START_MS + DRIFT_MS_MAX, START_MS + DRIFT_MS_MAX + 1
+        batch = [
+            task(ada, "t1", now_ms=late),
+            task(ada, "t2", now_ms=ahead),
+            task(ada, "t3", group=group),
+            task(ada, "t4", group=group, now_ms=ahead),
+            task(ada, "t5", now_ms=START_MS - 10 * 365 * 86_400_000),
+        ]
+        found = ["accepted", "clock-ahead", "group-refused", "clock-ahead", "accepted"]
+        assert codes(await ada.push(batch)) == found
+        served.clock.now_ms += 1
+        assert codes(await ada.push(batch[1:4])) == ["accepted"] * 3
 
 
 async def test_viewers_do_not_write(database: Database) -> None:

@@ -22,7 +22,13 @@ create policy member on mana.hidden_records for select to mana_app, mana_runner
   using (exists (select from mana.spaces s where s.space_id = hidden_records.space_id));
 create policy hides on mana.hidden_records for insert to mana_app
   with check (author_id = mana.current_account()
-              and exists (select from mana.spaces s where s.space_id = hidden_records.space_id));
+              and exists (select from mana.spaces s where s.space_id = hidden_records.space_id)
+              and exists (select from mana.records r
+                           where r.space_id = hidden_records.space_id
+                             and r.table_name = hidden_records.table_name
+                             and r.record_id = hidden_records.record_id
+                             and r.author_id = mana.current_account()
+                             and r.visibility = 'private'));
 create policy shows on mana.hidden_records for delete to mana_app
   using (author_id = mana.current_account()
          and exists (select from mana.spaces s where s.space_id = hidden_records.space_id));
