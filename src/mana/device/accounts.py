@@ -29,9 +29,10 @@ from mana.device.hub_client import HubClient
 from mana.device.locks import locked
 from mana.device.records import RecordBook
 from mana.device.replica import CopyState, Replica, Tx, certify_place, inspect_place
+from mana.device.resealing import restamper
 from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
-from mana.device.syncer import CLOCK_OFFSET, REGISTERED, SPACES, restamper
+from mana.device.syncer import CLOCK_OFFSET, REGISTERED, SPACES
 from mana.device.vault import (
     DeviceKey,
     OpenedVault,

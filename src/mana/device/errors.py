@@ -101,3 +101,10 @@ class VisibilityFixed(Conflict):
 
     code = "VISIBILITY_FIXED"
     advice = "Everything in your own spaces is yours alone already; agents and missions are always shared."
+
+
+class StorageFull(ReplicaBroken):
+    """The disk of this machine takes no more; the last write was not made."""
+
+    code = "STORAGE_FULL"
+    advice = "Free some space on this machine's disk, then repeat it. What was kept before is safe."

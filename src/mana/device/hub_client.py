@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -454,10 +454,16 @@ class HubClient:
         return await self.login(*credentials)
 
 
-def jittered(attempt: int, *, first_s: float = 0.5, most_s: float = 60.0) -> float:
+def jittered(
+    attempt: int,
+    *,
+    first_s: float = 0.5,
+    most_s: float = 60.0,
+    chance: Callable[[], float] = random.random,
+) -> float:
     """Return how long to wait before the next attempt, so that devices do not come at once."""
     whole: float = min(most_s, first_s * 2.0 ** min(attempt, 16))
-    return whole * random.uniform(0.5, 1.0)
+    return whole * (0.5 + chance() / 2)
 
 
 def _read_answer(raw: bytes, answer: type[_T]) -> _T:

@@ -62,7 +62,7 @@ class Sealer:
         self.vault: Final = vault
         self.catalogue: Final = catalogue
         self.device: Final = device
-        self._random = random
+        self.random: Final = random
 
     def keys(self, space_id: str) -> SpaceKeys:
         """Return the keys of a space, former ones too; raise NotFound."""
@@ -200,7 +200,7 @@ class Sealer:
                     version=version,
                     binding=binding,
                     value=value,
-                    random=self._random,
+                    random=self.random,
                 )
             fields[path] = FieldWrite(value=wire, at=at)
         change = msgspec.structs.replace(draft, fields=fields, signature=None)

@@ -9,22 +9,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
 import msgspec
 
-from mana.crypto.authority import Authority, authority_of
+from mana.crypto.authority import Authority, authority_among
+from mana.device.errors import ReplicaBroken
 from mana.device.hub_client import HubClient, jittered
 from mana.device.locks import FileLock
-from mana.device.replica import OutboxRow, Replica, Space, Tx
+from mana.device.replica import HUB_TIME, OutboxRow, Replica, Space, Tx, Watch
+from mana.device.resealing import differs, renamer, resealer, restamper
 from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
-from mana.device.vault import OpenedVault
+from mana.device.vault import OpenedVault, random_id
 from mana.device.views import LinkState, Notice, SyncStatus
-from mana.domain.clock import DRIFT_MS_MAX, Stamp, next_stamp, observe, parse_stamp
-from mana.domain.errors import Forbidden, Invalid, ManaError, NotFound, TooLarge, Unavailable
+from mana.domain.clock import DRIFT_MS_MAX, Stamp, observe, parse_stamp
+from mana.domain.encoding import sha256
+from mana.domain.errors import (
+    Forbidden,
+    Invalid,
+    ManaError,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
 from mana.protocol.errors import RateLimited
 from mana.protocol.messages import (
     PULL_LIMIT_MAX,
@@ -53,6 +66,15 @@ REGISTERED: Final = "registeredDevice"
 SPACES: Final = "spaces"
 _SYNCED: Final = "syncedMs"
 _LINK: Final = "link"
+_TROUBLES: Final = "troubles"
+_TIDIED: Final = "tidiedMs"
+_TIDY_MS: Final = 24 * 3_600 * 1_000
+_HUB_TIME_STEP_MS: Final = 60_000
+_SPACES_MS: Final = 10 * 60 * 1_000
+"""How old what is known of the spaces may be although no notice came."""
+_ROUNDS_MAX: Final = 3
+_EVERYWHERE: Final = (Unavailable, RateLimited, Unauthenticated, ReplicaBroken)
+"""What stands in the way of every space, so that there is no use in trying the next."""
 _BACKOFF_S_MAX: Final = 15.0
 _CERTIFICATES: Final = "certificates:"
 _RESTAMPS_MAX: Final = 3
@@ -62,7 +84,14 @@ _log = logging.getLogger("mana.device.sync")
 
 
 class Syncer:
-    """Sync of one unlocked account."""
+    """Sync of all spaces of one unlocked account.
+
+    `after_spaces` is called, without any lock, after a round in which the spaces were read: it
+    does what memberships and invitations ask for, and says whether it changed any. It may be
+    called again for the same. `chance` gives numbers from 0 to 1, for waits between attempts.
+    """
+
+    after_spaces: Callable[[], Awaitable[bool]] | None = None
 
     def __init__(
         self,
@@ -76,6 +105,8 @@ class Syncer:
         now_ms: Callable[[], int],
         emit: Callable[[Notice], None],
         lock_path: Path,
+        new_id: Callable[[], str] = random_id,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self._replica = replica
         self._vault = vault
@@ -92,26 +123,45 @@ class Syncer:
         self._tasks: list[asyncio.Task[None]] = []
         self._link: LinkState = "offline"
         self._trouble = ""
+        self._troubles: dict[str, str] = {}
+        self._said = ("offline", "", "{}")
         self._has_tried = False
-        self._prepared = False
+        self._new_id = new_id
+        self._chance = chance
+        self._registered = False
+        self._are_spaces_stale = True
+        self._spaces_ms = 0
+        self._spaces_seen = b""
+        self._is_hook_due = False
+        self._kept = b""
+        self._kept_sealed: str | None = None
         self._seen_mark = 0
-        self._authorities: dict[str, Authority] = {}
+        self._certificates: dict[str, list[DeviceCertificate]] = {}
+        self._certified: set[str] = set()
+        self._authorities: dict[str, tuple[int, Authority]] = {}
 
     # What the person sees
 
     async def status(self) -> SyncStatus:
         """Return the truth about sync."""
-        (waiting, refused), synced, offset, kept = await self._replica.read(
-            lambda tx: (tx.counts(), tx.meta(_SYNCED), tx.meta(CLOCK_OFFSET), tx.meta(_LINK))
+        (waiting, refused), synced, offset, kept, stuck = await self._replica.read(
+            lambda tx: (
+                tx.counts(),
+                tx.meta(_SYNCED),
+                tx.meta(CLOCK_OFFSET),
+                tx.meta(_LINK),
+                tx.meta(_TROUBLES),
+            )
         )
-        link, trouble = self._link, self._trouble
+        link, trouble, troubles = self._link, self._trouble, dict(self._troubles)
         if not self._has_tried and kept is not None and self._is_led_elsewhere():
             # Another process of this machine syncs this replica; what it found holds here too.
             link, _, trouble = cast("tuple[LinkState, str, str]", kept.partition(" "))
+            troubles = msgspec.json.decode(stuck, type=dict[str, str]) if stuck else {}
         if not trouble and offset is not None:
             trouble = "CLOCK_AHEAD"
         return SyncStatus(
-            link, int(synced) if synced is not None else None, waiting, refused, trouble
+            link, int(synced) if synced is not None else None, waiting, refused, trouble, troubles
         )
 
     def _is_led_elsewhere(self) -> bool:
@@ -124,9 +174,14 @@ class Syncer:
 
     def authority(self, space_id: str) -> Authority:
         """Return who may decide in a space, as far as certificates are known here."""
-        found = self._authorities.get(space_id)
-        if found is None:
+        space = self._vault.spaces.get(space_id)
+        if space is None:
             raise NotFound("no such space is kept here")
+        length, found = self._authorities.get(space_id, (0, None))
+        if found is None or length != len(space.log):
+            known = [*self._certificates.get(space_id, []), self._sealer.device.certificate]
+            found = authority_among(space_id, space.members, known)
+            self._authorities[space_id] = (len(space.log), found)
         return found
 
     # Once
@@ -136,10 +191,9 @@ class Syncer:
         spaces = self._vault.spaces
 
         def work(tx: Tx) -> dict[str, str | None]:
-            for space in spaces.values():
-                if space.type in ("personal", "user"):
-                    tx.add_space(space.space_id, space.type)
+            self._keep_rows(tx)
             self._seen_mark = tx.touched_after(0)[1]
+            self._kept_sealed = tx.meta(SPACES)
             return {name: tx.meta(f"{_CERTIFICATES}{name}") for name in spaces}
 
         for space_id, kept in (await self._replica.write(work)).items():
@@ -148,35 +202,182 @@ class Syncer:
             )
             self._take_certificates(space_id, known)
 
-    async def once(self) -> None:
-        """Push and pull once; raise what stands in the way."""
+    async def once(self, *, spaces: bool = True) -> None:
+        """Push and pull every space once; raise what stands in the way of the first that failed.
+
+        A space that fails does not stop the others. `spaces`: read also which spaces there are,
+        which is done anyway if there is a reason to.
+        """
+        error: ManaError | None = None
+        for _ in range(_ROUNDS_MAX):
+            async with self._one_at_a_time:
+                error = await self._round(spaces=spaces)
+            if isinstance(error, _EVERYWHERE) or not await self._follow_spaces():
+                break
+            self._are_spaces_stale = True
+        if error is not None:
+            raise error
+
+    async def push(self, space_ids: Iterable[str] | None = None) -> None:
+        """Push what waits, in all spaces or these; raise what stands in the way."""
+        wanted = None if space_ids is None else set(space_ids)
+
+        async def work(space: Space) -> None:
+            if wanted is None or space.space in wanted:
+                await self._push(space.space)
+
         async with self._one_at_a_time:
-            try:
-                await self._prepare()
-                for space in await self._replica.read(lambda tx: tx.spaces()):
-                    if space.cursor is None:
-                        # A new device first learns what is there, then says what it wrote.
-                        await self._pull(space.space)
-                    await self._push(space.space)
-                    await self._pull(space.space)
-            except ManaError as error:
-                await self._failed(error)
-                raise
+            error = await self._each(work, spaces=not self._spaces_seen)
+        if error is not None:
+            raise error
+
+    async def refresh_spaces(self) -> None:
+        """Read from the hub which spaces there are, and take it."""
+        async with self._one_at_a_time:
+            await self._read_spaces()
+        await self.announce()
+
+    def spaces_moved(self) -> None:
+        """Say that memberships or invitations moved: the next round reads them, and comes soon."""
+        self._are_spaces_stale = True
+        self._woken.set()
+        self._retried.set()
+
+    async def keep_spaces(self) -> None:
+        """Keep what the vault knows of the spaces, durably; begin new ones, end left ones.
+
+        Called after the vault took an answer of the hub about one.
+        """
+        kept = self._vault.kept_spaces()
+        digest = sha256(kept)
+        if digest == self._kept:
+            return
+        sealed = self._vault.seal(kept, "spaces")
+
+        def work(tx: Tx) -> None:
+            tx.set_meta(SPACES, sealed)
+            self._keep_rows(tx)
+
+        await self._replica.write(work)
+        self._kept, self._kept_sealed = digest, sealed
+        for space_id in [name for name in self._certified if name not in self._vault.spaces]:
+            self._certified.discard(space_id)
+        self._emit(Notice("spaces"))
+        await self.announce()
+
+    def _keep_rows(self, tx: Tx) -> None:
+        rows = {row.space: row for row in tx.spaces()}
+        for space in self._vault.spaces.values():
+            row = rows.get(space.space_id)
+            if not space.former and (row is None or row.state != "active"):
+                tx.add_space(space.space_id, space.type)
+            elif space.former and row is not None and row.state == "active":
+                tx.leave_space(space.space_id, now_ms=self._now_ms())
+
+    async def forget_space(self, space_id: str) -> None:
+        """Remove everything of a space that was left from this device; SpaceStillHeld else."""
+        async with self._one_at_a_time:
+            self._vault.forget_space(space_id)
+
+            def work(tx: Tx) -> None:
+                tx.forget_space(space_id)
+                tx.set_meta(f"{_CERTIFICATES}{space_id}", None)
+
+            await self._replica.write(work)
+            await self.keep_spaces()
+        for known in (self._certificates, self._authorities, self._troubles):
+            known.pop(space_id, None)
+        await self.announce()
+
+    async def tidy(self) -> int:
+        """Let go of old tombstones, at most once a day; return how many."""
+
+        def work(tx: Tx) -> int:
+            hub_ms = int(tx.meta(HUB_TIME) or 0)
+            if hub_ms - int(tx.meta(_TIDIED) or 0) < _TIDY_MS:
+                return 0
+            tx.set_meta(_TIDIED, str(hub_ms))
+            return tx.let_go(hub_ms)
+
+        return await self._replica.write(work)
+
+    async def _round(self, *, spaces: bool) -> ManaError | None:
+        async def work(space: Space) -> None:
+            if space.cursor is None:
+                # A new device first learns what is there, then says what it wrote.
+                await self._pull(space.space)
+            await self._push(space.space)
+            await self._pull(space.space)
+
+        error = await self._each(work, spaces=spaces)
+        if error is None:
             synced = str(self._now_ms())
             await self._replica.write(lambda tx: tx.set_meta(_SYNCED, synced))
-            await self._succeeded()
+        return error
 
-    async def push(self) -> None:
-        """Push what waits; raise what stands in the way."""
-        async with self._one_at_a_time:
-            try:
-                await self._prepare()
-                for space in await self._replica.read(lambda tx: tx.spaces()):
-                    await self._push(space.space)
-            except ManaError as error:
-                await self._failed(error)
-                raise
-            await self._succeeded()
+    async def _each(
+        self, work: Callable[[Space], Awaitable[None]], *, spaces: bool
+    ) -> ManaError | None:
+        """Do this in every space; return what stood in the way of the first that failed."""
+        failed: dict[str, ManaError] = {}
+        try:
+            await self._register()
+            if spaces or self._are_spaces_stale or not self._spaces_seen:
+                await self._try("", self._read_spaces, failed)
+            for space in await self._active():
+                await self._try(space.space, partial(self._in, space, work), failed)
+            moved = [name for name, error in failed.items() if _is_moved(error)]
+            if moved:
+                # Perhaps it is a space no more, or this account's role in it is another.
+                failed.pop("", None)
+                await self._try("", self._read_spaces, failed)
+                for name in moved:
+                    failed.pop(name, None)
+                again = [space for space in await self._active() if space.space in moved]
+                for space in again:
+                    await self._try(space.space, partial(self._in, space, work), failed)
+        except ManaError as error:
+            await self._failed(error)
+            return error
+        self._troubles = {name: error.code for name, error in failed.items() if name}
+        if failed:
+            first = next(iter(failed.values()))
+            await self._failed(first)
+            return first
+        await self._succeeded()
+        return None
+
+    async def _try(
+        self, name: str, work: Callable[[], Awaitable[None]], failed: dict[str, ManaError]
+    ) -> None:
+        try:
+            await work()
+        except _EVERYWHERE:
+            raise
+        except ManaError as error:
+            failed[name] = error
+
+    async def _in(self, space: Space, work: Callable[[Space], Awaitable[None]]) -> None:
+        if space.space not in self._certified:
+            await self._refresh_certificates(space.space)
+        await work(space)
+
+    async def _active(self) -> list[Space]:
+        rows = await self._replica.read(lambda tx: tx.spaces())
+        return [row for row in rows if row.state == "active" and row.space in self._vault.spaces]
+
+    async def _follow_spaces(self) -> bool:
+        """Do what the spaces ask for after they were read; say whether they were changed by it."""
+        if not self._is_hook_due or self.after_spaces is None:
+            return False
+        self._is_hook_due = False
+        try:
+            return await self.after_spaces()
+        except ManaError as error:
+            # It is tried again with the next round; sync itself has done its work.
+            self._is_hook_due = True
+            _log.warning("spaces wait", extra={"code": error.code})
+            return False
 
     async def announce(self) -> None:
         """Tell subscribers which tables were touched since the last time."""
@@ -226,7 +427,7 @@ class Syncer:
                 _log.error("sync failed", extra={"kind": type(error).__name__})
                 self._link, self._trouble = "refused", "INTERNAL"
                 self._emit(Notice("sync"))
-                await asyncio.sleep(jittered(attempt))
+                await asyncio.sleep(jittered(attempt, chance=self._chance))
                 attempt += 1
 
     async def _move(self) -> None:
@@ -238,9 +439,11 @@ class Syncer:
             self._woken.clear()
             self._retried.clear()
             try:
-                await self.once()
+                old = self._now_ms() - self._spaces_ms >= _SPACES_MS
+                await self.once(spaces=old or self._is_hook_due)
+                await self.tidy()
             except ManaError:
-                await _first(self._retried, jittered(attempt, most_s=_BACKOFF_S_MAX))
+                await _first(self._retried, self._back_off(attempt))
                 attempt += 1
                 continue
             attempt = 0
@@ -262,48 +465,79 @@ class Syncer:
                             self._retried.set()
                         elif event.name == "mission":
                             self._emit(Notice("missions"))
-            await asyncio.sleep(jittered(attempt, most_s=_BACKOFF_S_MAX))
+                        if event.name in ("hello", "spaces"):
+                            # While there was no stream, the notice was missed.
+                            self.spaces_moved()
+            await asyncio.sleep(self._back_off(attempt))
             attempt += 1
+
+    def _back_off(self, attempt: int) -> float:
+        return jittered(attempt, most_s=_BACKOFF_S_MAX, chance=self._chance)
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._settings.watch_s)
             if await self._replica.moved():
+                await self._take_kept_spaces()
                 await self.announce()
                 self._woken.set()
 
     # Getting ready
 
-    async def _prepare(self) -> None:
-        """Register this device and refresh spaces and certificates, once per unlock."""
-        if self._prepared:
+    async def _register(self) -> None:
+        """Register this device, once per unlock."""
+        if self._registered:
             return
         device = self._sealer.device
         if await self._replica.read(lambda tx: tx.meta(REGISTERED)) != device.device_id:
             await self._hub.register_device(device.certificate)
             await self._replica.write(lambda tx: tx.set_meta(REGISTERED, device.device_id))
-        self._vault.take_spaces(await self._hub.spaces())
-        sealed = self._vault.seal(self._vault.kept_spaces(), "spaces")
-        await self._replica.write(lambda tx: tx.set_meta(SPACES, sealed))
-        for space in await self._replica.read(lambda tx: tx.spaces()):
-            await self._refresh_certificates(space.space)
-        self._prepared = True
+        self._registered = True
+
+    async def _read_spaces(self) -> None:
+        """Take which spaces there are, their logs and keys; nothing if any of it is wrong."""
+        self._are_spaces_stale = False
+        try:
+            answer = await self._hub.spaces()
+            await self._take_kept_spaces()
+            digest = sha256(msgspec.json.encode(answer))
+            if digest != self._spaces_seen:
+                before = {name: len(one.log) for name, one in self._vault.spaces.items()}
+                self._vault.take_spaces(answer)
+                for name, one in self._vault.spaces.items():
+                    if before.get(name) != len(one.log):
+                        self._certified.discard(name)
+                self._spaces_seen = digest
+            await self.keep_spaces()
+        except BaseException:
+            self._are_spaces_stale = True
+            raise
+        self._spaces_ms = self._now_ms()
+        self._is_hook_due = True
+
+    async def _take_kept_spaces(self) -> None:
+        """Take what another process of this machine has learned of the spaces."""
+        kept = await self._replica.read(lambda tx: tx.meta(SPACES))
+        if kept is None or kept == self._kept_sealed:
+            return
+        self._vault.restore_spaces(self._vault.open(kept, "spaces"))
+        self._kept_sealed = kept
+        self._emit(Notice("spaces"))
 
     async def _refresh_certificates(self, space_id: str) -> None:
         found = await self._hub.space_devices(space_id)
         kept = msgspec.json.encode(found).decode()
         await self._replica.write(lambda tx: tx.set_meta(f"{_CERTIFICATES}{space_id}", kept))
         self._take_certificates(space_id, found)
+        self._certified.add(space_id)
 
-    def _take_certificates(self, space_id: str, found: Iterable[DeviceCertificate]) -> None:
-        log = self._vault.spaces[space_id].log
-        self._authorities[space_id] = authority_of(
-            space_id, log, [*found, self._sealer.device.certificate]
-        )
+    def _take_certificates(self, space_id: str, found: list[DeviceCertificate]) -> None:
+        self._certificates[space_id] = found
+        self._authorities.pop(space_id, None)
 
     async def _meet(self, space_id: str, signers: Iterable[str]) -> None:
         """Fetch certificates if somebody signed whose device is not known here."""
-        known = self._authorities[space_id].devices
+        known = self.authority(space_id).devices
         if any(not signer.startswith("runner:") and signer not in known for signer in signers):
             await self._refresh_certificates(space_id)
 
@@ -329,9 +563,6 @@ class Syncer:
                     continue
                 await self._park(rows, error.code.lower().replace("_", "-"))
                 continue
-            except (Forbidden, NotFound):
-                self._prepared = False
-                raise
             found = verdicts(sent, answer)
             hub_ms = time_of(answer.hub_time)
             if any(verdict.fate == "restamp" for verdict in found):
@@ -340,6 +571,8 @@ class Syncer:
                     raise HubDistrusted("the hub refuses every stamp")
                 await self._set_back(hub_ms)
             await self._settle(space_id, found, hub_ms)
+            if any(verdict.again and verdict.code == "stale-key" for verdict in found):
+                await self._renew(space_id, hub_ms)
             await self.announce()
             self._emit(Notice("sync"))
 
@@ -348,9 +581,17 @@ class Syncer:
 
     async def _settle(self, space_id: str, found: list[Verdict], hub_ms: int) -> None:
         anew = restamper(self._sealer, hub_ms)
+        rename = renamer(self._sealer, self._new_id)
         await self._replica.write(
-            lambda tx: tx.settle(space_id, found, now_ms=hub_ms, restamp=anew)
+            lambda tx: tx.settle(space_id, found, now_ms=hub_ms, restamp=anew, rename=rename)
         )
+
+    async def _renew(self, space_id: str, hub_ms: int) -> None:
+        """Seal what waits under the keys and for the visibilities that stand by now."""
+        await self._read_spaces()
+        await self._pull(space_id)
+        anew = resealer(self._sealer)
+        await self._replica.write(lambda tx: tx.reseal(space_id, anew, now_ms=hub_ms))
 
     async def _request(self, space_id: str, sent: list[ChangeMessage]) -> PushRequest:
         space = await self._replica.read(lambda tx: tx.space(space_id))
@@ -404,27 +645,66 @@ class Syncer:
             )
             await self._take_changes(space, answer)
             more = answer.more
+        await self._fetch_wanted(space_id)
+
+    async def _fetch_wanted(self, space_id: str) -> None:
+        """Ask for the whole of records that were restored after this device let go of them."""
+        keys = await self._replica.read(lambda tx: tx.wanted(space_id))
+        for key in keys:
+            space = await self._replica.read(lambda tx: tx.space(space_id))
+            if space is None:
+                return
+            answer = await self._hub.record_state(space_id, *key)
+            check_state(answer, space_type=space.type, now_ms=self._now_ms())
+            if [(one.table, one.id) for one in answer.records] not in ([], [key]):
+                raise HubDistrusted("the hub answered another record than was asked for")
+            found = answer.records[0] if answer.records else None
+            hub_ms = time_of(answer.hub_time)
+            await self._replica.write(
+                lambda tx, key=key, found=found, hub_ms=hub_ms: tx.take_record(  # type: ignore[misc]
+                    space_id, key, found, hub_ms=hub_ms
+                )
+            )
+        if keys:
+            await self.announce()
 
     async def _take_changes(self, space: Space, answer: PullAnswer) -> None:
         hub_ms = time_of(answer.hub_time)
         newest = newest_stamp(answer.changes)
+        watch = Watch(
+            self._vault.account_id,
+            self._sealer.device.device_id,
+            hub_ms,
+            differs(self._sealer, space.space),
+        )
+        anew = resealer(self._sealer)
 
-        def work(tx: Tx) -> bool:
+        def work(tx: Tx) -> bool | None:
             self._follow_hub(tx, hub_ms)
             standing = tx.space(space.space)
             if standing is None or standing.cursor != space.cursor:
-                return False  # another process took this page meanwhile
+                return None  # another process took this page meanwhile
             if newest is not None:
                 self._observe(tx, newest, hub_ms)
-            if answer.changes or answer.cursor != space.cursor:
-                tx.take_changes(
-                    space.space, answer.changes, answer.cursor, known=self._known.__contains__
-                )
-            return True
+            if answer.cursor == space.cursor:
+                return None
+            return tx.take_changes(
+                space.space,
+                answer.changes,
+                answer.cursor,
+                known=self._known.__contains__,
+                hidden=answer.hidden,
+                watch=watch,
+                anew=anew,
+            )
 
-        if await self._replica.write(work) and answer.changes:
-            await self.announce()
-            await self._meet(space.space, _signers_of_changes(answer.changes))
+        overwrote = await self._replica.write(work)
+        if overwrote is None:
+            return
+        await self.announce()
+        if overwrote:
+            self._emit(Notice("conflicts"))
+        await self._meet(space.space, _signers_of_changes(answer.changes))
 
     async def _pull_state(self, space: Space) -> None:
         try:
@@ -452,6 +732,7 @@ class Syncer:
                 head=head,
                 page=answer.next,
                 known=self._known.__contains__,
+                hub_ms=hub_ms,
             )
             return True
 
@@ -466,7 +747,10 @@ class Syncer:
             tx.set_clock(after)
 
     def _follow_hub(self, tx: Tx, hub_ms: int) -> None:
-        """Trust this machine's clock again once it is near the hub's."""
+        """Note the hub's time, and trust this machine's clock again once it is near it."""
+        # Each write is a synchronisation of the disk, so a little behind is near enough.
+        if hub_ms - int(tx.meta(HUB_TIME) or 0) >= _HUB_TIME_STEP_MS:
+            tx.set_meta(HUB_TIME, str(hub_ms))
         if tx.meta(CLOCK_OFFSET) is not None and abs(hub_ms - self._now_ms()) < DRIFT_MS_MAX // 2:
             tx.set_meta(CLOCK_OFFSET, None)
 
@@ -474,6 +758,8 @@ class Syncer:
 
     async def _failed(self, error: ManaError) -> None:
         is_away = isinstance(error, Unavailable | RateLimited)
+        if isinstance(error, _EVERYWHERE):
+            self._troubles = {}
         await self._found("offline" if is_away else "refused", error.code)
 
     async def _succeeded(self) -> None:
@@ -481,10 +767,16 @@ class Syncer:
         await self._found("online", "")
 
     async def _found(self, link: LinkState, trouble: str) -> None:
-        if (link, trouble) != (self._link, self._trouble):
+        said = (link, trouble, msgspec.json.encode(self._troubles).decode())
+        if said != self._said:
+
+            def work(tx: Tx) -> None:
+                tx.set_meta(_LINK, f"{link} {trouble}")
+                tx.set_meta(_TROUBLES, said[2])
+
             with contextlib.suppress(ManaError):
-                await self._replica.write(lambda tx: tx.set_meta(_LINK, f"{link} {trouble}"))
-            self._link, self._trouble = link, trouble
+                await self._replica.write(work)
+            self._link, self._trouble, self._said = link, trouble, said
             self._emit(Notice("sync"))
         self._has_tried = True
 
@@ -512,21 +804,6 @@ def _signers_of_state(records: Iterable[StateRecord]) -> set[str]:
     return {proof.signature.signer for record in records for proof in record.proofs.values()}
 
 
-def restamper(sealer: Sealer, now_ms: int) -> Callable[[Tx, OutboxRow], ChangeMessage]:
-    """Return how a change that waits is stamped and sealed anew."""
-
-    def anew(tx: Tx, row: OutboxRow) -> ChangeMessage:
-        change = row.message
-        base = tx.base(row.space, change.table, change.id)
-        last = tx.clock(sealer.device.device_id)
-        for path in change.fields:
-            entry = base.record.entries.get(path) if base is not None else None
-            if entry is not None:
-                last = observe(last, parse_stamp(entry.at), hub_ms=now_ms)
-        stamp = next_stamp(last, now_ms=now_ms)
-        held = tx.held(row.space, change.table, change.id)
-        again = sealer.seal_again(row.space, change, held.record if held else None, stamp)
-        tx.set_clock(stamp)
-        return again
-
-    return anew
+def _is_moved(error: ManaError) -> bool:
+    """Say whether this may be because of who is in the space, or as what, by now."""
+    return isinstance(error, Forbidden | NotFound) and not isinstance(error, HubDistrusted)

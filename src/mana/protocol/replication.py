@@ -7,7 +7,7 @@ page leaves the replica as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import merge
 from typing import Final, Literal, TypeAlias, cast
@@ -237,12 +237,7 @@ def in_log_order(
 
 
 def apply_change(
-    held: Held | None,
-    change: ChangeMessage,
-    *,
-    seq: int | None,
-    guarded: Guarded,
-    flip: bool = False,
+    held: Held | None, change: ChangeMessage, *, seq: int | None, guarded: Guarded
 ) -> Held:
     """Return the record after a change.
 
@@ -252,7 +247,7 @@ def apply_change(
     """
     record = held.record if held is not None else _empty(change)
     newest = held.seq if held is not None else 0
-    if flip or (seq is not None and seq > newest):
+    if change.op == "flip" if seq is None else seq > newest:
         record = replace(record, visibility=cast(Visibility, change.visibility))
     entries = dict(record.entries)
     seqs = dict(held.seqs) if held is not None else {}
@@ -306,19 +301,10 @@ def apply_state(held: Held | None, state: StateRecord, *, guarded: Guarded) -> H
     return _held(record, entries, seqs, proofs, max(held.seq, state.seq))
 
 
-def overlay(
-    held: Held | None,
-    own: Iterable[ChangeMessage],
-    *,
-    guarded: Guarded,
-    flips: Collection[str] = (),
-) -> Held | None:
-    """Return the record as the person sees it: what the hub holds, and what waits here.
-
-    `flips`: the ids of those own changes that change the visibility.
-    """
+def overlay(held: Held | None, own: Iterable[ChangeMessage], *, guarded: Guarded) -> Held | None:
+    """Return the record as the person sees it: what the hub holds, and what waits here."""
     for change in own:
-        held = apply_change(held, change, seq=None, guarded=guarded, flip=change.change_id in flips)
+        held = apply_change(held, change, seq=None, guarded=guarded)
     return held
 
 

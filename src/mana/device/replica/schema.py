@@ -64,7 +64,6 @@ MIGRATIONS: Final[tuple[str, ...]] = (
       check (state in ('active', 'left'));
 
     alter table outbox add column tries integer not null default 0;
-    alter table outbox add column flip integer not null default 0;
 
     -- Since when the record is known here to be deleted on the hub, in ms of the hub's time;
     -- 0: since before this was written down.

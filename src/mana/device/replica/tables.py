@@ -76,7 +76,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
-    """A change of this device that is not yet in the log here. `flip`: it changes visibility."""
+    """A change of this device that is not yet in the log here."""
 
     position: int
     space: str
@@ -85,7 +85,6 @@ class OutboxRow:
     code: str
     refused_ms: int
     tries: int = 0
-    flip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,19 +284,16 @@ class Tx:
         ).fetchone()
         return row is not None
 
-    def add(self, space: str, message: ChangeMessage, *, flip: bool = False) -> None:
-        """Put a new change into the outbox and over its record.
-
-        `flip`: it changes the record's visibility, and does not merely bear it.
-        """
+    def add(self, space: str, message: ChangeMessage) -> None:
+        """Put a new change into the outbox and over its record."""
         kept = self.space(space)
         if kept is not None and kept.state == _LEFT:
             raise Forbidden("a space that was left takes no changes")
         self.drop(self._outbox("change_id = ? and state = 'refused'", (message.change_id,)))
         self._sql("insert into made (change_id) values (?)", (message.change_id,))
         self._sql(
-            "insert into outbox (space, change_id, tbl, id, grp, message, state, flip)"
-            " values (?, ?, ?, ?, ?, ?, 'waiting', ?)",
+            "insert into outbox (space, change_id, tbl, id, grp, message, state)"
+            " values (?, ?, ?, ?, ?, ?, 'waiting')",
             (
                 space,
                 message.change_id,
@@ -305,7 +301,6 @@ class Tx:
                 message.id,
                 message.group,
                 msgspec.json.encode(message),
-                flip,
             ),
         )
         self._refresh(space, [(message.table, message.id)])
@@ -494,9 +489,15 @@ class Tx:
         was overwritten that they should know of.
         """
         self._made([logged.change.change_id for logged in changes])
+        # Of another device of this account the hub says so itself when this one is sent; of
+        # another account a change with the id of one that waits here proves nothing.
         self._many(
             "delete from outbox where change_id = ?",
-            [(logged.change.change_id,) for logged in changes],
+            [
+                (logged.change.change_id,)
+                for logged in changes
+                if watch is None or logged.device_id == watch.device_id
+            ],
         )
         self._sql("update spaces set cursor = ? where space = ?", (cursor, space))
         over = self._forget_acknowledged(space, cursor)
@@ -807,7 +808,7 @@ class Tx:
     def _outbox(self, where: str, values: tuple[str, ...]) -> list[OutboxRow]:
         rows = self._sql(
             "select position, space, message, state, coalesce(code, ''), coalesce(refused_ms, 0),"  # noqa: S608
-            f" tries, flip from outbox where {where} order by position",
+            f" tries from outbox where {where} order by position",
             values,
         ).fetchall()
         return [
@@ -819,22 +820,24 @@ class Tx:
                 code,
                 refused_ms,
                 tries,
-                bool(flip),
             )
-            for position, space, message, state, code, refused_ms, tries, flip in rows
+            for position, space, message, state, code, refused_ms, tries in rows
         ]
 
     def base(self, space: str, table: str, record_id: str) -> Held | None:
         """Return a record as the hub holds it at the cursor."""
+        raw = self.raw_base(space, table, record_id)
+        return None if raw is None else read_row(table, record_id, raw)
+
+    def raw_base(self, space: str, table: str, record_id: str) -> bytes | None:
+        """Return the stored bytes of a record as the hub holds it."""
         row = self._sql(
             "select base from records where space = ? and tbl = ? and id = ?",
             (space, table, record_id),
         ).fetchone()
-        return None if row is None or row[0] is None else read_row(table, record_id, row[0])
+        return None if row is None or row[0] is None else bytes(row[0])
 
-    def _rows(
-        self, columns: str, source: str, space: str, keys: Sequence[Key]
-    ) -> list[Any]:
+    def _rows(self, columns: str, source: str, space: str, keys: Sequence[Key]) -> list[Any]:
         """Return table, id and these columns of the rows of these records, in one query."""
         if not keys:
             return []
@@ -903,7 +906,7 @@ class Tx:
         if self._sql("select 1 from outbox limit 1").fetchone() is None:
             return {}
         rows = self._sql(
-            "select r.tbl, r.id, r.position, r.message, r.flip from json_each(?) k"
+            "select r.tbl, r.id, r.position, r.message from json_each(?) k"
             " cross join outbox r indexed by outbox_record"
             " on r.space = ? and r.tbl = json_extract(k.value, '$[0]')"
             " and r.id = json_extract(k.value, '$[1]') and r.state <> 'refused'"
@@ -911,18 +914,13 @@ class Tx:
             (json.dumps(list(keys)), space),
         ).fetchall()
         found: dict[Key, list[_Own]] = {}
-        for table, record_id, position, message, flip in rows:
-            own = (position, msgspec.json.decode(message, type=ChangeMessage), bool(flip))
+        for table, record_id, position, message in rows:
+            own = (position, msgspec.json.decode(message, type=ChangeMessage))
             found.setdefault((table, record_id), []).append(own)
         return found
 
     def _over(self, base: Held | None, own: Sequence[_Own]) -> Held | None:
-        return overlay(
-            base,
-            [message for _, message, _ in own],
-            guarded=self._guarded,
-            flips={message.change_id for _, message, flip in own if flip},
-        )
+        return overlay(base, [message for _, message in own], guarded=self._guarded)
 
     def _made(self, change_ids: Iterable[str]) -> None:
         self._many(
@@ -971,8 +969,8 @@ class Tx:
                 self._sql("delete from aside where position = ?", (position,))
 
 
-_Own: TypeAlias = tuple[int, ChangeMessage, bool]
-"""Position, change, and whether it is a flip."""
+_Own: TypeAlias = tuple[int, ChangeMessage]
+"""The change's place in the outbox, and the change."""
 
 
 def _same_stamps(before: Held, after: Held) -> bool:
