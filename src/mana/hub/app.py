@@ -32,11 +32,15 @@ from mana.hub.grants.store import GrantStore
 from mana.hub.http.endpoints import Call, Document, Endpoint, Reply
 from mana.hub.http.openapi import openapi
 from mana.hub.http.server import serve_endpoints
+from mana.hub.invitations.routes import invitation_routes
+from mana.hub.invitations.service import InvitationService
+from mana.hub.invitations.store import InvitationStore
 from mana.hub.runner.keys import PUBLIC_FILE
 from mana.hub.runner.projection import RunnerProjection
 from mana.hub.secrets import HubSecrets, load_or_create
 from mana.hub.settings import HubSettings
 from mana.hub.spaces.routes import space_routes
+from mana.hub.spaces.service import SpaceService
 from mana.hub.spaces.store import SpaceStore
 from mana.hub.sync.live import LiveHub, Subscribed
 from mana.hub.sync.routes import sync_routes
@@ -99,7 +103,8 @@ def build(
     live = LiveHub(heads, now_ms=clock, heartbeat_s=settings.heartbeat_s)
     endpoints = [
         *account_routes(accounts),
-        *space_routes(SpaceStore(tenancy)),
+        *space_routes(SpaceService(SpaceStore(tenancy), now_ms=clock)),
+        *invitation_routes(InvitationService(InvitationStore(tenancy), now_ms=clock)),
         *sync_routes(SyncService(store, now_ms=clock), live),
         *grants_endpoints(_grants(settings, kept, tenancy)),
     ]

@@ -73,3 +73,17 @@ class SpaceUndeletable(Forbidden):
 
     code = "SPACE_PERSONAL_UNDELETABLE"
     advice = "Delete the account instead, if that is what you want."
+
+
+class AlreadyMember(Conflict):
+    """The account belongs to the space that it is invited to."""
+
+    code = "ALREADY_MEMBER"
+    advice = "Open the space; the invitation is left for somebody else."
+
+
+class InvitationsFull(Conflict):
+    """The space has as many open invitations as it can have."""
+
+    code = "INVITATIONS_FULL"
+    advice = "Withdraw invitations that nobody needs any more."

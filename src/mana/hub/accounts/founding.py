@@ -37,6 +37,8 @@ MODES: Final = ("standard", "zero-knowledge")
 FIRST_TYPES: Final = ("personal", "user")
 SEALED_LENGTH_MAX: Final = 8_192
 CHECK_BYTES: Final = 16
+WRAP_BYTES: Final = 1_168
+"""What HPKE makes of a key of 32 bytes; docs/protocol/crypto.md, 6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +91,12 @@ def check_sign_up(request: SignUpRequest, *, floor: KdfFloor) -> CheckedSignUp:
     kdf.check_floor(floor=floor)
     _check_sealed(request.master_wrap, "mk:1:", "the wrapped master key")
     _check_sealed(request.identity.sealed_private, "sec:1:", "the sealed identity")
-    _check_short(request.master_check, "the check value of the master key")
+    check_short(request.master_check, "the check value of the master key")
     signing_key, _ = identity_keys(request.identity)
     check_certificate(request.device, account, signing_key)
     spaces = tuple(
-        _check_space(new, account, request.identity, signing_key) for new in request.spaces
+        check_space(new, account, request.identity.signing_key, request.identity.hpke_key)
+        for new in request.spaces
     )
     if tuple(sorted(space.entry.space_type for space in spaces)) != FIRST_TYPES:
         raise Invalid("an account starts with one personal space and one user scope")
@@ -124,12 +127,11 @@ def check_certificate(
     return DeviceId(require_uuid(certificate.device_id, "device id"))
 
 
-def _check_space(
-    new: NewSpace, account: AccountId, identity: Identity, key: VerifyKey
-) -> CheckedSpace:
+def check_space(new: NewSpace, account: AccountId, signing_key: str, hpke_key: str) -> CheckedSpace:
+    """Return a space that the account founds; the keys are its identity's, in Base64."""
     check_value(new.first.entry)
     entry = entry_from_wire(new.first.entry)
-    owner = Member(account, "owner", identity.signing_key, identity.hpke_key)
+    owner = Member(account, "owner", signing_key, hpke_key)
     if entry.members != (owner,) or entry.author_id != account:
         raise Invalid("the account is the only owner of a space that it founds")
     if entry.previous or entry.key_version != 1 or len(entry.nonce) > 128:
@@ -137,9 +139,9 @@ def _check_space(
     if entry.to_wire() != new.first.entry:
         raise Invalid("a membership entry has one form")
     parse_iso_ms(entry.created_at)
-    _check_short(entry.key_check, "the check value of the space key")
+    check_short(entry.key_check, "the check value of the space key")
     signature = unb64(new.first.signature)
-    verify_entry(key, entry.to_wire(), signature)
+    verify_entry(VerifyKey(unb64(signing_key)), entry.to_wire(), signature)
     _check_wraps(new.wraps)
     return CheckedSpace(SpaceId(entry_hash(entry.to_wire(), signature)), entry, new)
 
@@ -149,9 +151,15 @@ def _check_wraps(wraps: Sequence[KeyWrap]) -> None:
     if "s" not in kinds or not set(kinds) <= {"s", "p"} or len(set(kinds)) != len(kinds):
         raise Invalid("a new space has one wrap of its key, and at most one of a private key")
     for wrap in wraps:
-        if wrap.version != 1 or len(wrap.wrapped) > SEALED_LENGTH_MAX:
+        if wrap.version != 1:
             raise Invalid("the keys of a new space are of version 1")
-        unb64(wrap.wrapped)
+        check_wrap(wrap.wrapped)
+
+
+def check_wrap(text: str) -> None:
+    """Raise Invalid unless the text can be the wrap of a key for one account."""
+    if len(text) > SEALED_LENGTH_MAX or len(unb64(text)) != WRAP_BYTES:
+        raise Invalid(f"a wrapped key is not {WRAP_BYTES} bytes in Base64")
 
 
 def _check_sealed(text: str, prefix: str, what: str) -> None:
@@ -165,7 +173,8 @@ def _check_sealed(text: str, prefix: str, what: str) -> None:
         raise Invalid(f"{what} has another form") from None
 
 
-def _check_short(text: str, what: str) -> None:
+def check_short(text: str, what: str) -> None:
+    """Raise Invalid naming `what` unless the text is a check value."""
     raw = unb64(text)
     if len(raw) != CHECK_BYTES or b64(raw) != text:
         raise Invalid(f"{what} is not {CHECK_BYTES} bytes in Base64")

@@ -117,7 +117,7 @@ class AccountStore:
                 )
                 await _insert_device(tx, request.device, now)
                 for space in checked.spaces:
-                    await _insert_space(tx, checked.account, space, now)
+                    await insert_space(tx, checked.account, space, now)
                 await _insert_session(tx, checked.account, session, now)
         except AlreadyExists as error:
             if error.constraint == "accounts_login":
@@ -290,9 +290,10 @@ async def _insert_device(tx: Transaction, certificate: DeviceCertificate, now: d
     )
 
 
-async def _insert_space(
+async def insert_space(
     tx: Transaction, account: AccountId, space: CheckedSpace, now: datetime
 ) -> None:
+    """Store a space with its founder, the first entry of its log, and the founder's keys."""
     first = space.new.first
     hashed = entry_hash(space.entry.to_wire(), unb64(first.signature))
     await tx.execute(

@@ -80,6 +80,13 @@ CREATE OR REPLACE FUNCTION mana.current_account()
 AS $function$ select nullif(pg_catalog.current_setting('app.current_user_id', true), '') $function$;
 -- execute: mana_app, mana_runner
 
+CREATE OR REPLACE FUNCTION mana.current_invitation()
+ RETURNS text
+ LANGUAGE sql
+ STABLE PARALLEL SAFE
+AS $function$ select nullif(pg_catalog.current_setting('app.invitation', true), '') $function$;
+-- execute: mana_app, mana_runner
+
 CREATE OR REPLACE FUNCTION mana.login_facts(p_login_key text)
  RETURNS TABLE(account_id text, kdf jsonb, login_hash text)
  LANGUAGE plpgsql
@@ -93,6 +100,13 @@ begin
 end
 $function$;
 -- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.moving_space()
+ RETURNS text
+ LANGUAGE sql
+ STABLE PARALLEL SAFE
+AS $function$ select nullif(pg_catalog.current_setting('app.moving_space', true), '') $function$;
+-- execute: mana_app, mana_runner
 
 CREATE OR REPLACE FUNCTION mana.rotate_token(p_old bytea, p_new bytea, p_now timestamp with time zone, p_grace interval, p_life interval)
  RETURNS TABLE(outcome text, account_id text, session_id text)
@@ -196,6 +210,27 @@ create policy own on mana.accounts as permissive for all to mana_app, mana_runne
 grant delete, insert, select on mana.accounts to mana_app;
 grant select(account_id), select(mode), select(role), select(signing_key), select(hpke_key) on mana.accounts to mana_runner;
 
+create table mana.departures (
+  account_id text not null,
+  space_id text not null,
+  log jsonb not null,
+  departed_at timestamp with time zone not null,
+  constraint departures_pkey PRIMARY KEY (account_id, space_id),
+  constraint departures_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE
+);
+CREATE INDEX departures_of_space ON mana.departures USING btree (space_id);
+alter table mana.departures enable row level security;
+alter table mana.departures force row level security;
+create policy goes on mana.departures as permissive for insert to mana_app with check ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE ((s.space_id = departures.space_id) AND (departures.account_id = ANY (s.members))))));
+create policy moving on mana.departures as permissive for select to mana_app using ((space_id = mana.moving_space()));
+create policy own on mana.departures as permissive for select to mana_app using ((account_id = mana.current_account()));
+create policy returns on mana.departures as permissive for delete to mana_app using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE ((s.space_id = departures.space_id) AND (departures.account_id = ANY (s.members))))));
+grant delete, insert, select on mana.departures to mana_app;
+
 create table mana.devices (
   device_id text not null,
   account_id text not null,
@@ -215,6 +250,70 @@ create policy shared on mana.devices as permissive for select to mana_app, mana_
   WHERE (devices.account_id = ANY (s.members)))));
 grant insert, select on mana.devices to mana_app;
 grant select on mana.devices to mana_runner;
+
+create table mana.hidden_records (
+  space_id text not null,
+  table_name text not null,
+  record_id text not null,
+  author_id text not null,
+  seq bigint not null,
+  constraint hidden_records_pkey PRIMARY KEY (space_id, table_name, record_id),
+  constraint hidden_records_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
+);
+CREATE INDEX hidden_records_of_space ON mana.hidden_records USING btree (space_id, seq);
+alter table mana.hidden_records enable row level security;
+alter table mana.hidden_records force row level security;
+create policy hides on mana.hidden_records as permissive for insert to mana_app with check (((author_id = mana.current_account()) AND (EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = hidden_records.space_id))) AND (EXISTS ( SELECT
+   FROM mana.records r
+  WHERE ((r.space_id = hidden_records.space_id) AND (r.table_name = hidden_records.table_name) AND (r.record_id = hidden_records.record_id) AND (r.author_id = mana.current_account()) AND (r.visibility = 'private'::text))))));
+create policy member on mana.hidden_records as permissive for select to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = hidden_records.space_id))));
+create policy shows on mana.hidden_records as permissive for delete to mana_app using (((author_id = mana.current_account()) AND (EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = hidden_records.space_id)))));
+grant delete, insert, select on mana.hidden_records to mana_app;
+grant select on mana.hidden_records to mana_runner;
+
+create table mana.invitations (
+  invitation_id text not null,
+  space_id text not null,
+  role text not null,
+  token_hash text not null,
+  created_by text not null,
+  created_at timestamp with time zone not null,
+  expires_at timestamp with time zone not null,
+  account_id text,
+  signing_key text,
+  hpke_key text,
+  mac text,
+  joined boolean not null default false,
+  withdrawn boolean not null default false,
+  constraint invitations_pkey PRIMARY KEY (invitation_id),
+  constraint invitations_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint invitations_check CHECK ((((account_id IS NULL) = (mac IS NULL)) AND ((account_id IS NULL) = (signing_key IS NULL)) AND ((account_id IS NULL) = (hpke_key IS NULL)))),
+  constraint invitations_check1 CHECK (((NOT joined) OR (account_id IS NOT NULL))),
+  constraint invitations_created_by_fkey FOREIGN KEY (created_by) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint invitations_role_check CHECK ((role = ANY (ARRAY['admin'::text, 'member'::text, 'viewer'::text]))),
+  constraint invitations_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
+  constraint invitations_token UNIQUE (token_hash)
+);
+CREATE INDEX invitations_of_account ON mana.invitations USING btree (account_id);
+CREATE INDEX invitations_of_creator ON mana.invitations USING btree (created_by);
+CREATE INDEX invitations_of_space ON mana.invitations USING btree (space_id, created_at DESC);
+alter table mana.invitations enable row level security;
+alter table mana.invitations force row level security;
+create policy accepted on mana.invitations as permissive for select to mana_app using ((account_id = mana.current_account()));
+create policy accepts on mana.invitations as permissive for update to mana_app using (((token_hash = mana.current_invitation()) AND (NOT withdrawn) AND (NOT joined) AND ((account_id IS NULL) OR (account_id = mana.current_account())))) with check (((token_hash = mana.current_invitation()) AND (NOT withdrawn) AND (NOT joined) AND (account_id = mana.current_account())));
+create policy bearer on mana.invitations as permissive for select to mana_app using ((token_hash = mana.current_invitation()));
+create policy managers on mana.invitations as permissive for all to mana_app using ((EXISTS ( SELECT
+   FROM mana.memberships m
+  WHERE ((m.space_id = invitations.space_id) AND (m.account_id = mana.current_account()) AND (m.role = ANY (ARRAY['owner'::text, 'admin'::text])))))) with check ((EXISTS ( SELECT
+   FROM mana.memberships m
+  WHERE ((m.space_id = invitations.space_id) AND (m.account_id = mana.current_account()) AND (m.role = ANY (ARRAY['owner'::text, 'admin'::text]))))));
+grant delete, insert, select, update(account_id), update(signing_key), update(hpke_key), update(mac), update(joined), update(withdrawn) on mana.invitations to mana_app;
 
 create table mana.invites (
   invite_hash bytea not null,
@@ -277,7 +376,7 @@ create policy member on mana.memberships as permissive for all to mana_app, mana
   WHERE (s.space_id = memberships.space_id)))) with check ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE ((s.space_id = memberships.space_id) AND (memberships.account_id = ANY (s.members))))));
-grant insert, select on mana.memberships to mana_app;
+grant delete, insert, select, update(role) on mana.memberships to mana_app;
 grant select on mana.memberships to mana_runner;
 
 create table mana.migrations (
@@ -309,7 +408,7 @@ create policy member on mana.records as permissive for all to mana_app, mana_run
   WHERE (s.space_id = records.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account())))) with check (((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = records.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account()))));
-grant insert, select, update(fields), update(proofs), update(seq), update(deleted) on mana.records to mana_app;
+grant insert, select, update(visibility), update(fields), update(proofs), update(seq), update(deleted) on mana.records to mana_app;
 grant insert, select, update(fields), update(proofs), update(seq), update(deleted) on mana.records to mana_runner;
 
 create table mana.refresh_tokens (
@@ -369,18 +468,28 @@ create table mana.space_keys (
   kind text not null,
   version integer not null,
   wrapped text not null,
+  member_id text generated always as (
+CASE
+    WHEN (kind = 's'::text) THEN account_id
+    ELSE NULL::text
+END) stored,
   constraint space_keys_pkey PRIMARY KEY (space_id, account_id, kind, version),
   constraint space_keys_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
   constraint space_keys_kind_check CHECK ((kind = ANY (ARRAY['s'::text, 'p'::text]))),
+  constraint space_keys_of_members FOREIGN KEY (space_id, member_id) REFERENCES mana.memberships(space_id, account_id) ON DELETE CASCADE,
   constraint space_keys_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
   constraint space_keys_version_check CHECK ((version > 0))
 );
 CREATE INDEX space_keys_of_account ON mana.space_keys USING btree (account_id);
+CREATE INDEX space_keys_of_member ON mana.space_keys USING btree (space_id, member_id);
 alter table mana.space_keys enable row level security;
 alter table mana.space_keys force row level security;
 create policy own on mana.space_keys as permissive for all to mana_app using ((account_id = mana.current_account())) with check (((account_id = mana.current_account()) AND (EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = space_keys.space_id)))));
+create policy wraps on mana.space_keys as permissive for insert to mana_app with check (((kind = 's'::text) AND (EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE ((s.space_id = space_keys.space_id) AND (space_keys.account_id = ANY (s.members)))))));
 grant insert, select on mana.space_keys to mana_app;
 
 create table mana.spaces (
@@ -394,7 +503,13 @@ create table mana.spaces (
 alter table mana.spaces enable row level security;
 alter table mana.spaces force row level security;
 create policy member on mana.spaces as permissive for all to mana_app, mana_runner using ((mana.current_account() = ANY (members))) with check ((mana.current_account() = ANY (members)));
-grant delete, insert, select on mana.spaces to mana_app;
+create policy parting on mana.spaces as permissive for select to mana_app using (((space_id = mana.moving_space()) AND (EXISTS ( SELECT
+   FROM mana.departures d
+  WHERE ((d.space_id = spaces.space_id) AND (d.account_id = mana.current_account()))))));
+create policy parting_write on mana.spaces as permissive for update to mana_app using ((mana.current_account() = ANY (members))) with check (((space_id = mana.moving_space()) AND (EXISTS ( SELECT
+   FROM mana.departures d
+  WHERE ((d.space_id = spaces.space_id) AND (d.account_id = mana.current_account()))))));
+grant delete, insert, select, update(members), update(key_version) on mana.spaces to mana_app;
 grant select on mana.spaces to mana_runner;
 
 create table mana.sync_changes (
@@ -419,8 +534,8 @@ create table mana.sync_changes (
   guards jsonb,
   signature jsonb,
   constraint sync_changes_pkey PRIMARY KEY (space_id, seq),
-  constraint sync_changes_once UNIQUE (space_id, change_id),
-  constraint sync_changes_op_check CHECK ((op = ANY (ARRAY['insert'::text, 'update'::text, 'delete'::text]))),
+  constraint sync_changes_once UNIQUE (space_id, change_id, user_id),
+  constraint sync_changes_op_check CHECK ((op = ANY (ARRAY['insert'::text, 'update'::text, 'delete'::text, 'reseal'::text, 'flip'::text]))),
   constraint sync_changes_origin_check CHECK ((origin = ANY (ARRAY['user'::text, 'agent'::text, 'system'::text, 'migration'::text]))),
   constraint sync_changes_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
   constraint sync_changes_visibility_check CHECK ((visibility = ANY (ARRAY['space'::text, 'private'::text])))
@@ -428,9 +543,12 @@ create table mana.sync_changes (
 CREATE INDEX sync_changes_of_record ON mana.sync_changes USING btree (space_id, table_name, record_id, seq);
 alter table mana.sync_changes enable row level security;
 alter table mana.sync_changes force row level security;
-create policy member on mana.sync_changes as permissive for all to mana_app, mana_runner using (((EXISTS ( SELECT
+create policy member on mana.sync_changes as permissive for select to mana_app, mana_runner using (((EXISTS ( SELECT
    FROM mana.spaces s
-  WHERE (s.space_id = sync_changes.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account())))) with check (((EXISTS ( SELECT
+  WHERE (s.space_id = sync_changes.space_id))) AND ((user_id = mana.current_account()) OR (((visibility = 'space'::text) OR (author_id = mana.current_account())) AND (NOT (EXISTS ( SELECT
+   FROM mana.hidden_records h
+  WHERE ((h.space_id = sync_changes.space_id) AND (h.table_name = sync_changes.table_name) AND (h.record_id = sync_changes.record_id) AND (h.author_id <> mana.current_account())))))))));
+create policy writer on mana.sync_changes as permissive for insert to mana_app, mana_runner with check (((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = sync_changes.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account())) AND (user_id = mana.current_account())));
 grant insert, select on mana.sync_changes to mana_app;

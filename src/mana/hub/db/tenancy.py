@@ -12,9 +12,11 @@ import asyncio
 import contextlib
 import enum
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
+from mana.domain.errors import Invalid
 from mana.domain.ids import require_uuid
 from mana.hub.db.errors import (
     CommitLost,
@@ -32,12 +34,15 @@ Row: TypeAlias = Mapping[str, Any]
 
 RETRIES_MAX: Final = 5
 _ROLLBACK_S_MAX: Final = 5.0
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class Isolation(enum.Enum):
     """How much a transaction may see of others that commit meanwhile."""
 
     READ_COMMITTED = "begin"
+    ONE_MOMENT = "begin isolation level repeatable read read only"
+    """For reading several tables as they were at one moment."""
     SERIALIZABLE = "begin isolation level serializable"
 
 
@@ -98,11 +103,23 @@ class Tenancy:
 
     @contextlib.asynccontextmanager
     async def transaction(
-        self, tenant: Tenant, *, isolation: Isolation = Isolation.READ_COMMITTED
+        self,
+        tenant: Tenant,
+        *,
+        isolation: Isolation = Isolation.READ_COMMITTED,
+        invitation: str | None = None,
     ) -> AsyncIterator[Transaction]:
-        """Open a transaction that sees one account's rows; commit, or roll back on any error."""
+        """Open a transaction that sees one account's rows; commit, or roll back on any error.
+
+        `invitation`: the hash of an invitation's token (64 hex digits). The one invitation that
+        it fits is seen too, by somebody who is no member of its space yet.
+        """
         account = require_uuid(tenant.account, "account id")
         begin = f"{isolation.value}; set local app.current_user_id = '{account}'"
+        if invitation is not None:
+            if not _HASH.fullmatch(invitation):
+                raise Invalid("the hash of a token is 64 hex digits")
+            begin += f"; set local app.invitation = '{invitation}'"
         async with self._opened(begin) as transaction:
             yield transaction
 

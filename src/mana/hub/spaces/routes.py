@@ -3,26 +3,86 @@
 from __future__ import annotations
 
 from mana.hub.http.endpoints import Call, Endpoint, Reply
-from mana.hub.spaces.store import SpaceStore
-from mana.hub.sync.service import space_of
-from mana.protocol.messages import DevicesAnswer, SpacesAnswer
+from mana.hub.spaces.service import SpaceService
+from mana.protocol.messages import (
+    BATCH_BYTES_MAX,
+    CloseSpace,
+    DevicesAnswer,
+    MembershipAppend,
+    NewSpace,
+    PrivateKeys,
+    SpaceInfo,
+    SpacesAnswer,
+)
 
 
-def space_routes(spaces: SpaceStore) -> list[Endpoint]:
-    """Return the endpoints that list spaces and the devices in them."""
+def space_routes(spaces: SpaceService) -> list[Endpoint]:
+    """Return the endpoints of spaces, their membership and their devices."""
 
     async def list_spaces(call: Call) -> Reply:
-        return SpacesAnswer(spaces=await spaces.spaces(call.tenant))
+        return await spaces.spaces(call.tenant)
+
+    async def create(call: Call) -> Reply:
+        return await spaces.create(call.tenant, call.message(NewSpace))
+
+    async def close(call: Call) -> Reply:
+        await spaces.close(call.tenant, call.path["spaceId"], call.message(CloseSpace))
+        return None
+
+    async def append(call: Call) -> Reply:
+        return await spaces.append(
+            call.tenant, call.path["spaceId"], call.message(MembershipAppend)
+        )
+
+    async def add_keys(call: Call) -> Reply:
+        keys = call.message(PrivateKeys)
+        await spaces.add_private_keys(call.tenant, call.path["spaceId"], keys)
+        return None
 
     async def devices(call: Call) -> Reply:
-        space_id = space_of(call.path["spaceId"])
-        return DevicesAnswer(devices=await spaces.devices(call.tenant, space_id))
+        return await spaces.devices(call.tenant, call.path["spaceId"])
 
+    all_, one = "/api/v1/spaces", "/api/v1/spaces/{spaceId}"
     return [
-        Endpoint("GET", "/api/v1/spaces", list_spaces, "The account's spaces", answer=SpacesAnswer),
+        Endpoint("GET", all_, list_spaces, "The account's spaces", answer=SpacesAnswer),
+        Endpoint(
+            "POST",
+            all_,
+            create,
+            "Found a shared space",
+            body=NewSpace,
+            answer=SpaceInfo,
+            status=201,
+        ),
+        Endpoint(
+            "DELETE",
+            one,
+            close,
+            "Close a space and remove everything of it",
+            body=CloseSpace,
+            status=204,
+            bytes_max=BATCH_BYTES_MAX,
+        ),
+        Endpoint(
+            "POST",
+            f"{one}/members",
+            append,
+            "Append to the membership log of a space",
+            body=MembershipAppend,
+            answer=SpaceInfo,
+            bytes_max=BATCH_BYTES_MAX,
+        ),
+        Endpoint(
+            "POST",
+            f"{one}/keys",
+            add_keys,
+            "Keep the account's own private keys of a space",
+            body=PrivateKeys,
+            status=204,
+        ),
         Endpoint(
             "GET",
-            "/api/v1/spaces/{spaceId}/devices",
+            f"{one}/devices",
             devices,
             "Devices of the members of a space",
             answer=DevicesAnswer,

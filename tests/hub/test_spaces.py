@@ -1,0 +1,567 @@
+"""Shared spaces: who may change what, what follows from it, and what is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import httpx
+import msgspec
+import pytest
+
+from mana.crypto.authority import read_log
+from mana.crypto.primitives import b64
+from mana.domain.clock import iso_ms
+from mana.domain.encoding import Json
+from mana.domain.errors import Conflict, Forbidden, Invalid, NotFound
+from mana.domain.spaces import Role
+from mana.hub.db import AccessRefused, Tenancy, Tenant
+from mana.modules.todo.manifest import MANIFEST as TODO
+from mana.protocol.messages import (
+    AcceptInvitation,
+    CloseSpace,
+    InvitationInfo,
+    InvitationsAnswer,
+    MembershipAppend,
+    PrivateKeys,
+    SpaceInfo,
+    SpacesAnswer,
+)
+from mana.testing.accounts import NewAccount, found_space, new_account, sealed_change
+from mana.testing.postgres import Database, connected
+from mana.testing.spaces import (
+    DAY_MS,
+    MadeInvitation,
+    MadeSpace,
+    Step,
+    adding,
+    changed,
+    closing,
+    hash_of,
+    invitation,
+    leaving,
+    member_of,
+    next_entry,
+    private_wrap,
+    removing,
+    reroling,
+    rotating,
+    shared_space,
+    signed_by,
+    wrap_of,
+)
+from tests.hub.client import START_MS, Person, Served, served_hub
+
+pytest_plugins = ["mana.testing.plugin"]
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+
+STRANGER: Final = new_account("stranger", now_ms=START_MS)
+TASKS: Final = next(table for table in TODO.tables if table.name == "tasks")
+
+
+def code(answer: httpx.Response) -> str:
+    """Return what a call came to: its status where it went well, else code and reason."""
+    if answer.status_code < 400:
+        return str(answer.status_code)
+    problem = answer.json()
+    reason = problem.get("detail", {}).get("reason")
+    return problem["code"] if reason is None else f"{problem['code']}:{reason}"
+
+
+async def create(owner: Person, space_type: Any = "team") -> MadeSpace:
+    made = shared_space(owner.account, space_type, now_ms=START_MS)
+    answer = await owner.call("POST", "/api/v1/spaces", made.founded.new)
+    assert answer.status_code == 201, answer.text
+    return made
+
+
+async def append(person: Person, space: MadeSpace, what: MembershipAppend | Step) -> httpx.Response:
+    body = what.append if isinstance(what, Step) else what
+    return await person.call("POST", f"/api/v1/spaces/{space.space_id}/members", body)
+
+
+async def take(person: Person, space: MadeSpace, step: Step) -> MadeSpace:
+    answer = await append(person, space, step)
+    assert answer.status_code == 200, answer.text
+    return step.after
+
+
+async def invite(
+    person: Person, space: MadeSpace, role: Role = "member", **options: Any
+) -> tuple[MadeInvitation, httpx.Response]:
+    made = invitation(space, role, now_ms=person.served.clock.now_ms, **options)
+    path = f"/api/v1/spaces/{space.space_id}/invitations"
+    return made, await person.call("POST", path, made.new)
+
+
+async def accept(person: Person, made: MadeInvitation) -> httpx.Response:
+    return await person.call(
+        "POST", f"/api/v1/invitations/{made.new.invitation_id}", made.accepted_by(person.account)
+    )
+
+
+async def join(owner: Person, space: MadeSpace, joiner: Person, role: Role = "member") -> MadeSpace:
+    """Invite, accept and add."""
+    made, answer = await invite(owner, space, role)
+    assert answer.status_code == 201, answer.text
+    answer = await accept(joiner, made)
+    assert answer.status_code == 200, answer.text
+    step = adding(space, owner.account, joiner.account, role, now_ms=START_MS)
+    return await take(owner, space, step)
+
+
+async def make_owner(owner: Person, space: MadeSpace, other: Person) -> MadeSpace:
+    step = reroling(space, owner.account, other.account, "owner", now_ms=START_MS)
+    return await take(owner, space, step)
+
+
+async def spaces_of(person: Person) -> SpacesAnswer:
+    answer = await person.call("GET", "/api/v1/spaces")
+    assert answer.status_code == 200, answer.text
+    return msgspec.json.decode(answer.content, type=SpacesAnswer)
+
+
+async def info_of(person: Person, space: MadeSpace) -> SpaceInfo | None:
+    found = (await spaces_of(person)).spaces
+    return next((one for one in found if one.space_id == space.space_id), None)
+
+
+async def departed(person: Person) -> list[str]:
+    return [one.space_id for one in (await spaces_of(person)).departed]
+
+
+async def push_task(
+    person: Person, space: MadeSpace, record: str = "t1", **options: Any
+) -> httpx.Response:
+    change = sealed_change(
+        person.account,
+        TASKS,
+        record,
+        {"title": "x"},
+        now_ms=START_MS,
+        space=space.founded,
+        **options,
+    )
+    return await person.send([change], space=space.space_id)
+
+
+# Founding ---------------------------------------------------------------------------------------
+
+
+async def test_found(database: Database) -> None:
+    """Who founds a shared space owns it alone, with its log and wraps; others see nothing of it."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        for space_type in ("brand", "club", "family", "team", "practice"):
+            space = await create(ada, space_type)
+            info = await info_of(ada, space)
+            assert info is not None
+            assert (info.type, info.role) == (space_type, "owner")
+            assert read_log(info.space_id, info.log).members == (member_of(ada.account, "owner"),)
+            assert [(wrap.kind, wrap.version) for wrap in info.wraps] == [("p", 1), ("s", 1)]
+            assert await info_of(bob, space) is None
+        answer = await ada.call("POST", "/api/v1/spaces", space.founded.new)
+        assert answer.status_code == 201, "the same again is answered the same"
+        assert code(await bob.call("POST", "/api/v1/spaces", space.founded.new)) == "BAD_REQUEST"
+
+
+async def test_found_refused(database: Database) -> None:
+    """A second personal space, another's founder, a wrong key or wrap, and a forged hand are not founded."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        good = shared_space(ada.account, now_ms=START_MS).founded.new
+        another = shared_space(bob.account, now_ms=START_MS).founded.new
+        entry = good.first.entry
+        bad: list[tuple[str, object]] = [
+            ("BAD_REQUEST", found_space(ada.account.identity, "personal", now_ms=START_MS).new),
+            ("BAD_REQUEST", found_space(ada.account.identity, "user", now_ms=START_MS).new),
+            ("BAD_REQUEST", another),
+            (
+                "SIGNATURE_REJECTED",
+                replaced(good, first=replaced(good.first, signature=another.first.signature)),
+            ),
+            ("BAD_REQUEST", replaced(good, wraps=[])),
+            (
+                "BAD_REQUEST",
+                replaced(good, wraps=[replaced(good.wraps[0], wrapped=b64(b"x" * 32))]),
+            ),
+            ("BAD_REQUEST", replaced(good, wraps=[replaced(good.wraps[0], version=2)])),
+            ("BAD_REQUEST", replaced(good, first=replaced(good.first, entry={**entry, "x": 1}))),
+            ("BAD_REQUEST", replaced(good, first=replaced(good.first, entry={}))),
+            ("BAD_REQUEST", {"first": 3}),
+        ]
+        for expected, body in bad:
+            assert code(await ada.call("POST", "/api/v1/spaces", body)) == expected
+        assert len((await spaces_of(ada)).spaces) == 2
+
+
+def replaced(message: Any, **members: Any) -> Any:
+    return msgspec.structs.replace(message, **members)
+
+
+# The membership log -----------------------------------------------------------------------------
+
+
+async def test_join_and_work(database: Database) -> None:
+    """Who joined reads what is there and writes with the others, under the key that was wrapped for them."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await create(ada)
+        assert code(await push_task(ada, space, "t1")) == "200"
+        assert code(await push_task(bob, space, "t2")) == "NOT_FOUND"
+        space = await join(ada, space, bob)
+        assert [r.id for r in (await bob.state(space=space.space_id)).records] == ["t1"]
+        assert code(await push_task(bob, space, "t2")) == "200"
+        info = await info_of(bob, space)
+        assert info is not None
+        assert info.role == "member"
+        assert [(wrap.kind, wrap.version) for wrap in info.wraps] == [("s", 1)]
+        assert [hash_of(one) for one in info.log] == [hash_of(one) for one in space.log]
+        assert (await spaces_of(bob)).departed == []
+        answer = await bob.call("GET", f"/api/v1/spaces/{space.space_id}/devices")
+        assert {one["deviceId"] for one in answer.json()["devices"]} == {
+            ada.account.device_id,
+            bob.account.device_id,
+        }
+
+
+async def test_compare_and_set(database: Database) -> None:
+    """Of two entries that follow the same one, the first counts; the other is told that the log moved."""
+    async with served_hub(database) as served:
+        ada, bob, cem = [await served.sign_up(name) for name in ("ada", "bob", "cem")]
+        space = await create(ada)
+        space = await join(ada, space, bob)
+        space = await join(ada, space, cem)
+        steps = [
+            reroling(space, ada.account, who.account, "viewer", now_ms=START_MS)
+            for who in (bob, cem)
+        ]
+        answers = await asyncio.gather(*(append(ada, space, step) for step in steps))
+        assert sorted(map(code, answers)) == ["200", "MEMBERSHIP_MOVED"]
+        winner = steps[[answer.status_code for answer in answers].index(200)]
+        assert code(await append(ada, space, winner)) == "200", "a resend changes nothing"
+        info = await info_of(ada, space)
+        assert info is not None
+        assert len(info.log) == 4
+
+
+async def test_every_rule(database: Database) -> None:
+    """Each rule of the log is kept by the hub, with its reason; nothing of a refused entry is stored."""
+    async with served_hub(database) as served:
+        ada, bob, cem = [await served.sign_up(name) for name in ("ada", "bob", "cem")]
+        space = await create(ada)
+        space = await join(ada, space, bob, "admin")
+        space = await join(ada, space, cem)
+        a, b, c = ada.account, bob.account, cem.account
+        own, admin, member = (member_of(a, "owner"), member_of(b, "admin"), member_of(c, "member"))
+
+        def entry(author: NewAccount, members: Sequence[Any], **other: Any) -> MembershipAppend:
+            made = replace(next_entry(space, author, members, now_ms=START_MS), **other)
+            return MembershipAppend(entry=signed_by(author, made))
+
+        fresh = next_entry(space, a, space.newest.members, now_ms=START_MS, key=bytes(32))
+        other_keys = replace(member, signing_key=admin.signing_key)
+        many = [own, admin, member, *(stranger(number) for number in range(198))]
+        cases: list[tuple[str, Person, MembershipAppend]] = [
+            ("type-changed", ada, entry(a, [own, admin], space_type="club")),
+            ("unchanged", ada, entry(a, [own, admin, member])),
+            ("key-version", ada, entry(a, [own, admin, member], key_version=3)),
+            ("key-version", ada, entry(a, [own, admin, member], key_version=2)),
+            ("key-version", ada, entry(a, [own, admin, member], key_check=fresh.key_check)),
+            ("keys-changed", ada, entry(a, [own, admin, other_keys])),
+            ("no-owner", ada, entry(a, [admin, member])),
+            ("role", bob, entry(b, [own, replace(admin, role="owner"), member])),
+            ("role", bob, entry(b, [own, admin, replace(member, role="admin")])),
+            ("role", cem, entry(c, [own, admin, replace(member, role="admin")])),
+            ("role", cem, entry(c, [own, admin, member, stranger(1)])),
+            ("leaving", cem, entry(c, [own])),
+            ("rotation", ada, entry(a, [own, admin])),
+            ("closing", bob, entry(b, [])),
+            ("closing", ada, entry(a, [])),
+            ("too-many", ada, entry(a, many)),
+            ("not-invited", ada, entry(a, [own, admin, member, stranger(1)])),
+        ]
+        for reason, who, body in cases:
+            assert code(await append(who, space, body)) == f"MEMBERSHIP_REFUSED:{reason}"
+        assert [hash_of(one) for one in (await log_of(ada, space))] == list(map(hash_of, space.log))
+
+
+def stranger(number: int) -> Any:
+    """Return a member of whom no hub knows, with keys that are real."""
+    return replace(
+        member_of(STRANGER, "member"), account_id=f"00000000-0000-4000-8000-{number:012d}"
+    )
+
+
+async def log_of(person: Person, space: MadeSpace) -> Any:
+    info = await info_of(person, space)
+    assert info is not None
+    return info.log
+
+
+async def test_hostile_entries(database: Database) -> None:
+    """An entry in another form, by another hand or sent by another account is refused, and stores nothing."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await create(ada)
+        space = await join(ada, space, bob, "admin")
+        good = reroling(space, ada.account, bob.account, "viewer", now_ms=START_MS).append
+        entry, path = good.entry.entry, f"/api/v1/spaces/{space.space_id}/members"
+        forged = replaced(good, entry=replaced(good.entry, signature=b64(bytes(64))))
+        by_bob = replaced(
+            good, entry=signed_by(bob.account, next_entry(space, ada.account, [], now_ms=START_MS))
+        )
+        members = list(entry["members"])
+        cases: list[tuple[str, Person, Any]] = [
+            ("SIGNATURE_REJECTED", ada, forged),
+            ("SIGNATURE_REJECTED", ada, changed(good, bob.account)),
+            ("FORBIDDEN", bob, good),
+            ("FORBIDDEN", bob, by_bob),
+            ("CRYPTO_MALFORMED", ada, replaced(good, entry=replaced(good.entry, signature="x"))),
+            ("BAD_REQUEST", ada, changed(good, ada.account, more=1)),
+            ("BAD_REQUEST", ada, changed(good, ada.account, members={})),
+            ("BAD_REQUEST", ada, changed(good, ada.account, members=[*members, members[0]])),
+            ("BAD_REQUEST", ada, changed(good, ada.account, members=[{**members[0], "x": "y"}])),
+            ("BAD_REQUEST", ada, changed(good, ada.account, keyVersion=True)),
+            ("BAD_REQUEST", ada, changed(good, ada.account, keyVersion=1.5)),
+            ("BAD_REQUEST", ada, changed(good, ada.account, nonce="n" * 129)),
+            ("BAD_REQUEST", ada, changed(good, ada.account, createdAt="yesterday")),
+            ("BAD_REQUEST", ada, changed(good, ada.account, authorId="ada")),
+            ("BAD_REQUEST", ada, changed(good, ada.account, version="v2")),
+            ("BAD_REQUEST", ada, changed(good, ada.account, nonce="\x00")),
+            ("MEMBERSHIP_MOVED", ada, changed(good, ada.account, previous="0" * 64)),
+            ("MEMBERSHIP_MOVED", ada, changed(good, ada.account, previous="")),
+            ("BAD_REQUEST", ada, {"entry": {"entry": [], "signature": ""}}),
+            ("BAD_REQUEST", ada, {"entry": None}),
+            ("BAD_REQUEST", ada, {}),
+        ]
+        for expected, who, body in cases:
+            answer = await who.call("POST", path, body)
+            assert code(answer) == expected, (expected, answer.text)
+        deep: Any = 1
+        for _ in range(100):
+            deep = [deep]
+        answer = await ada.call(
+            "POST", path, {"entry": {"entry": {"x": deep}, "signature": "AA=="}}
+        )
+        assert answer.status_code == 400
+        for odd in ("x", "0" * 64, space.space_id.upper()):
+            answer = await ada.call("POST", f"/api/v1/spaces/{odd}/members", good)
+            assert code(answer) == "NOT_FOUND"
+        assert len(await log_of(ada, space)) == 2
+        assert code(await ada.call("POST", path, good)) == "200"
+
+
+async def test_wraps_are_complete(database: Database) -> None:
+    """Nobody is left without the key: a new version needs a wrap for each, a new member the current one."""
+    async with served_hub(database) as served:
+        ada, bob, cem = [await served.sign_up(name) for name in ("ada", "bob", "cem")]
+        space = await create(ada)
+        space = await join(ada, space, bob)
+        members = space.newest.members
+        good = rotating(space, ada.account, members, [ada.account, bob.account], now_ms=START_MS)
+        one, two = good.append.wraps
+        outsider = wrap_of(space, cem.account, 2, bytes(32))
+        for wraps in (
+            [],
+            [one],
+            [one, one],
+            [one, two, two],
+            [one, two, outsider],
+            [one, two, replaced(one, version=1)],
+            [one, two, replaced(one, version=3)],
+            [one, two, replaced(one, version=0)],
+            [one, replaced(two, version=-1)],
+            [one, replaced(two, wrapped=b64(b"x" * 1_167))],
+            [one, replaced(two, wrapped="A" * 500_000)],
+            [one, replaced(two, wrapped="not base64")],
+        ):
+            answer = await append(ada, space, replaced(good.append, wraps=wraps))
+            assert answer.status_code == 400, wraps
+        space = await take(ada, space, good)
+        for person in (ada, bob):
+            info = await info_of(person, space)
+            assert info is not None
+            assert [wrap.version for wrap in info.wraps if wrap.kind == "s"] == [1, 2]
+        made, _ = await invite(ada, space)
+        await accept(cem, made)
+        step = adding(space, ada.account, cem.account, "member", now_ms=START_MS)
+        old, new = step.append.wraps
+        for wraps in (
+            [],
+            [old],
+            [old, new, two],
+            [new, replaced(new, account_id=stranger(1).account_id)],
+        ):
+            assert (
+                code(await append(ada, space, replaced(step.append, wraps=wraps))) == "BAD_REQUEST"
+            )
+        assert code(await append(ada, space, replaced(step.append, wraps=[new]))) == "200"
+
+
+async def test_who_is_added(database: Database) -> None:
+    """Only who accepted an invitation of this space is added: with its role, and with their own keys."""
+    async with served_hub(database) as served:
+        ada, bob, cem = [await served.sign_up(name) for name in ("ada", "bob", "cem")]
+        space, other = await create(ada), await create(ada)
+        not_invited = "MEMBERSHIP_REFUSED:not-invited"
+
+        def add(role: Role, person: Person = bob) -> MembershipAppend:
+            return adding(space, ada.account, person.account, role, now_ms=START_MS).append
+
+        assert code(await append(ada, space, add("member"))) == not_invited
+        elsewhere, _ = await invite(ada, other)
+        await accept(bob, elsewhere)
+        assert code(await append(ada, space, add("member"))) == not_invited
+        made, _ = await invite(ada, space, "viewer")
+        assert code(await append(ada, space, add("viewer"))) == not_invited
+        assert code(await accept(bob, made)) == "200"
+        assert code(await append(ada, space, add("member"))) == not_invited
+        assert code(await append(ada, space, add("viewer", cem))) == not_invited
+        swapped = replace(member_of(cem.account, "viewer"), account_id=bob.account.account_id)
+        entry = next_entry(space, ada.account, [*space.newest.members, swapped], now_ms=START_MS)
+        body = MembershipAppend(entry=signed_by(ada.account, entry), wraps=add("viewer").wraps)
+        assert code(await append(ada, space, body)) == not_invited
+        assert code(await append(ada, space, add("viewer"))) == "200"
+        listed = await listed_by(ada, space)
+        assert [one.state for one in listed] == ["joined"]
+
+
+async def test_removal(database: Database) -> None:
+    """Who is removed is answered like a stranger at once, loses the space's key, and gets the log that says so."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await create(ada)
+        space = await join(ada, space, bob)
+        assert code(await push_task(bob, space, "t1")) == "200"
+        assert code(await push_task(bob, space, "t2", visibility="private")) == "200"
+        step = removing(space, ada.account, bob.account, [ada.account], now_ms=START_MS)
+        space = await take(ada, space, step)
+        root = f"/api/v1/spaces/{space.space_id}"
+        again = adding(space, bob.account, bob.account, "owner", now_ms=START_MS).append
+        for method, path, body in (
+            ("GET", f"{root}/changes", None),
+            ("GET", f"{root}/records", None),
+            ("GET", f"{root}/devices", None),
+            ("GET", f"{root}/invitations", None),
+            ("POST", f"{root}/invitations", invitation(space, "viewer", now_ms=START_MS).new),
+            ("POST", f"{root}/members", again),
+            ("POST", f"{root}/keys", PrivateKeys(wraps=[private_wrap(space, bob.account, 1)])),
+            ("DELETE", root, CloseSpace(entry=closing(space, bob.account, now_ms=START_MS))),
+        ):
+            assert code(await bob.call(method, path, body)) == "NOT_FOUND", path
+        assert code(await push_task(bob, space, "t3")) == "NOT_FOUND"
+        answer = await spaces_of(bob)
+        assert space.space_id not in [one.space_id for one in answer.spaces]
+        (departure,) = answer.departed
+        log = read_log(departure.space_id, departure.log)
+        assert (departure.space_id, log.member(bob.account.account_id)) == (space.space_id, None)
+        assert [hash_of(one) for one in departure.log] == [hash_of(one) for one in space.log]
+        async with connected(database.owner_url) as owner:
+            keys = (
+                "select distinct kind from mana.space_keys where space_id = $1 and account_id = $2"
+            )
+            found = await owner.fetch(keys, space.space_id, bob.account.account_id)
+            assert [row[0] for row in found] in ([], ["p"])
+        assert len((await ada.state(space=space.space_id)).records) == 1
+
+
+async def test_leaving(database: Database) -> None:
+    """A member leaves alone and at once; the others go on, and the departure is theirs to read."""
+    async with served_hub(database) as served:
+        ada, bob, cem = [await served.sign_up(name) for name in ("ada", "bob", "cem")]
+        space = await create(ada)
+        space = await join(ada, space, bob, "viewer")
+        space = await join(ada, space, cem, "admin")
+        for who in (bob, cem):
+            step = leaving(space, who.account, now_ms=START_MS)
+            answer = await append(who, space, step)
+            info = msgspec.json.decode(answer.content, type=SpaceInfo)
+            assert (answer.status_code, info.role, info.log, info.wraps) == (200, "", [], [])
+            space = step.after
+            assert await info_of(who, space) is None
+            assert await departed(who) == [space.space_id]
+            assert code(await append(who, space, step)) == "NOT_FOUND"
+        assert code(await push_task(ada, space)) == "200"
+        assert await departed(ada) == []
+        step = leaving(space, ada.account, now_ms=START_MS)
+        assert code(await append(ada, space, step)) == "MEMBERSHIP_REFUSED:closing"
+        alone = replaced(step.append, entry=step.append.entry)
+        assert code(await append(ada, space, alone)) == "MEMBERSHIP_REFUSED:closing"
+
+
+async def test_last_owner_stays(database: Database) -> None:
+    """The last owner can hand the space on and go, but not leave it without an owner."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await create(ada)
+        space = await join(ada, space, bob)
+        step = leaving(space, ada.account, now_ms=START_MS)
+        assert code(await append(ada, space, step)) == "MEMBERSHIP_REFUSED:no-owner"
+        space = await make_owner(ada, space, bob)
+        space = await take(ada, space, leaving(space, ada.account, now_ms=START_MS))
+        info = await info_of(bob, space)
+        assert info is not None
+        assert info.role == "owner"
+
+
+async def test_join_again(database: Database) -> None:
+    """Who joins again has a space and no departure, and reads their own private records with their old key."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await create(ada)
+        for _ in range(2):
+            space = await join(ada, space, bob)
+            info = await info_of(bob, space)
+            assert info is not None
+            if all(wrap.kind == "s" for wrap in info.wraps):
+                body = PrivateKeys(wraps=[private_wrap(space, bob.account, 1)])
+                path = f"/api/v1/spaces/{space.space_id}/keys"
+                assert code(await bob.call("POST", path, body)) == "204"
+                assert code(await push_task(bob, space, "mine", visibility="private")) == "200"
+                kept = body.wraps
+            assert await departed(bob) == []
+            space = await take(bob, space, leaving(space, bob.account, now_ms=START_MS))
+            assert await departed(bob) == [space.space_id]
+        space = await join(ada, space, bob)
+        info = await info_of(bob, space)
+        assert info is not None
+        assert [wrap for wrap in info.wraps if wrap.kind == "p"] == kept
+        assert [one.id for one in (await bob.state(space=space.space_id)).records] == ["mine"]
+        assert (await ada.state(space=space.space_id)).records == []
+
+
+async def test_push_that_waits(database: Database, tenancy: Tenancy) -> None:
+    """A push that waited while its sender was removed is refused: the membership of its turn counts."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await create(ada)
+        space = await join(ada, space, bob)
+        removal = removing(space, ada.account, bob.account, [ada.account], now_ms=START_MS)
+        async with tenancy.transaction(Tenant(ada.account.account_id)) as tx:
+            await tx.value(
+                "select seq from mana.space_heads where space_id = $1 for update", space.space_id
+            )
+            removed = asyncio.create_task(append(ada, space, removal))
+            await waiting(database, 1)
+            pushed = asyncio.create_task(push_task(bob, space))
+            await waiting(database, 2)
+        assert code(await removed) == "200"
+        assert code(await pushed) == "NOT_FOUND"
+
+
+async def waiting(database: Database, number: int) -> None:
+    """Wait until so many transactions wait for a lock."""
+    query = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+    async with connected(database.owner_url) as owner:
+        async with asyncio.timeout(10):
+            while await owner.fetchval(query + " and datname = current_database()") < number:
+                await asyncio.sleep(0.01)
+
+
+async def listed_by(person: Person, space: MadeSpace) -> list[InvitationInfo]:
+    answer = await person.call("GET", f"/api/v1/spaces/{space.space_id}/invitations")
+    assert answer.status_code == 200, answer.text
+    return msgspec.json.decode(answer.content, type=InvitationsAnswer).invitations
