@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import traceback
 
+import asyncpg
 import pytest
 
 from mana.domain.errors import Conflict, Invalid, ManaError
@@ -26,6 +27,7 @@ from mana.hub.db import (
     Tenant,
     retried,
 )
+from mana.hub.db.errors import translated
 from mana.testing.postgres import Database, connected
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -193,6 +195,26 @@ async def test_killed_connection_is_replaced(database: Database, tenancy: Tenanc
             await tx.value("select 1")
     async with tenancy.transaction(ADA) as tx:
         assert await tx.value("select 1") == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        asyncpg.InternalClientError("got result for unknown protocol state 3"),
+        ConnectionResetError(),
+        TimeoutError(),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_server_that_dies_is_unavailable(broken: Exception) -> None:
+    """However the driver puts it, a server that was killed in mid-answer is one that is away."""
+
+    async def cut() -> None:
+        raise broken
+
+    with pytest.raises(DatabaseUnavailable):
+        await translated(cut())
 
 
 async def test_typed_errors(probed: Tenancy) -> None:

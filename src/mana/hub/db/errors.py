@@ -7,7 +7,7 @@ SQLSTATE and names from the schema only, and no chained driver error.
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import asyncpg
 
@@ -87,6 +87,17 @@ class RoleUnsafe(Unavailable):
     )
 
 
+# The driver's internal error is what is left of a connection whose server was killed while it
+# answered.
+_DRIVER: Final = (
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+
+
 async def translated(work: Awaitable[_T], *, lost: type[DatabaseFailed] | None = None) -> _T:
     """Await a call of the driver; raise our error, with no trace of the driver's, if it fails.
 
@@ -94,7 +105,7 @@ async def translated(work: Awaitable[_T], *, lost: type[DatabaseFailed] | None =
     """
     try:
         return await work
-    except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except _DRIVER as error:
         failure = _failure(error, lost or DatabaseUnavailable)
     # Raised outside the handler: a chained driver error would carry people's values along.
     raise failure
