@@ -379,6 +379,10 @@ class Syncer:
             _log.warning("spaces wait", extra={"code": error.code})
             return False
 
+    def say(self, notice: Notice) -> None:
+        """Tell subscribers."""
+        self._emit(notice)
+
     async def announce(self) -> None:
         """Tell subscribers which tables were touched since the last time."""
         mark = self._seen_mark

@@ -14,13 +14,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
-from mana.device.errors import Locked, ReplicaBroken, ReplicaTooNew
+from mana.device.errors import Locked, ReplicaBroken, ReplicaTooNew, StorageFull
 from mana.device.replica.schema import MIGRATIONS
-from mana.device.replica.tables import Tx
+from mana.device.replica.tables import HUB_TIME, Tx
 from mana.protocol.replication import Guarded
 
 BUSY_MS: Final = 20_000
 _MODE: Final = 0o600
+_FULL: Final = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_FSYNC,
+        sqlite3.SQLITE_IOERR_DIR_FSYNC,
+        sqlite3.SQLITE_IOERR_TRUNCATE,
+        sqlite3.SQLITE_IOERR_SHMSIZE,
+    }
+)
 
 _T = TypeVar("_T")
 
@@ -136,16 +146,42 @@ class Replica:
         connection = self._connection
         if connection is None:
             raise Locked("the replica is closed")
+        try:
+            return self._attempt(connection, begin, work)
+        except sqlite3.Error as error:
+            if not _is_full(error):
+                raise
+        # Nothing of it was written, so it can be done again once there is room.
+        self._make_room(connection)
+        try:
+            return self._attempt(connection, begin, work)
+        except sqlite3.Error as error:
+            if not _is_full(error):
+                raise
+            raise StorageFull("the disk takes no more") from error
+
+    def _attempt(self, connection: sqlite3.Connection, begin: str, work: Callable[[Tx], _T]) -> _T:
         connection.execute(begin)
         try:
             tx = Tx(connection, self._guarded)
             result = work(tx)
             tx.finish()
+            connection.execute("commit")
         except BaseException:
-            connection.execute("rollback")
+            # SQLite may have ended the transaction by itself when the disk was full.
+            if connection.in_transaction:
+                connection.execute("rollback")
             raise
-        connection.execute("commit")
         return result
+
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        """Let go of old tombstones, and give the disk back what the log of SQLite took."""
+        with contextlib.suppress(sqlite3.Error):
+            self._attempt(
+                connection, "begin immediate", lambda tx: tx.let_go(int(tx.meta(HUB_TIME) or 0))
+            )
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("pragma wal_checkpoint(truncate)")
 
     def _moved(self) -> bool:
         if self._connection is None:
@@ -153,6 +189,11 @@ class Replica:
         found = _data_version(self._connection)
         moved, self._data_version = found != self._data_version, found
         return moved
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    """Say whether a write failed because the disk took no more."""
+    return getattr(error, "sqlite_errorcode", 0) in _FULL
 
 
 def _data_version(connection: sqlite3.Connection) -> int:
