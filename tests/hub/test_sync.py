@@ -643,6 +643,33 @@ async def test_a_hidden_record_is_gone_and_comes_back(database: Database, tenanc
         assert {one.change_id for one in record.fields.values()} == {back.change_id}
 
 
+async def test_ids_of_who_left_stay_taken(database: Database) -> None:
+    """A private record of a member who left costs the last one its id, and never a batch."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        await join(database, ada, bob)
+        theirs = sealed_change(
+            bob.account,
+            TASKS,
+            "t1",
+            {"title": "x"},
+            now_ms=START_MS,
+            space=ada.account.personal,
+            visibility="private",
+        )
+        assert codes(await bob.push([theirs], space=ada.space)) == ["accepted"]
+        async with connected(database.owner_url) as owner:
+            await owner.execute(
+                "update mana.spaces set type = 'team', members = array[$2] where space_id = $1",
+                ada.space,
+                ada.account.account_id,
+            )
+        assert codes(await ada.push([task(ada, "t1"), task(ada, "t2")])) == [
+            "fixed-field",
+            "accepted",
+        ]
+
+
 async def test_markers_come_in_pages(database: Database) -> None:
     """However many records were hidden, pages of any size name each once and end."""
     async with served_hub(database) as served:

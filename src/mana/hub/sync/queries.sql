@@ -2,7 +2,8 @@
 select seq from mana.space_heads where space_id = $1 for update
 
 -- name: place
-select s.type, s.key_version, cardinality(s.members) as members, m.role
+select s.type, s.key_version, m.role,
+  s.type in ('personal', 'user') and cardinality(s.members) = 1 as alone
   from mana.spaces s
   join mana.memberships m on m.space_id = s.space_id and m.account_id = mana.current_account()
  where s.space_id = $1

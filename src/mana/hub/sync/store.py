@@ -103,7 +103,7 @@ class ChangeLog:
             )
             for found in await tx.all(Q["known_changes"], space_id, ids)
         }
-        standing, taken = await self._standing(tx, space_id, changes, alone=row["members"] == 1)
+        standing, taken = await self._standing(tx, space_id, changes, alone=row["alone"])
         batch = apply_batch(
             changes,
             tables=self._tables,
@@ -147,6 +147,7 @@ class ChangeLog:
         rows = await tx.all(Q["records"], space_id, tables, ids)
         standing = {(row["table_name"], row["record_id"]): merged_of(row) for row in rows}
         missing = [ref for ref in refs if ref not in standing]
+        # In a space that was ever shared, one who left may have private records still.
         if alone or not missing:
             return standing, frozenset()
         # Another member's private record bears an id that we may not learn of otherwise. Try
