@@ -31,9 +31,10 @@ INVITATIONS: Final = Table(
         sealed("secret", Text(64)),
         sealed("expiresAt", Moment()),
         sealed("label", Text(120)),
+        sealed("head", Text(64)),
     ),
 )
-"""The record's id is the invitation's."""
+"""The record's id is the invitation's; `head`: the newest entry of the log when it was made."""
 
 USER_TABLES: Final = frozenset(
     {
