@@ -68,13 +68,56 @@ def shown(row: Row, who: str) -> bool:
     return in_space(row, who) and (row["visibility"] == "space" or row["author_id"] == who)
 
 
+def logged(row: Row, who: str) -> bool:
+    """Of the log a member sees what they wrote, and what is shown and hidden by nobody else."""
+    record = (row["space_id"], row["table_name"], row["record_id"])
+    is_hidden = HIDDEN.get(record, who) != who
+    return in_space(row, who) and (row["user_id"] == who or (shown(row, who) and not is_hidden))
+
+
+def in_own_space(row: Row, who: str) -> bool:
+    return own(row, who) and in_space(row, who)
+
+
+def manages(row: Row, who: str) -> bool:
+    return in_space(row, who) and role_in(row["space_id"], who) == "owner"
+
+
+def role_in(space: str, who: str) -> str:
+    return ROLES[who] if space == SHARED else "owner"
+
+
 def companions(row: Row, who: str) -> bool:
     return any(who in some and row["account_id"] in some for some in MEMBERS.values())
 
 
 RULES: Final[Mapping[str, Rule]] = {
     "mana.accounts": Rule(own),
+    # Written for who goes while they are still a member; read by who went, and by nobody else.
+    "mana.departures": Rule(
+        own,
+        inserts=lambda row, who: (
+            in_space(row, who) and row["account_id"] in MEMBERS[row["space_id"]]
+        ),
+        updates=nobody,
+        deletes=in_own_space,
+        runner=nobody,
+    ),
     "mana.devices": Rule(companions, own, own, own),
+    # An insert needs the private record that it hides, and there is none by these names.
+    "mana.hidden_records": Rule(
+        in_space,
+        inserts=nobody,
+        updates=nobody,
+        deletes=lambda row, who: in_space(row, who) and row["author_id"] == who,
+    ),
+    "mana.invitations": Rule(
+        lambda row, who: manages(row, who) or own(row, who),
+        inserts=manages,
+        updates=manages,
+        deletes=manages,
+        runner=nobody,
+    ),
     "mana.invites": Rule(own, runner=nobody),
     "mana.login_attempts": Rule(nobody),
     "mana.membership_entries": Rule(in_space),
@@ -83,22 +126,19 @@ RULES: Final[Mapping[str, Rule]] = {
     "mana.refresh_tokens": Rule(own, runner=nobody),
     "mana.sessions": Rule(own, runner=nobody),
     "mana.space_heads": Rule(in_space),
-    "mana.space_keys": Rule(
-        own,
-        inserts=lambda row, who: own(row, who) and in_space(row, who),
-        updates=lambda row, who: own(row, who) and in_space(row, who),
-        runner=nobody,
-    ),
+    "mana.space_keys": Rule(own, inserts=in_own_space, updates=in_own_space, runner=nobody),
     "mana.spaces": Rule(in_space),
+    # The log is append-only for row-level security too.
     "mana.sync_changes": Rule(
-        shown,
+        logged,
         inserts=lambda row, who: shown(row, who) and row["user_id"] == who,
-        updates=lambda row, who: shown(row, who) and row["user_id"] == who,
+        updates=nobody,
+        deletes=nobody,
     ),
     "mana_ai.agent_snapshots": Rule(in_space),
     "mana_ai.audit_heads": Rule(own),
     "mana_ai.decrypt_audit": Rule(own),
-    "mana_ai.grants": Rule(in_space, deletes=lambda row, who: in_space(row, who) and own(row, who)),
+    "mana_ai.grants": Rule(in_space, deletes=in_own_space),
     "mana_ai.mission_snapshots": Rule(in_space),
     # Door (a) of the design: the runner finds and leases what is due, across accounts.
     "mana_ai.occurrences": Rule(in_space, runner=everybody),
@@ -120,7 +160,7 @@ FIXED: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "mana_ai.mission_snapshots": {"hold": None},
     "mana_ai.occurrences": {"kind": "manual", "state": "queued"},
-    "mana.memberships": {"role": "member"},
+    "mana.invitations": {"role": "member"},
     "mana.sync_changes": {"op": "insert", "origin": "user"},
     "mana.space_keys": {"kind": "p"},
 }
@@ -168,6 +208,8 @@ def rows_for(table: str, columns: list[Column]) -> list[dict[str, Any]]:
         row |= {"space_id": space} if "space_id" in names else {}
         row |= {"visibility": visibility} if "visibility" in names else {}
         row |= {"members": list(MEMBERS[space])} if "members" in names else {}
+        if table == "mana.memberships":
+            row["role"] = role_in(space, who)
         found.append({**row, **FIXED.get(table, {})})
     return found
 
@@ -184,6 +226,15 @@ def _places(table: str, names: set[str]) -> Iterator[tuple[str, str, str]]:
                 continue
             for visibility in ("space", "private") if "visibility" in names else ("",):
                 yield who, space, visibility
+
+
+HIDDEN: Final = {
+    (space, f"table_name-{number}", f"record_id-{number}"): who
+    for number, (who, space, _) in enumerate(
+        _places("mana.hidden_records", {"space_id", "author_id"})
+    )
+}
+"""By record who hides it: some of the log's records are among these."""
 
 
 def _value(column: Column, number: int) -> Any:
