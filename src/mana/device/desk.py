@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 from mana.device.views import (
     AgentView,
     Bucket,
+    ConflictView,
     Consent,
     DataAccess,
     GrantView,
@@ -28,7 +29,7 @@ from mana.device.views import (
 from mana.domain.cadences import MANUAL, Cadence
 from mana.domain.encoding import Json
 from mana.domain.missions import RUNS_ON_HUB, InputRef
-from mana.domain.records import View
+from mana.domain.records import View, Visibility
 from mana.domain.tools import Outcome
 
 if TYPE_CHECKING:
@@ -95,9 +96,22 @@ class Device:
         """Return one record, also a deleted one; raise NotFound if it never was."""
         return await self._of.records.get(table, record_id)
 
-    async def create(self, table: str, values: Mapping[str, Json]) -> str:
-        """Create a record with these values by field name and return its id."""
-        return await self._of.records.create(table, values)
+    async def create(
+        self, table: str, values: Mapping[str, Json], *, visibility: Visibility = "space"
+    ) -> str:
+        """Create a record with these values by field name and return its id.
+
+        `visibility` private: in a shared space, for this person alone.
+        """
+        return await self._of.records.create(table, values, visibility=visibility)
+
+    async def set_visibility(self, table: str, record_id: str, visibility: Visibility) -> None:
+        """Make an own record private, or share it with the space. Needs the hub.
+
+        What others read before cannot be unread. Raises NotYourRecord (NOT_YOUR_RECORD) and
+        VisibilityFixed (VISIBILITY_FIXED).
+        """
+        await self._of.records.set_visibility(table, record_id, visibility)
 
     async def edit(self, table: str, record_id: str, values: Mapping[str, Json]) -> None:
         """Write these values by field name; fields that are not named stay."""
@@ -310,6 +324,20 @@ class Device:
     async def drop_refused(self, change_id: str) -> None:
         """Forget a refused change; the record shows again what the hub holds."""
         await self._of.records.drop_refused(change_id)
+
+    # Conflicts
+
+    async def conflicts(self) -> builtins.list[ConflictView]:
+        """Return what this person wrote here and something newer overwrote, in any space."""
+        return builtins.list(await self._of.first.conflicts.list())
+
+    async def restore_conflict(self, conflict_id: str) -> None:
+        """Write again what was overwritten."""
+        await self._of.first.conflicts.restore(conflict_id)
+
+    async def dismiss_conflict(self, conflict_id: str) -> None:
+        """Leave it as it stands, and forget what was overwritten."""
+        await self._of.first.conflicts.dismiss(conflict_id)
 
     async def set_display_name(self, name: str) -> None:
         """Set the name by which the person is addressed."""

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, Final
 
+from mana.device.errors import ChangeRefused, VisibilityFixed
 from mana.device.opened import Opened
-from mana.device.records import Write
+from mana.device.records import Flip, Write
 from mana.device.views import RefusedChange
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.encoding import Json
 from mana.domain.errors import Forbidden, Invalid, NotFound
 from mana.domain.ids import RecordId, require_record_id
+from mana.domain.iterations import JOURNAL
 from mana.domain.missions import InputRef
-from mana.domain.records import View
+from mana.domain.records import View, Visibility
 from mana.domain.settings import SETTINGS, SETTINGS_ID
 from mana.domain.tables import DELETED_AT, Table, Text, defaults
 from mana.domain.tools import Outcome
 from mana.planning.dispatch import Caller, execute
+from mana.protocol.messages import BATCH_CHANGES_MAX
 
 PICKED_MAX: Final = 200
 DISPLAY_NAME_MAX: Final = 80
+FLIPS_MAX: Final = 4
+"""How often a change of visibility is tried; somebody may write to the record in between."""
+_MOVED: Final = frozenset({"flip-outdated", "stale-key"})
 
 
 class RecordNotFound(NotFound):
@@ -57,13 +63,63 @@ class Editing:
             raise RecordNotFound("no record of this id is on this device")
         return view
 
-    async def create(self, table: str, values: Mapping[str, Json]) -> str:
-        """Create a record with these values and the table's defaults; return its id."""
+    async def create(
+        self, table: str, values: Mapping[str, Json], *, visibility: Visibility = "space"
+    ) -> str:
+        """Create a record with these values and the table's defaults; return its id.
+
+        `visibility` private: for its author alone; raises VisibilityFixed in a space of one
+        person, where everything is.
+        """
         declared = self._writable(table)
+        if visibility == "private" and not self._opened.book.keys.shared:
+            raise VisibilityFixed("nobody else sees what is in this space")
         merged = {**defaults(declared), **values}
         record_id = RecordId(self._opened.new_id())
-        await self._commit(declared, record_id, ChangeKind.CREATE, merged)
+        await self._commit(declared, record_id, ChangeKind.CREATE, merged, visibility)
         return record_id
+
+    async def set_visibility(self, table: str, record_id: str, visibility: Visibility) -> None:
+        """Make an own record private, or share it with the space; nothing happens if it is so.
+
+        Waits for the hub's word: raises Offline without it, and ChangeRefused if others keep
+        writing to the record meanwhile. What became private takes along what the author's own
+        journal tells of it; what is shared does not, so that nobody reads what stood there
+        before. Raises NotYourRecord and VisibilityFixed.
+        """
+        declared = self._writable(table)
+        await self.get(table, record_id)
+        await self._flip(lambda: self._to_flip(declared.name, record_id, visibility))
+        if visibility == "private":
+            await self._flip(lambda: self._journal_of(declared.name, record_id))
+
+    async def _flip(self, planned: Callable[[], Awaitable[builtins.list[Flip]]]) -> None:
+        """Commit changes of visibility; do it again on what stands now if something came first."""
+        for tries_left in reversed(range(FLIPS_MAX)):
+            await self._opened.book.sync_now()
+            flips = await planned()
+            if not flips:
+                return
+            try:
+                await self._opened.book.commit(flips, wait=True)
+            except ChangeRefused as refused:
+                if not tries_left or refused.detail.get("reason") not in _MOVED:
+                    raise
+
+    async def _to_flip(
+        self, table: str, record_id: str, visibility: Visibility
+    ) -> builtins.list[Flip]:
+        view = await self.get(table, record_id)
+        return [] if view.visibility == visibility else [Flip(table, record_id, visibility)]
+
+    async def _journal_of(self, table: str, record_id: str) -> builtins.list[Flip]:
+        return [
+            Flip(JOURNAL.name, view.id, "private")
+            for view in await self._opened.book.views(JOURNAL.name, include_deleted=True)
+            if (view.text("targetTable"), view.text("targetId")) == (table, record_id)
+            and view.author_id == self._opened.account_id
+            and view.visibility == "space"
+        ][:BATCH_CHANGES_MAX]
 
     async def edit(self, table: str, record_id: str, values: Mapping[str, Json]) -> None:
         """Write these values; raise RecordNotFound, or Invalid for a value of another kind."""
@@ -156,7 +212,12 @@ class Editing:
         return declared
 
     async def _commit(
-        self, table: Table, record_id: RecordId, kind: ChangeKind, values: Mapping[str, Json]
+        self,
+        table: Table,
+        record_id: RecordId,
+        kind: ChangeKind,
+        values: Mapping[str, Json],
+        visibility: Visibility = "space",
     ) -> None:
         cleaned: dict[str, Json] = {}
         for path, value in values.items():
@@ -170,4 +231,4 @@ class Editing:
             if value is not None or kind is not ChangeKind.CREATE:
                 cleaned[path] = value
         change = Change(table.name, record_id, kind, cleaned)
-        await self._opened.book.commit([Write(change, self._opened.person)])
+        await self._opened.book.commit([Write(change, self._opened.person, visibility)])

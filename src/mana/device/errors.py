@@ -89,6 +89,13 @@ class PrivateKeyMissing(Conflict):
     advice = "Connect to the hub once; the key is made then."
 
 
+class FieldsClosed(Conflict):
+    """A value of the record cannot be opened on this device, and so not be sealed anew."""
+
+    code = "FIELDS_CLOSED"
+    advice = "Do it on a device that shows the whole record."
+
+
 class NotYourRecord(Forbidden):
     """Only who made a record decides who may see it."""
 

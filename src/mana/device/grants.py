@@ -383,11 +383,11 @@ class Grants:
     async def _sealed_since(self, pairs: Sequence[tuple[str, str]]) -> str:
         """Return that an input was made private since it was granted; empty if none was."""
         views = [await self._opened.find(*pair) for pair in pairs]
-        private = sum(view is not None and not self._opened.may_be_input(view) for view in views)
+        private = sum(view is None or not self._opened.may_be_input(view) for view in views)
         if not private:
             return ""
         count = "1 input was" if private == 1 else f"{private} inputs were"
-        return f"{count} made private since, and cannot be read."
+        return f"{count} removed or made private since, and cannot be read."
 
 
 def stale_reason(

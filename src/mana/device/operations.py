@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from mana.device.agents import Agents
 from mana.device.audit import Audit, Audited
+from mana.device.conflicts import Conflicts
 from mana.device.editing import Editing
 from mana.device.errors import Locked
 from mana.device.grants import Grants
@@ -20,16 +22,21 @@ from mana.device.locks import FileLock
 from mana.device.missions import Missions
 from mana.device.notices import Notices
 from mana.device.opened import Opened
+from mana.device.resealing import Resealing
 from mana.device.run_ledger import RunLedger
-from mana.device.runner import TICK_S, TIMEOUT_S, Runner, serve
+from mana.device.runner import EXPIRE_S, TICK_S, TIMEOUT_S, Runner
 from mana.device.steps import Steps
 from mana.device.timeline import Timeline
 from mana.device.trust import Memory, Trust
 from mana.device.views import ModelView, Notice, RunView, Status, SyncStatus
+from mana.domain.errors import ManaError
 from mana.domain.iterations import STEPS
 from mana.domain.missions import MISSIONS, RUNS_ON_HUB
 from mana.domain.settings import SETTINGS, SETTINGS_ID
 
+RESEAL_S: Final = 3_600.0
+"""How often is looked for records under an old key, beside each time that keys moved."""
+_log: Final = logging.getLogger("mana.device")
 WAKING: Final = frozenset({STEPS.name, MISSIONS.name})
 
 
@@ -90,6 +97,9 @@ class Operations:
             say=lambda: self.notices.say(Notice("missions")),
             timeout_s=shared.timeout_s,
         )
+        self.conflicts = Conflicts(opened.book)
+        self.resealing = Resealing(opened.book, new_id=opened.book.new_id)
+        self._keys_moved = True
         self._woken = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
 
@@ -179,12 +189,37 @@ class Operations:
             while not lock.acquire():  # noqa: ASYNC110 - another process can set no event here
                 await asyncio.sleep(TICK_S)
             with contextlib.suppress(Locked):
-                await serve(self._woken, self._runners)
+                await self._work()
         finally:
             lock.release()
 
-    async def _runners(self) -> list[Runner]:
-        return [space.runner for space in self.everywhere()]
+    async def _work(self) -> None:
+        """Work on what is due in each space, one after the other, until cancelled."""
+        expired_at = resealed_at = -RESEAL_S
+        loop = asyncio.get_running_loop()
+        while True:
+            self._woken.clear()
+            expire = loop.time() - expired_at >= EXPIRE_S
+            if expire:
+                expired_at = loop.time()
+            for space in self.everywhere():
+                await space.runner.work(expire=expire)
+            if self._keys_moved or loop.time() - resealed_at >= RESEAL_S:
+                resealed_at = loop.time()
+                self._keys_moved = False
+                await self.reseal()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), TICK_S)
+
+    async def reseal(self) -> None:
+        """Bring records under the newest keys of their spaces, as far as the hub takes them."""
+        try:
+            while await self.resealing.once():
+                pass
+        except Locked:
+            raise
+        except ManaError as error:
+            _log.info("records wait for their newest key: %s", error.code)
 
     def _audited(self) -> list[Audited]:
         return [Audited(one.opened, one.trust, one.grants) for one in self.everywhere()]
@@ -192,6 +227,9 @@ class Operations:
     def _heard(self, notice: Notice) -> None:
         if notice.topic == "missions":
             self.news.moved()
-        if notice.topic in ("missions", "sync") or notice.tables & WAKING:
+        if notice.topic == "spaces":
+            self.news.moved()
+            self._keys_moved = True
+        if notice.topic in ("missions", "sync", "spaces") or notice.tables & WAKING:
             self._woken.set()
         self.notices.say(notice)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,21 +24,24 @@ from mana.device.authority import reason_of, verify_run
 from mana.device.elements import expand
 from mana.device.errors import (
     ChangeRefused,
+    FieldsClosed,
     Locked,
     ManagersOnly,
     ModuleNotHeld,
+    NotYourRecord,
     ReadOnlyHere,
     SpaceLeft,
+    VisibilityFixed,
 )
 from mana.device.hub_client import HubClient
 from mana.device.replica import OutboxRow, Replica, Tx
 from mana.device.resealing import restamper
-from mana.device.sealing import Sealer
+from mana.device.sealing import TARGET_ID, TARGET_TABLE, Sealer
 from mana.device.settings import DeviceSettings
 from mana.device.syncer import CLOCK_OFFSET, Syncer
 from mana.device.vault import OpenedVault, SpaceKeys, random_id
 from mana.device.views import Notice, RefusedChange, SyncStatus
-from mana.domain.actors import Actor, Origin, origin_of
+from mana.domain.actors import Actor, Origin, origin_of, person
 from mana.domain.changes import Change
 from mana.domain.clock import DRIFT_MS_MAX, Stamp, next_stamp, observe, parse_stamp
 from mana.domain.encoding import Json, canonical_json
@@ -49,7 +52,7 @@ from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.records import Record, View, Visibility
 from mana.domain.settings import USER_TABLES
 from mana.domain.spaces import can_manage, can_write, holds
-from mana.domain.tables import Table
+from mana.domain.tables import Sealing, Table
 from mana.protocol.codec import check_value
 from mana.protocol.messages import (
     BATCH_CHANGES_MAX,
@@ -91,6 +94,16 @@ class Write:
     visibility: Visibility = "space"
     change_id: str | None = None
     origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A planned change of who may see a record: by its author, in person."""
+
+    table: str
+    record_id: str
+    visibility: Visibility
+    change_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +157,7 @@ class RecordBook:
         self.user_space: Final[SpaceId] = vault.space_of_type("user").space_id
         self.space: SpaceId = self.personal_space
         self._now_ms = now_ms
-        self._new_id = new_id
+        self.new_id: Final = new_id
         self._replica = replica
         self._views: dict[tuple[str, str, str], tuple[int, View]] = {}
         self._callbacks: list[Callable[[Notice], None]] = []
@@ -160,6 +173,7 @@ class RecordBook:
             now_ms=now_ms,
             emit=self._emit,
             lock_path=replica.path.with_suffix(".sync"),
+            new_id=new_id,
         )
         self._ring.inner = Inner(replica, vault, sealer, syncer, hub)
 
@@ -294,7 +308,7 @@ class RecordBook:
     # Writing
 
     async def commit(
-        self, writes: Sequence[Write], *, group: str | None = None, wait: bool = False
+        self, writes: Sequence[Write | Flip], *, group: str | None = None, wait: bool = False
     ) -> list[str]:
         """Write, in one transaction, and return the change ids.
 
@@ -311,17 +325,22 @@ class RecordBook:
         for given in (group, *(write.change_id for write in writes)):
             if given is not None:
                 require_uuid(given, "the id of a change or group")
-        change_ids = [write.change_id or self._new_id() for write in writes]
+        change_ids = [write.change_id or self.new_id() for write in writes]
         now_ms = self._now_ms()
+
+        spaces: set[str] = set()
 
         def work(tx: Tx) -> None:
             offset = tx.meta(CLOCK_OFFSET)
             at_ms = now_ms + (int(offset) if offset is not None else 0)
-            spaces: set[str] = set()
+            spaces.clear()
             size = 0
             for write, change_id in zip(writes, change_ids, strict=True):
                 if not tx.was_made(change_id):
-                    space, message = self._message(tx, write, change_id, group, at_ms)
+                    if isinstance(write, Flip):
+                        space, message = self._flip(tx, write, change_id, group, at_ms)
+                    else:
+                        space, message = self._message(tx, write, change_id, group, at_ms)
                     spaces.add(space)
                     size += len(msgspec.json.encode(message))
                     tx.add(space, message)
@@ -331,7 +350,7 @@ class RecordBook:
         await self._replica.write(work)
         await self._syncer().announce()
         if wait:
-            await self._push_now(change_ids)
+            await self._push_now(change_ids, spaces)
         self._syncer().wake()
         return change_ids
 
@@ -347,6 +366,10 @@ class RecordBook:
         held = tx.held(keys.space_id, table.name, change.record_id)
         entries = held.record.entries if held is not None else {}
         visibility = held.record.visibility if held is not None else write.visibility
+        if held is None and self._is_of_private(tx, keys, table, change):
+            visibility = "private"
+        if visibility == "private" and not table.flips:
+            raise VisibilityFixed(f"records of {table.name} are never private")
         place = sealer.place(table, change.record_id, visibility, entries, change.values)
         key = sealer.record_key(keys, place, sealer.version(keys, place))
         current = (
@@ -356,14 +379,7 @@ class RecordBook:
         )
         values = expand(table, key, self.device_id, current, change.values)
         _check(table, values, change, held)
-        last = tx.clock(DeviceId(self.device_id))
-        for path in values:
-            if path in entries:
-                # Later than what the person saw, unless that bears a stamp of a broken clock.
-                seen = parse_stamp(entries[path].at)
-                last = observe(last, seen, hub_ms=now_ms + DRIFT_MS_MAX)
-        stamp: Stamp = next_stamp(last, now_ms=now_ms)
-        tx.set_clock(stamp)
+        stamp = self._stamp(tx, [entries[path].at for path in values if path in entries], now_ms)
         draft = ChangeMessage(
             change_id=change_id,
             table=table.name,
@@ -378,12 +394,76 @@ class RecordBook:
             guards=dict(change.guards),
         )
         message = sealer.seal(keys.space_id, draft, place, values, stamp)
-        if len(msgspec.json.encode(message)) > CHANGE_BYTES_MAX:
-            raise TooLarge("the change is larger than the hub takes in one piece")
-        return keys.space_id, message
+        return keys.space_id, _sized(message)
 
-    async def _push_now(self, change_ids: Sequence[str]) -> None:
-        await self._syncer().push()
+    def _flip(
+        self, tx: Tx, flip: Flip, change_id: str, group: str | None, now_ms: int
+    ) -> tuple[SpaceId, ChangeMessage]:
+        """Return a change of visibility as it travels: the whole record, sealed for who may see it.
+
+        Raises NotYourRecord, VisibilityFixed, or FieldsClosed where a value does not open here
+        and so cannot be sealed anew.
+        """
+        sealer = self._sealer()
+        table = self.catalogue.table(flip.table)
+        keys = self.require_writable(table, flip.record_id)
+        held = tx.held(keys.space_id, table.name, flip.record_id)
+        if held is None:
+            raise NotFound("there is no such record here")
+        record = held.record
+        if record.author_id != self.account_id:
+            raise NotYourRecord("another member made this record")
+        if not table.flips or (flip.visibility == "private" and not keys.shared):
+            raise VisibilityFixed("who sees this record is not changed")
+        opened = sealer.opened_paths(keys.space_id, record)
+        values: dict[str, Json] = {path: opened.get(path) for path in record.entries}
+        if any(
+            entry.value is not None and path not in opened for path, entry in record.entries.items()
+        ):
+            raise FieldsClosed("a value of the record does not open on this device")
+        if len(values) > CHANGE_FIELDS_MAX:
+            raise TooLarge(f"a record of more than {CHANGE_FIELDS_MAX} values keeps its visibility")
+        stamp = self._stamp(tx, [entry.at for entry in record.entries.values()], now_ms)
+        me = person(self.account_id)
+        draft = ChangeMessage(
+            change_id=change_id,
+            table=table.name,
+            id=flip.record_id,
+            op="flip",
+            fields={},
+            actor={name: str(member) for name, member in me.to_wire().items()},
+            origin=origin_of(me),
+            author_id=record.author_id,
+            visibility=flip.visibility,
+            group=group,
+            guards={path: value for path, value in values.items() if table.field_at(path).guarded},
+        )
+        place = sealer.place(table, flip.record_id, flip.visibility, record.entries, {})
+        return keys.space_id, _sized(sealer.seal(keys.space_id, draft, place, values, stamp))
+
+    def _is_of_private(self, tx: Tx, keys: SpaceKeys, table: Table, change: Change) -> bool:
+        """Say whether a new record tells of a private one, and so must be private itself.
+
+        A journal record holds what stood in its target: others must not read it there.
+        """
+        if table.sealing is not Sealing.TARGET:
+            return False
+        named = change.values.get(TARGET_TABLE), change.values.get(TARGET_ID)
+        target = tx.held(keys.space_id, str(named[0]), str(named[1]))
+        return target is not None and target.record.visibility == "private"
+
+    def _stamp(self, tx: Tx, standing: Sequence[str], now_ms: int) -> Stamp:
+        """Return the next stamp, later than these, and keep it as the clock's new time."""
+        last = tx.clock(DeviceId(self.device_id))
+        for at in standing:
+            # Later than what the person saw, unless that bears a stamp of a broken clock.
+            last = observe(last, parse_stamp(at), hub_ms=now_ms + DRIFT_MS_MAX)
+        stamp = next_stamp(last, now_ms=now_ms)
+        tx.set_clock(stamp)
+        return stamp
+
+    async def _push_now(self, change_ids: Sequence[str], spaces: Collection[str]) -> None:
+        await self._syncer().push(spaces)
 
         def work(tx: Tx) -> list[tuple[str, str]]:
             refused = [
@@ -645,6 +725,12 @@ class RecordBook:
     def _emit(self, notice: Notice) -> None:
         for callback in tuple(self._callbacks):
             callback(notice)
+
+
+def _sized(message: ChangeMessage) -> ChangeMessage:
+    if len(msgspec.json.encode(message)) > CHANGE_BYTES_MAX:
+        raise TooLarge("the change is larger than the hub takes in one piece")
+    return message
 
 
 def _writes_whole(table: Table, change: Change) -> bool:

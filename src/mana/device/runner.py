@@ -14,7 +14,7 @@ import asyncio
 import builtins
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final
 
 from mana.device.errors import ChangeRefused, Locked, Offline
@@ -101,21 +101,6 @@ class DeviceBudget:
     def end(self) -> int:
         """Return what the run used; a call that was cut off counts in full."""
         return self.spent + sum(self._reserved.values())
-
-
-async def serve(woken: asyncio.Event, runners: Callable[[], Awaitable[Sequence[Runner]]]) -> None:
-    """Work on what is due in each space, one after the other, until cancelled."""
-    expired_at = -EXPIRE_S
-    loop = asyncio.get_running_loop()
-    while True:
-        woken.clear()
-        expire = loop.time() - expired_at >= EXPIRE_S
-        if expire:
-            expired_at = loop.time()
-        for runner in await runners():
-            await runner.work(expire=expire)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(woken.wait(), TICK_S)
 
 
 class Runner:

@@ -34,8 +34,8 @@ from mana.protocol.messages import ChangeMessage, FieldWrite, Signature
 from mana.registry.catalogue import Catalogue
 
 _MISSION: Final = "missionId"
-_TARGET_TABLE: Final = "targetTable"
-_TARGET_ID: Final = "targetId"
+TARGET_TABLE: Final = "targetTable"
+TARGET_ID: Final = "targetId"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Sealer:
             return KeyPlace("m", table.name, record_id, plain(_MISSION))
         if table.sealing is Sealing.TARGET:
             # What stood in a private record is as private as what stands there.
-            return KeyPlace(cls, plain(_TARGET_TABLE), plain(_TARGET_ID))
+            return KeyPlace(cls, plain(TARGET_TABLE), plain(TARGET_ID))
         return KeyPlace(cls, table.name, record_id)
 
     def record_key(self, space: SpaceKeys, place: KeyPlace, version: int) -> RecordKey:
@@ -205,28 +205,6 @@ class Sealer:
             fields[path] = FieldWrite(value=wire, at=at)
         change = msgspec.structs.replace(draft, fields=fields, signature=None)
         return self.sign(change, space.space_id) if table.authority else change
-
-    def seal_again(
-        self, space_id: str, change: ChangeMessage, held: Record | None, stamp: Stamp
-    ) -> ChangeMessage:
-        """Return an own change under a new stamp and the newest key."""
-        table = self.catalogue.table(change.table)
-        space = self.keys(space_id)
-        entries = held.entries if held is not None else {}
-        actor = actor_from_wire(change.actor)
-        plain = {path: write.value for path, write in change.fields.items()}
-        place = self.place(table, change.id, change.visibility, entries, plain)
-        values: dict[str, Json] = {}
-        for path, write in change.fields.items():
-            value = write.value
-            if value is not None and table.field_at(path).sealed:
-                binding = Binding(
-                    space.space_id, change.table, change.id, path, write.at, actor.to_wire()
-                )
-                key = self.record_key(space, place, parse_envelope(str(value)).version)
-                value = open_field(key, str(value), binding=binding)
-            values[path] = value
-        return self.seal(space_id, change, place, values, stamp)
 
     def sign(self, change: ChangeMessage, space_id: str) -> ChangeMessage:
         """Return a change with this device's signature over the whole of it."""
