@@ -22,6 +22,7 @@ from mana.crypto import (
     grants,
     hpke,
     identity,
+    invitations,
     keys,
     passwords,
     rsa,
@@ -29,7 +30,7 @@ from mana.crypto import (
     signatures,
     wrapping,
 )
-from mana.crypto.authority import facts_of
+from mana.crypto.authority import facts_of, verify_log
 from mana.crypto.primitives import b64, unb64
 from mana.device import audit as device_audit
 from mana.device import elements, journal
@@ -53,7 +54,7 @@ from mana.domain.tables import Number, Shape, Table, Text, sealed
 from mana.hub.runner import audit as hub_audit
 from mana.hub.runner.keys import runner_device_id
 from mana.hub.runner.writeback import run_digest
-from mana.protocol.messages import AuditRow, ChangeMessage
+from mana.protocol.messages import AuditRow, ChangeMessage, SignedEntry
 
 HERE = Path(__file__).parent
 Operation = Callable[..., Any]
@@ -168,6 +169,80 @@ def _membership(key: str, entry: dict[str, Any]) -> dict[str, str]:
     signature = signatures.sign_entry(signing, entry)
     signatures.verify_entry(signing.public(), entry, signature)
     return {"signature": b64(signature), "hash": signatures.entry_hash(entry, signature)}
+
+
+def _reseal(key: str, facts: dict[str, Any]) -> dict[str, str]:
+    signing, stated = signatures.SigningKey(raw(key)), _facts(facts)
+    signature = signatures.sign_reseal(signing, stated)
+    signatures.verify_reseal(signing.public(), stated, signature)
+    return {"signature": b64(signature)}
+
+
+def _membership_log(people: dict[str, dict[str, str]], steps: list[dict[str, Any]]) -> Any:
+    """A whole log: who each entry names, under which key; verified as a device does."""
+    log: list[SignedEntry] = []
+    space, head, check, version = "", "", "", 0
+    for step in steps:
+        if step["spaceKey"] is not None:
+            version += 1
+            check = keys.key_check(raw(step["spaceKey"]), step["nonce"], version)
+        entry = {
+            "version": "v1",
+            "previous": head,
+            "type": step["type"],
+            "members": [
+                {
+                    "accountId": name,
+                    "role": role,
+                    "signingKey": b64(_signing(people[name]).public().to_bytes()),
+                    "hpkeKey": b64(
+                        hpke.HpkePrivateKey(raw(people[name]["hpkeKey"])).public().to_bytes()
+                    ),
+                }
+                for name, role in step["members"].items()
+            ],
+            "keyVersion": version,
+            "keyCheck": check,
+            "createdAt": step["createdAt"],
+            "authorId": step["author"],
+            "nonce": step["nonce"],
+        }
+        signature = signatures.sign_entry(_signing(people[step["author"]]), entry)
+        head = signatures.entry_hash(entry, signature)
+        space = space or head
+        log.append(SignedEntry(entry=entry, signature=b64(signature)))
+    verified = verify_log(space, log)
+    return {
+        "spaceId": space,
+        "hashes": list(verified.hashes),
+        "keyChecks": [one.key_check for one in verified.entries],
+        "signatures": [one.signature for one in log],
+    }
+
+
+def _signing(person: dict[str, str]) -> signatures.SigningKey:
+    return signatures.SigningKey(raw(person["signingKey"]))
+
+
+def _invitation(
+    hub: str, spaceId: str, invitationId: str, secret: str, head: str, joins: dict[str, str]
+) -> dict[str, str]:
+    link = invitations.InvitationLink(hub, spaceId, invitationId, raw(secret), head)
+    assert invitations.parse_link(link.text()) == link
+    token = invitations.invitation_token(raw(secret), spaceId, invitationId)
+    who = {
+        "account_id": joins["accountId"],
+        "signing_key": joins["signingKey"],
+        "hpke_key": joins["hpkeKey"],
+    }
+    proof = b64(invitations.acceptance_mac(raw(secret), spaceId, invitationId, **who))
+    invitations.verify_acceptance(raw(secret), spaceId, invitationId, **who, proof=proof)
+    return {
+        "link": link.text(),
+        "token": b64(token),
+        "tokenHash": invitations.token_hash(token),
+        "mac": proof,
+    }
 
 
 def _certificate(
@@ -338,6 +413,9 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "change": _change,
     "membership": _membership,
+    "membership-log": _membership_log,
+    "reseal": _reseal,
+    "invitation": _invitation,
     "device-certificate": _certificate,
     "runner-write": _runner_write,
     "audit-hash": lambda previous, row: signatures.audit_hash(previous, row),
@@ -631,6 +709,55 @@ CASES: dict[str, list[Case]] = {
     "signatures.json": [
         ("a change", "change", {"key": repeated(5), "facts": FACTS}),
         ("the first membership entry", "membership", {"key": repeated(5), "entry": ENTRY}),
+        ("a re-seal", "reseal", {"key": repeated(5), "facts": FACTS}),
+        (
+            "a space is founded, somebody joins, and is removed under a new key",
+            "membership-log",
+            {
+                "people": {
+                    ACCOUNT: {"signingKey": repeated(5), "hpkeKey": repeated(6, 96)},
+                    OTHER: {"signingKey": repeated(7), "hpkeKey": repeated(8, 96)},
+                },
+                "steps": [
+                    {
+                        "type": "family",
+                        "author": ACCOUNT,
+                        "members": {ACCOUNT: "owner"},
+                        "spaceKey": repeated(9),
+                        "createdAt": "2026-11-21T05:23:00.123Z",
+                        "nonce": "00" * 16,
+                    },
+                    {
+                        "type": "family",
+                        "author": ACCOUNT,
+                        "members": {ACCOUNT: "owner", OTHER: "member"},
+                        "spaceKey": None,
+                        "createdAt": "2026-11-21T05:24:00.000Z",
+                        "nonce": "01" * 16,
+                    },
+                    {
+                        "type": "family",
+                        "author": ACCOUNT,
+                        "members": {ACCOUNT: "owner"},
+                        "spaceKey": repeated(10),
+                        "createdAt": "2026-11-21T05:25:00.000Z",
+                        "nonce": "02" * 16,
+                    },
+                ],
+            },
+        ),
+        (
+            "an invitation: link, token, its hash, and the proof of who joins",
+            "invitation",
+            {
+                "hub": "https://hub.example:3050",
+                "spaceId": SPACE,
+                "invitationId": GRANT,
+                "secret": bytes(range(224, 256)).hex(),
+                "head": "cd" * 32,
+                "joins": {"accountId": OTHER, "signingKey": "A", "hpkeKey": "B"},
+            },
+        ),
         (
             "a space is founded",
             "space",
