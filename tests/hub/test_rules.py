@@ -304,6 +304,8 @@ def test_a_reseal_that_waited_through_a_flip_is_outdated() -> None:
     waiting = space.reseal(ADA, MEMO, "title")
     assert space.push(ADA, space.flip(ADA, MEMO, "private")) == ["accepted"]
     assert space.push(ADA, waiting) == ["reseal-outdated"]
+    flipped = space.records[MEMO].record.entries["title"].at
+    assert space.push(ADA, restamped(waiting, flipped)) == ["reseal-outdated"]
 
 
 def test_a_reseal_of_what_decides_is_signed_as_one() -> None:
@@ -417,7 +419,19 @@ def test_a_second_flip_to_the_same_side_is_outdated() -> None:
     space = begun()
     batch = [space.flip(ADA, MEMO, "private"), space.flip(ADA, MEMO, "private")]
     assert space.push(ADA, *batch) == ["accepted", "flip-outdated"]
+    later = space.flip(ADA, MEMO, "private")
+    assert space.push(ADA, later) == ["flip-outdated"]
     assert space.hidden[MEMO] == (3, ADA.account)
+
+
+def test_a_flip_follows_the_order_of_decisions() -> None:
+    """A guarded path is covered by what it names, whatever clock wrote it last."""
+    space = begun()
+    ahead = change(ADA, {"status": "done"}, moment=200_000, guards={"status": "open"})
+    assert space.push(ADA, ahead) == ["accepted"]
+    made = space.flip(ADA, MEMO, "private", at=stamp(ADA, 100_000))
+    assert space.push(ADA, made) == ["accepted"]
+    assert space.records[MEMO].record.entries["status"].change_id == made.change_id
 
 
 def test_flips_in_one_batch_are_a_sequence() -> None:
@@ -598,6 +612,8 @@ def test_a_refused_group_says_so_of_each_copy() -> None:
     bad = change(ADA, {"size": 10}, "bad", group=group)
     assert space.push(ADA, one, one, bad) == ["group-refused", "group-refused", "bad-value"]
     assert space.push(ADA, one, one) == ["accepted", "duplicate"]
+    step = change(ADA, {"status": "open"}, "one", group=str(uuid.uuid4()), guards={"status": None})
+    assert space.push(ADA, step, step) == ["accepted", "duplicate"]
 
 
 # Histories
