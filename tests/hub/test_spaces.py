@@ -13,14 +13,10 @@ import pytest
 
 from mana.crypto.authority import read_log
 from mana.crypto.primitives import b64
-from mana.domain.clock import iso_ms
-from mana.domain.encoding import Json
-from mana.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from mana.domain.spaces import Role
-from mana.hub.db import AccessRefused, Tenancy, Tenant
+from mana.hub.db import Tenancy, Tenant
 from mana.modules.todo.manifest import MANIFEST as TODO
 from mana.protocol.messages import (
-    AcceptInvitation,
     CloseSpace,
     InvitationInfo,
     InvitationsAnswer,
@@ -32,7 +28,6 @@ from mana.protocol.messages import (
 from mana.testing.accounts import NewAccount, found_space, new_account, sealed_change
 from mana.testing.postgres import Database, connected
 from mana.testing.spaces import (
-    DAY_MS,
     MadeInvitation,
     MadeSpace,
     Step,
@@ -52,7 +47,7 @@ from mana.testing.spaces import (
     signed_by,
     wrap_of,
 )
-from tests.hub.client import START_MS, Person, Served, served_hub
+from tests.hub.client import START_MS, Person, served_hub
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -554,10 +549,13 @@ async def test_push_that_waits(database: Database, tenancy: Tenancy) -> None:
 
 async def waiting(database: Database, number: int) -> None:
     """Wait until so many transactions wait for a lock."""
-    query = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+    query = (
+        "select count(*) from pg_stat_activity"
+        " where wait_event_type = 'Lock' and datname = current_database()"
+    )
     async with connected(database.owner_url) as owner:
         async with asyncio.timeout(10):
-            while await owner.fetchval(query + " and datname = current_database()") < number:
+            while await owner.fetchval(query) < number:  # noqa: ASYNC110 - another process waits
                 await asyncio.sleep(0.01)
 
 

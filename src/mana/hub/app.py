@@ -43,7 +43,7 @@ from mana.hub.spaces.routes import space_routes
 from mana.hub.spaces.service import SpaceService
 from mana.hub.spaces.store import SpaceStore
 from mana.hub.sync.live import LiveHub, Subscribed
-from mana.hub.sync.routes import sync_routes
+from mana.hub.sync.routes import SOCKET_PATH, sync_routes
 from mana.hub.sync.service import SyncService
 from mana.hub.sync.store import ChangeLog, SyncStore
 from mana.hub.tenants import Tenant
@@ -53,6 +53,12 @@ from mana.registry.catalogue import load_catalogue
 
 DRAIN_S: Final = 2
 """How long a stopping server waits for requests that are under way."""
+QUIET_S: Final = 0.5
+"""How long it waits before that for live streams to say goodbye."""
+SOCKET_BYTES_MAX: Final = 16 * 1024
+"""The largest message that a client may send; a token has 2 KiB at most."""
+UNREAD_MS_MAX: Final = 60_000
+"""How long a connection is kept whose other side takes nothing of what is sent."""
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -100,7 +106,13 @@ def build(
     async def heads(tenant: Tenant) -> dict[SpaceId, int]:
         return await store.heads(tenant)
 
-    live = LiveHub(heads, now_ms=clock, heartbeat_s=settings.heartbeat_s)
+    live = LiveHub(
+        heads,
+        authenticate=accounts.authenticate,
+        now_ms=clock,
+        heartbeat_s=settings.heartbeat_s,
+        auth_s=settings.socket_auth_s,
+    )
     endpoints = [
         *account_routes(accounts),
         *space_routes(SpaceService(SpaceStore(tenancy), now_ms=clock)),
@@ -125,7 +137,12 @@ def build(
     def lifespan(_app: Litestar) -> AbstractAsyncContextManager[None]:
         return opened()
 
-    asgi = serve_endpoints(endpoints, authenticate=accounts.authenticate, lifespan=[lifespan])
+    asgi = serve_endpoints(
+        endpoints,
+        authenticate=accounts.authenticate,
+        lifespan=[lifespan],
+        sockets={SOCKET_PATH: live.socket},
+    )
     return Hub(settings, asgi, live, tuple(endpoints), opened)
 
 
@@ -175,6 +192,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._live.stop()
+        await self._live.quiet(QUIET_S)
         await super().shutdown(sockets)
 
 
@@ -191,6 +209,9 @@ async def serve(
     Raises OSError if the port is taken, before anything else is started.
     """
     listener = socket.create_server((host, port), reuse_port=False, backlog=512)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Accepted connections inherit it: one that is never read from does not stay for ever.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS_MAX)
     config = uvicorn.Config(
         hub.asgi,
         lifespan="on",
@@ -199,7 +220,9 @@ async def serve(
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=DRAIN_S,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=SOCKET_BYTES_MAX,
+        ws_per_message_deflate=False,
     )
     bound = listener.getsockname()[1]
     server = _Server(config, hub.live, lambda: None if ready is None else ready(bound))

@@ -38,6 +38,7 @@ class HubSettings:
     kdf_floor: KdfFloor = FLOOR
     hash_cost: HashCost = HASH_COST
     heartbeat_s: float = 15.0
+    socket_auth_s: float = 10.0
 
     @property
     def secrets_dir(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mana.domain.errors import Conflict, Forbidden, ManaError, Unauthenticated
+from mana.domain.errors import Conflict, Forbidden, Invalid, ManaError, Unauthenticated
 
 
 class InvalidCredentials(Unauthenticated):
@@ -87,3 +87,10 @@ class InvitationsFull(Conflict):
 
     code = "INVITATIONS_FULL"
     advice = "Withdraw invitations that nobody needs any more."
+
+
+class UpgradeNeeded(Invalid):
+    """This path is for a WebSocket, and the request asks for none."""
+
+    code = "UPGRADE_NEEDED"
+    advice = "Open it as a WebSocket, or listen at /api/v1/live."

@@ -15,7 +15,12 @@ VERSION: Final = "3.1.0"
 _REFS: Final = "#/components/schemas/{name}"
 _UUID: Final = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 _RECORD: Final = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-_FORMS: Final = {"spaceId": "^[0-9a-f]{64}$", "grantId": _UUID, "missionId": _RECORD}
+_FORMS: Final = {
+    "spaceId": "^[0-9a-f]{64}$",
+    "grantId": _UUID,
+    "invitationId": _UUID,
+    "missionId": _RECORD,
+}
 _DESCRIBED: Final = {
     400: "Malformed",
     401: "No valid access token, or wrong credentials",
@@ -115,7 +120,7 @@ def _responses(endpoint: Endpoint, schemas: dict[type[Any], Any]) -> dict[str, A
     done: dict[str, Any] = {"description": "Done"}
     if endpoint.answer is not None:
         done["content"] = {"application/json": {"schema": schemas[endpoint.answer]}}
-    elif endpoint.status != 204:
+    elif endpoint.status not in (101, 204):
         done["content"] = {endpoint.media_type: {"schema": {}}}
     problem = {MEDIA_TYPE: {"schema": schemas[Problem]}}
     return {

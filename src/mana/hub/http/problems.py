@@ -16,7 +16,7 @@ from mana.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
-from mana.protocol.errors import RateLimited
+from mana.protocol.errors import RateLimited, UpgradeNeeded
 from mana.protocol.messages import Problem
 from mana.protocol.problems import problem_of
 
@@ -28,6 +28,7 @@ STATUS: Final[Mapping[type[ManaError], int]] = {
     NotFound: 404,
     Conflict: 409,
     TooLarge: 413,
+    UpgradeNeeded: 426,
     RateLimited: 429,
     Unavailable: 503,
 }

@@ -21,6 +21,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from mana.domain.errors import Invalid, TooLarge, Unauthenticated
 from mana.hub.http.endpoints import Call, Document, Endpoint, EventStream, Session
 from mana.hub.http.problems import problem_for
+from mana.hub.http.sockets import Run, Socket, serve_socket
 from mana.protocol.codec import decode, encode
 from mana.protocol.problems import MEDIA_TYPE
 
@@ -44,9 +45,13 @@ def serve_endpoints(
     *,
     authenticate: Authenticate,
     lifespan: Sequence[Lifespan],
+    sockets: Mapping[str, Run] | None = None,
     served: str = "hub",
 ) -> ASGIApp:
-    """Return the ASGI application. `served` is the name of the process in the log."""
+    """Return the ASGI application. `served` is the name of the process in the log.
+
+    `sockets`: by path, what a WebSocket to it is served by.
+    """
     paths: dict[str, dict[str, Endpoint]] = {}
     for endpoint in endpoints:
         paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint
@@ -60,7 +65,7 @@ def serve_endpoints(
         request_max_body_size=max(endpoint.bytes_max for endpoint in endpoints),
         debug=False,
     )
-    return _logged(app, served)
+    return _logged(app, dict(sockets or {}), served)
 
 
 def _handler(methods: Mapping[str, Endpoint], authenticate: Authenticate) -> HTTPRouteHandler:
@@ -173,14 +178,14 @@ def _place(error: BaseException) -> str:
     return f"{trace.tb_frame.f_globals.get('__name__', '')}:{trace.tb_lineno}"
 
 
-def _logged(app: ASGIApp, served: str) -> ASGIApp:
+def _logged(app: ASGIApp, sockets: Mapping[str, Run], served: str) -> ASGIApp:
     async def logged(scope: Scope, receive: Receive, send: Send) -> None:
-        method = str(scope.get("method", ""))
-        if not method:  # the lifespan, which is no request
+        kind = str(scope["type"])
+        if kind == "lifespan":
             await app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 0
+        status: int | None = 0
 
         async def sending(message: Any) -> None:
             nonlocal status
@@ -188,14 +193,24 @@ def _logged(app: ASGIApp, served: str) -> ASGIApp:
                 status = message["status"]
             await send(message)
 
+        socket: Socket | None = None
+        route = "-"
         try:
-            await app(scope, receive, sending)
+            if kind == "websocket":
+                run = sockets.get(str(scope["path"]))
+                route = str(scope["path"]) if run is not None else route
+                socket = Socket(scope, receive, send)
+                await serve_socket(socket, run)
+            else:
+                await app(scope, receive, sending)
         finally:
+            if socket is not None:
+                status = socket.closed_with
             _LOG.info(
                 "request",
                 served=served,
-                method=method,
-                route=scope.get("state", {}).get(ROUTE, "-"),
+                method=str(scope.get("method", "SOCKET")),
+                route=scope.get("state", {}).get(ROUTE, route),
                 status=status,
                 ms=round((time.perf_counter() - started) * 1_000, 1),
             )

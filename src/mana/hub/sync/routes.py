@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mana.hub.http.endpoints import (
     Call,
     Endpoint,
@@ -12,6 +14,7 @@ from mana.hub.http.endpoints import (
 )
 from mana.hub.sync.live import LiveHub
 from mana.hub.sync.service import SyncService
+from mana.protocol.errors import UpgradeNeeded
 from mana.protocol.messages import (
     BATCH_BYTES_MAX,
     PULL_LIMIT_MAX,
@@ -21,7 +24,8 @@ from mana.protocol.messages import (
     StateAnswer,
 )
 
-_SPACE = "/api/v1/spaces/{spaceId}"
+SOCKET_PATH: Final = "/api/v1/live/socket"
+_SPACE: Final = "/api/v1/spaces/{spaceId}"
 
 
 def sync_routes(sync: SyncService, live: LiveHub) -> list[Endpoint]:
@@ -46,7 +50,11 @@ def sync_routes(sync: SyncService, live: LiveHub) -> list[Endpoint]:
         return await sync.state_of(call.tenant, path["spaceId"], path["table"], path["recordId"])
 
     async def listen(call: Call) -> Reply:
+        live.require_room(call.session)
         return EventStream(live.events(call.session))
+
+    async def upgrade(_call: Call) -> Reply:
+        raise UpgradeNeeded("this path speaks WebSocket only")
 
     return [
         Endpoint(
@@ -92,5 +100,13 @@ def sync_routes(sync: SyncService, live: LiveHub) -> list[Endpoint]:
             listen,
             "Notices of what moved",
             media_type="text/event-stream",
+        ),
+        Endpoint(
+            "GET",
+            SOCKET_PATH,
+            upgrade,
+            "Notices of what moved, over a WebSocket",
+            status=101,
+            signed_in=False,
         ),
     ]
