@@ -17,12 +17,15 @@ from mana.device.views import (
     Consent,
     DataAccess,
     GrantView,
+    InvitationView,
+    MemberView,
     MissionView,
     Notice,
     Proposal,
     RefusedChange,
     RevertPreview,
     RunView,
+    SpaceView,
     Status,
     SyncStatus,
 )
@@ -85,6 +88,69 @@ class Device:
     async def close(self) -> None:
         """Stop what runs by itself and wait until it has stopped."""
         await self._of.first.close()
+
+    # Spaces
+
+    async def spaces(self) -> builtins.list[SpaceView]:
+        """Return the account's spaces: the personal one first, former ones last."""
+        return await self._of.spaces.spaces()
+
+    async def create_space(self, name: str, space_type: str, *, description: str = "") -> str:
+        """Found a shared space with this account as its owner; return its id. Needs the hub."""
+        return await self._of.spaces.create_space(name, space_type, description=description)
+
+    async def edit_space(self, name: str | None = None, description: str | None = None) -> None:
+        """Rename this space, or say what it is for; owners and admins, offline too."""
+        await self._of.spaces.edit_space(self.space_id, name=name, description=description)
+
+    async def members(self) -> builtins.list[MemberView]:
+        """Return the members of this space."""
+        return await self._of.spaces.members(self.space_id)
+
+    async def set_role(self, account_id: str, role: str) -> None:
+        """Give a member of this space another role. Needs the hub."""
+        await self._of.spaces.set_role(self.space_id, account_id, role)
+
+    async def remove_member(self, account_id: str) -> None:
+        """Remove a member of this space, who can read nothing that is written from then on."""
+        await self._of.spaces.remove_member(self.space_id, account_id)
+
+    async def transfer(self, account_id: str) -> None:
+        """Make a member the owner of this space, and this account an admin. Needs the hub."""
+        await self._of.spaces.transfer(self.space_id, account_id)
+
+    async def leave(self) -> None:
+        """Leave this space; what this device has of it stays readable here. Needs the hub."""
+        await self._of.spaces.leave(self.space_id)
+
+    async def close_space(self) -> None:
+        """End this space for everybody; only an owner may. Needs the hub."""
+        await self._of.spaces.close_space(self.space_id)
+
+    async def forget_space(self) -> None:
+        """Remove this former space from this device, with all that is here of it."""
+        await self._of.forget_space(self.space_id)
+        self._devices.pop(self.space_id, None)
+
+    async def invite(self, role: str, *, days: int = 7, label: str = "") -> InvitationView:
+        """Invite somebody into this space; the view holds the link. Needs the hub."""
+        return await self._of.spaces.invite(self.space_id, role, days=days, label=label)
+
+    async def invitations(self) -> builtins.list[InvitationView]:
+        """Return the invitations into this space."""
+        return await self._of.spaces.invitations(self.space_id)
+
+    async def withdraw_invitation(self, invitation_id: str) -> None:
+        """Withdraw an invitation into this space. Needs the hub."""
+        await self._of.spaces.withdraw_invitation(self.space_id, invitation_id)
+
+    async def join(self, link: str) -> InvitationView:
+        """Accept an invitation by its link; a device of the inviter then lets this person in."""
+        return await self._of.spaces.join(link)
+
+    async def joining(self) -> builtins.list[InvitationView]:
+        """Return the invitations that this person accepted and waits for."""
+        return await self._of.spaces.joining()
 
     # Records
 
@@ -329,19 +395,20 @@ class Device:
 
     async def conflicts(self) -> builtins.list[ConflictView]:
         """Return what this person wrote here and something newer overwrote, in any space."""
-        return builtins.list(await self._of.first.conflicts.list())
+        return builtins.list(await self._of.conflicts.list())
 
     async def restore_conflict(self, conflict_id: str) -> None:
         """Write again what was overwritten."""
-        await self._of.first.conflicts.restore(conflict_id)
+        await self._of.conflicts.restore(conflict_id)
 
     async def dismiss_conflict(self, conflict_id: str) -> None:
         """Leave it as it stands, and forget what was overwritten."""
-        await self._of.first.conflicts.dismiss(conflict_id)
+        await self._of.conflicts.dismiss(conflict_id)
 
     async def set_display_name(self, name: str) -> None:
         """Set the name by which the person is addressed."""
         await self._of.records.set_display_name(name)
+        await self._of.spaces.display_name_changed()
 
     async def create_invite(self) -> str:
         """Return an invitation to this hub, for one account; administrators only."""

@@ -11,6 +11,7 @@ import asyncio
 import builtins
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Final
 
 from mana.device.errors import ChangeRefused, Offline
@@ -23,7 +24,7 @@ from mana.domain.encoding import Json
 from mana.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from mana.domain.ids import derived_id
 from mana.domain.iterations import STEPS
-from mana.domain.records import View
+from mana.domain.records import Snapshot, View
 from mana.planning.dispatch import NeedsApproval, ToolDenied
 
 SEEN: Final = "seen-previews"
@@ -139,12 +140,11 @@ class Inbox:
                 raise ProposalUnverified(case.reason, detail={"stepId": step_id})
             if case.agent is None:
                 raise ProposalDenied("the agent is gone", detail={"stepId": step_id})
-            records = await self._steps.snapshot(case)
-            shown = await self._steps.shown(case, records)
+            records, shown = await self._now(case)
             if shown.trouble:
                 raise ProposalImpossible("it can no longer be done", detail={"stepId": step_id})
-            if shown.moved and (await self._known()).get(step_id) != shown.binding:
-                await self._saw(case, shown)
+            if shown.moved and (await self._seen_of(step_id))[0] != shown.binding:
+                await self._saw(case, shown, records.now)
                 raise ProposalMoved("it is shown again", detail={"stepId": step_id})
             extra: dict[str, Json] = {"decidedAt": self._opened.now_iso()}
             if said:
@@ -229,16 +229,36 @@ class Inbox:
         """Return a waiting proposal as it would be done now, and remember what was shown."""
         if not case.verified:
             return await self._steps.proposal(case, None)
-        shown = await self._steps.shown(case, await self._steps.snapshot(case))
+        records, shown = await self._now(case)
         if shown.moved and not shown.trouble:
-            await self._saw(case, shown)
+            await self._saw(case, shown, records.now)
         return await self._steps.proposal(case, shown)
 
-    async def _saw(self, case: Case, shown: Shown) -> None:
+    async def _now(self, case: Case) -> tuple[Snapshot, Shown]:
+        """Return the records of now and what a step would do on them.
+
+        What writes the time of day shows the moment at which it was shown, as long as nothing
+        else moved: else it would be another preview at each look, and never be approved.
+        """
+        records = await self._steps.snapshot(case)
+        binding, at = await self._seen_of(case.id)
+        if at:
+            then = replace(records, now=at)
+            shown = await self._steps.shown(case, then)
+            if shown.binding == binding:
+                return then, shown
+        return records, await self._steps.shown(case, records)
+
+    async def _seen_of(self, step_id: str) -> tuple[str, str]:
+        """Return binding and moment of what was last shown of a step that moved."""
+        binding, _, at = (await self._known()).get(step_id, "").partition(" ")
+        return binding, at
+
+    async def _saw(self, case: Case, shown: Shown, at: str) -> None:
         seen = await self._known()
-        if seen.get(case.id) != shown.binding:
+        if (await self._seen_of(case.id))[0] != shown.binding:
             seen.pop(case.id, None)
-            seen[case.id] = shown.binding
+            seen[case.id] = f"{shown.binding} {at}"
             for old in builtins.list(seen)[:-SEEN_MAX]:
                 del seen[old]
             kept: dict[str, Json] = {**seen}

@@ -17,7 +17,7 @@ from typing import ClassVar, Final
 
 from mana.device.diffs import record_diff
 from mana.device.opened import Opened
-from mana.device.records import Write
+from mana.device.records import Write, flip_change_id
 from mana.device.views import Conflict, RecordDiff, RevertPreview
 from mana.domain.actors import Actor
 from mana.domain.changes import Change, ChangeKind
@@ -82,6 +82,10 @@ class Chain:
         """Say whether the write is undone as things stand."""
         return len(self.entries) % 2 == 0
 
+    def wrote(self, path: str, now: PathNow) -> bool:
+        """Say whether what stands at a path stems from this chain."""
+        return now.change_id in self.write_ids or _kept_by_flip(self.last, path, now)
+
     @property
     def write_ids(self) -> frozenset[str]:
         """Return the ids of all changes of this chain."""
@@ -95,12 +99,16 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class PathNow:
-    """What stands at a path: its value, stamp, change and who wrote it."""
+    """What stands at a path: its value, stamp, change and who wrote it.
+
+    `flipped`: the change is one of visibility, which wrote again what stood there before.
+    """
 
     value: Json
     at: str
     change_id: str
     actor: Actor
+    flipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +251,7 @@ def _undo(
             refused[path] = "What stood there before was not kept."
         elif tombstone is not None and DELETED_AT not in entry.after:
             refused[path] = "The record was deleted since."
-        elif path not in mine and (now is None or now.change_id != entry.write_id):
+        elif path not in mine and not _stands(entry, path, now):
             refused[path] = _who(now, account_id)
         else:
             image = entry.before[path].value
@@ -257,17 +265,29 @@ def _undo(
 
 def _edited_since(chain: Chain, record: RecordNow, mine: Mapping[str, Json]) -> PathNow | None:
     """Return a path that somebody wrote after this chain's write; None if nobody did."""
-    own = chain.write_ids
     since = min(
-        (now.at for now in record.paths.values() if now.change_id in own),
+        (now.at for path, now in record.paths.items() if chain.wrote(path, now)),
         default="",
     )
     foreign = [
         now
         for path, now in record.paths.items()
-        if now.change_id not in own and path not in mine and now.at > since
+        if not chain.wrote(path, now)
+        and path not in mine
+        # A flip gives all paths one stamp, so that it no longer tells what came first.
+        and (now.flipped or now.at > since)
     ]
     return max(foreign, key=lambda now: now.at, default=None)
+
+
+def _stands(entry: JournalEntry, path: str, now: PathNow | None) -> bool:
+    """Say whether a path is as this entry's write left it."""
+    return now is not None and (now.change_id == entry.write_id or _kept_by_flip(entry, path, now))
+
+
+def _kept_by_flip(entry: JournalEntry, path: str, now: PathNow) -> bool:
+    """Say whether a change of visibility carried on what this entry wrote."""
+    return now.flipped and path in entry.after and entry.after[path].value == now.value
 
 
 def _who(now: PathNow | None, account_id: str) -> str:
@@ -476,7 +496,13 @@ def _images(value: Json) -> dict[str, PathImage] | None:
 
 def _paths(opened: Mapping[str, Json], record: Record) -> dict[str, PathNow]:
     return {
-        path: PathNow(opened.get(path), entry.at, entry.change_id, entry.actor)
+        path: PathNow(
+            opened.get(path),
+            entry.at,
+            entry.change_id,
+            entry.actor,
+            flipped=entry.change_id == flip_change_id(record.table, record.id, entry.at),
+        )
         for path, entry in record.entries.items()
     }
 

@@ -25,6 +25,7 @@ from mana.device.opened import Opened
 from mana.device.resealing import Resealing
 from mana.device.run_ledger import RunLedger
 from mana.device.runner import EXPIRE_S, TICK_S, TIMEOUT_S, Runner
+from mana.device.spaces import Spaces
 from mana.device.steps import Steps
 from mana.device.timeline import Timeline
 from mana.device.trust import Memory, Trust
@@ -53,6 +54,9 @@ class _Shared:
     news: HubNews
     ledger: RunLedger
     memory: Memory
+    spaces: Spaces
+    conflicts: Conflicts
+    resealing: Resealing
     by_space: dict[str, Operations]
     timeout_s: float
 
@@ -69,15 +73,17 @@ class Operations:
     ) -> None:
         self.opened = opened
         if shared is None:
-            ledger = RunLedger(opened)
-            shared = _Shared(Notices(), HubNews(opened), ledger, Memory(), {}, timeout_s)
-            shared.news.tokens_here = ledger.tokens_today
+            shared = _shared(opened, timeout_s)
+            opened.book.inner().syncer.after_spaces = shared.spaces.after_spaces
             self._unsubscribe = opened.book.on_change(self._heard)
         shared.by_space[opened.space] = self
         self._shared = shared
         self.notices = shared.notices
         self.news = shared.news
         self.ledger = shared.ledger
+        self.spaces = shared.spaces
+        self.conflicts = shared.conflicts
+        self.resealing = shared.resealing
         self.records = Editing(opened)
         self.trust = Trust(opened, self.records, self.news, shared.memory)
         self.grants = Grants(opened, self.news, self.trust)
@@ -97,8 +103,6 @@ class Operations:
             say=lambda: self.notices.say(Notice("missions")),
             timeout_s=shared.timeout_s,
         )
-        self.conflicts = Conflicts(opened.book)
-        self.resealing = Resealing(opened.book, new_id=opened.book.new_id)
         self._keys_moved = True
         self._woken = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
@@ -119,6 +123,14 @@ class Operations:
         spaces = [space for space in self.opened.book.spaces() if space.type != "user"]
         spaces.sort(key=lambda space: (space.type != "personal", space.space_id))
         return [self.in_space(space.space_id) for space in spaces]
+
+    async def forget_space(self, space_id: str) -> None:
+        """Remove a former space from this device, from its memory too."""
+        await self.spaces.forget_space(space_id)
+        gone = self._shared.by_space.pop(space_id, None)
+        if gone is not None:
+            await gone.runner.close()
+        self.opened.book.let_go(space_id)
 
     async def start(self) -> None:
         """Start sync and what the device does by itself."""
@@ -233,3 +245,19 @@ class Operations:
         if notice.topic in ("missions", "sync", "spaces") or notice.tables & WAKING:
             self._woken.set()
         self.notices.say(notice)
+
+
+def _shared(opened: Opened, timeout_s: float) -> _Shared:
+    notices, news, ledger = Notices(), HubNews(opened), RunLedger(opened)
+    news.tokens_here = ledger.tokens_today
+    return _Shared(
+        notices=notices,
+        news=news,
+        ledger=ledger,
+        memory=Memory(),
+        spaces=Spaces(opened, say=notices.say),
+        conflicts=Conflicts(opened.book),
+        resealing=Resealing(opened.book, new_id=opened.book.new_id),
+        by_space={},
+        timeout_s=timeout_s,
+    )

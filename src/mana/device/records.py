@@ -47,7 +47,7 @@ from mana.domain.clock import DRIFT_MS_MAX, Stamp, next_stamp, observe, parse_st
 from mana.domain.encoding import Json, canonical_json
 from mana.domain.errors import Invalid, ManaError, NotFound, TooLarge
 from mana.domain.grants import GrantHeader
-from mana.domain.ids import DeviceId, SpaceId, require_record_id, require_uuid
+from mana.domain.ids import DeviceId, SpaceId, derived_id, require_record_id, require_uuid
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.records import Record, View, Visibility
 from mana.domain.settings import USER_TABLES
@@ -98,12 +98,14 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A planned change of who may see a record: by its author, in person."""
+    """A planned change of who may see a record: by its author, in person.
+
+    Its change id follows from its stamp (`flip_change_id`), by which it is known later.
+    """
 
     table: str
     record_id: str
     visibility: Visibility
-    change_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,12 @@ class RecordBook:
             found.space = space.space_id
             self._books[space_id] = found
         return found
+
+    def let_go(self, space_id: str) -> None:
+        """Drop what is in memory of a space that this device no longer keeps."""
+        self._books.pop(space_id, None)
+        for key in [key for key in self._views if key[0] == space_id]:
+            del self._views[key]
 
     def inner(self) -> Inner:
         """Return what holds the keys; raise Locked."""
@@ -322,10 +330,13 @@ class RecordBook:
             return []
         if len(writes) > BATCH_CHANGES_MAX:
             raise TooLarge(f"at most {BATCH_CHANGES_MAX} changes are written at once")
-        for given in (group, *(write.change_id for write in writes)):
+        named = [write.change_id for write in writes if isinstance(write, Write)]
+        for given in (group, *named):
             if given is not None:
                 require_uuid(given, "the id of a change or group")
-        change_ids = [write.change_id or self.new_id() for write in writes]
+        change_ids = [
+            "" if isinstance(write, Flip) else write.change_id or self.new_id() for write in writes
+        ]
         now_ms = self._now_ms()
 
         spaces: set[str] = set()
@@ -335,12 +346,13 @@ class RecordBook:
             at_ms = now_ms + (int(offset) if offset is not None else 0)
             spaces.clear()
             size = 0
-            for write, change_id in zip(writes, change_ids, strict=True):
-                if not tx.was_made(change_id):
+            for place, write in enumerate(writes):
+                if isinstance(write, Flip) or not tx.was_made(change_ids[place]):
                     if isinstance(write, Flip):
-                        space, message = self._flip(tx, write, change_id, group, at_ms)
+                        space, message = self._flip(tx, write, group, at_ms)
+                        change_ids[place] = message.change_id
                     else:
-                        space, message = self._message(tx, write, change_id, group, at_ms)
+                        space, message = self._message(tx, write, change_ids[place], group, at_ms)
                     spaces.add(space)
                     size += len(msgspec.json.encode(message))
                     tx.add(space, message)
@@ -397,7 +409,7 @@ class RecordBook:
         return keys.space_id, _sized(message)
 
     def _flip(
-        self, tx: Tx, flip: Flip, change_id: str, group: str | None, now_ms: int
+        self, tx: Tx, flip: Flip, group: str | None, now_ms: int
     ) -> tuple[SpaceId, ChangeMessage]:
         """Return a change of visibility as it travels: the whole record, sealed for who may see it.
 
@@ -426,7 +438,7 @@ class RecordBook:
         stamp = self._stamp(tx, [entry.at for entry in record.entries.values()], now_ms)
         me = person(self.account_id)
         draft = ChangeMessage(
-            change_id=change_id,
+            change_id=flip_change_id(table.name, flip.record_id, str(stamp)),
             table=table.name,
             id=flip.record_id,
             op="flip",
@@ -725,6 +737,11 @@ class RecordBook:
     def _emit(self, notice: Notice) -> None:
         for callback in tuple(self._callbacks):
             callback(notice)
+
+
+def flip_change_id(table: str, record_id: str, at: str) -> str:
+    """Return the id of the change that gives a record another visibility at a stamp."""
+    return derived_id("change", table, record_id, "flip", at)
 
 
 def _sized(message: ChangeMessage) -> ChangeMessage:

@@ -31,7 +31,7 @@ from mana.domain.errors import Conflict, Invalid, ManaError, NotFound
 from mana.domain.ids import RecordId, StepId, derived_id
 from mana.domain.iterations import ITERATIONS, JOURNAL, STEPS, binding_hash
 from mana.domain.missions import MISSIONS
-from mana.domain.records import Entry, Records, View
+from mana.domain.records import Entry, Records, Snapshot, View
 from mana.planning.dispatch import (
     Caller,
     Consent,
@@ -249,7 +249,7 @@ class Steps:
             )
         return writes
 
-    async def snapshot(self, case: Case) -> Records:
+    async def snapshot(self, case: Case) -> Snapshot:
         """Return the records of now, in the mission's own day."""
         mission = await self._opened.book.view(MISSIONS.name, case.step.text("missionId"))
         return await self._opened.snapshot(mission.text("timeZone") if mission else None)

@@ -140,10 +140,9 @@ class Timeline:
             if chain.reverted:
                 continue
             now = await self._journal.record_now(chain.last.table, chain.last.record_id)
-            own = chain.write_ids
             for path in chain.last.after:
                 found = now.paths.get(path)
-                if found is not None and found.change_id not in own:
+                if found is not None and not chain.wrote(path, found):
                     changed.add("you" if found.actor.kind == "user" else "an agent")
             if not now.paths:
                 changed.add("you")
