@@ -8,12 +8,13 @@ from typing import cast
 
 import msgspec
 
-from mana.domain.actors import Actor, Origin, actor_from_wire
+from mana.domain.actors import Actor, Origin
 from mana.domain.ids import RecordId
+from mana.domain.merge import later
 from mana.domain.records import Entry, Record, Visibility
 from mana.domain.tables import DELETED_AT
-from mana.protocol.messages import Proof, StateField, StateRecord
-from mana.protocol.replication import Guarded, Held
+from mana.protocol.messages import LoggedChange, Proof, StateField, StateRecord
+from mana.protocol.replication import Guarded, Held, proof_of, read_actor
 
 
 class Row(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -38,8 +39,17 @@ _decoder = msgspec.json.Decoder(Row)
 
 
 def read_row(table: str, record_id: str, raw: bytes) -> Held:
+    """Return the record of a row's bytes."""
+    return held_of(table, record_id, decode_row(raw))
+
+
+def decode_row(raw: bytes) -> Row:
+    """Return the row of its bytes."""
+    return _decoder.decode(raw)
+
+
+def held_of(table: str, record_id: str, row: Row) -> Held:
     """Return the record of a row."""
-    row = _decoder.decode(raw)
     entries = {path: entry_of(found) for path, found in row.fields.items()}
     record = Record(
         table, RecordId(record_id), row.author_id, cast(Visibility, row.visibility), entries
@@ -67,18 +77,61 @@ def row_of_state(state: StateRecord, guarded: Guarded) -> Row:
 
     The same as `apply_state` to nothing makes, without going through entries.
     """
-    proofs = state.proofs
-    if proofs:
-        standing = {found.change_id for found in state.fields.values()}
-        proofs = {name: proof for name, proof in proofs.items() if name in standing}
     return Row(
         author_id=state.author_id,
         visibility=state.visibility,
         fields=state.fields,
         seqs={path: state.seq for path in state.fields if guarded(state.table, path)},
-        proofs=proofs,
+        proofs=_standing(state.proofs, state.fields),
         seq=state.seq,
     )
+
+
+def row_after(row: Row | None, logged: LoggedChange, guarded: Guarded) -> Row:
+    """Return the row after a logged change.
+
+    The same as `apply_change` makes of it, without going through entries: a long absence brings
+    hundreds of thousands of changes, and nearly all are simply later than what stands.
+    """
+    change, seq = logged.change, logged.seq
+    fields = dict(row.fields) if row is not None else {}
+    seqs = dict(row.seqs) if row is not None else {}
+    for path, write in change.fields.items():
+        new = StateField(
+            value=write.value,
+            at=write.at,
+            actor=change.actor,
+            origin=change.origin,
+            change_id=change.change_id,
+        )
+        standing = fields.get(path)
+        if guarded(change.table, path):
+            if seq > seqs.get(path, 0):
+                fields[path], seqs[path] = new, seq
+        elif standing is None or write.at > standing.at:
+            fields[path] = new
+        elif write.at == standing.at:
+            fields[path] = field_of(later(entry_of(standing), entry_of(new)))
+    proofs = dict(row.proofs) if row is not None else {}
+    if change.signature is not None:
+        proofs[change.change_id] = proof_of(change, change.signature)
+    newest = row.seq if row is not None else 0
+    return Row(
+        author_id=row.author_id if row is not None else change.author_id,
+        visibility=row.visibility if row is not None and seq <= newest else change.visibility,
+        fields=fields,
+        seqs=seqs,
+        proofs=_standing(proofs, fields),
+        seq=max(newest, seq),
+    )
+
+
+def _standing(proofs: dict[str, Proof], fields: Mapping[str, StateField]) -> dict[str, Proof]:
+    """Return the proofs that a path still stems from."""
+    if not proofs:
+        return proofs
+    named = {found.change_id for found in fields.values()}
+    return {name: proof for name, proof in proofs.items() if name in named}
 
 
 def encode_row(row: Row) -> bytes:
@@ -88,11 +141,10 @@ def encode_row(row: Row) -> bytes:
 
 def entry_of(found: StateField) -> Entry:
     """Return the entry of a stored field."""
-    actor = found.actor
     return Entry(
         found.value,
         found.at,
-        _actor(tuple(actor.items())),
+        read_actor(found.actor),
         cast(Origin, found.origin),
         found.change_id,
     )
@@ -107,12 +159,6 @@ def field_of(entry: Entry) -> StateField:
         origin=entry.origin,
         change_id=entry.change_id,
     )
-
-
-# Nearly every entry names one of a few actors, and reading one costs more than the rest of it.
-@lru_cache(maxsize=512)
-def _actor(wire: tuple[tuple[str, str], ...]) -> Actor:
-    return actor_from_wire(dict(wire))
 
 
 @lru_cache(maxsize=512)

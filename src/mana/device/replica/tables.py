@@ -11,10 +11,14 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from mana.device.replica.rows import (
+    Row,
+    decode_row,
     encode_row,
     entry_of,
     field_of,
+    held_of,
     read_row,
+    row_after,
     row_of_state,
     write_row,
 )
@@ -36,7 +40,6 @@ from mana.protocol.replication import (
     HubDistrusted,
     Queued,
     Verdict,
-    apply_change,
     apply_state,
     in_log_order,
     next_batch,
@@ -123,13 +126,13 @@ class _Overwritten(msgspec.Struct, frozen=True, rename="camel"):
 class _Page:
     """The records that a page touches, as they were and as they become."""
 
-    before: dict[Key, tuple[Held | None, Held | None]]
-    after: dict[Key, Held | None] = field(default_factory=dict)
+    before: dict[Key, tuple[Row | None, Row | None]]
+    after: dict[Key, Row | None] = field(default_factory=dict)
     hidden: set[Key] = field(default_factory=set)
     loud: set[Key] = field(default_factory=set)
     written: dict[Key, set[str]] = field(default_factory=dict)
 
-    def standing(self, key: Key) -> Held | None:
+    def standing(self, key: Key) -> Row | None:
         """Return what the hub holds at this place of the page."""
         return self.after[key] if key in self.after else self.before.get(key, (None, None))[0]
 
@@ -522,20 +525,19 @@ class Tx:
         return watch is not None and self._raise_conflicts(space, page, watch)
 
     def _page(self, space: str, keys: Sequence[Key]) -> _Page:
-        before: dict[Key, tuple[Held | None, Held | None]] = {}
+        before: dict[Key, tuple[Row | None, Row | None]] = {}
         for table, record_id, base, shown in self._rows(
             "r.base, r.shown", "records r", space, keys
         ):
-            held = None if base is None else read_row(table, record_id, base)
-            seen = held if shown is None else read_row(table, record_id, shown)
-            before[table, record_id] = (held, seen)
+            row = None if base is None else decode_row(base)
+            before[table, record_id] = (row, row if shown is None else decode_row(shown))
         return _Page(before)
 
     def _apply(self, page: _Page, logged: LoggedChange, watch: Watch | None) -> None:
         change = logged.change
         key = (change.table, change.id)
         standing = page.standing(key)
-        after = apply_change(standing, change, seq=logged.seq, guarded=self._guarded)
+        after = row_after(standing, logged, self._guarded)
         page.after[key] = after
         if standing is None or change.op != "reseal" or not _same_stamps(standing, after):
             page.loud.add(key)
@@ -557,11 +559,7 @@ class Tx:
             self._drop_aside(space, *key)
             return
         standing = page.standing(key)
-        if (
-            standing is not None
-            and watch is not None
-            and standing.record.author_id == watch.account_id
-        ):
+        if standing is not None and watch is not None and standing.author_id == watch.account_id:
             raise HubDistrusted("the hub hides a record from its own author")
         page.after[key] = None
         page.hidden.add(key)
@@ -587,19 +585,17 @@ class Tx:
             )
         self._refresh(space, away)
         rows = [
-            (*key, write_row(held), held.record.deleted, key in page.loud)
-            for key, held in page.after.items()
-            if held is not None
+            (*key, encode_row(row), row.deleted, key in page.loud)
+            for key, row in page.after.items()
+            if row is not None
         ]
         self._set_bases(space, rows, hub_ms)
 
     def _follow_flips(self, space: str, page: _Page, anew: Anew, now_ms: int) -> None:
         """Seal what waits over a record for the visibility that it has by now."""
-        for key, held in page.after.items():
+        for key, row in page.after.items():
             before = page.before.get(key, (None, None))[0]
-            if held is None or before is None:
-                continue
-            if before.record.visibility != held.record.visibility:
+            if row is not None and before is not None and before.visibility != row.visibility:
                 rows = self._outbox(
                     "space = ? and tbl = ? and id = ? and state = 'waiting'", (space, *key)
                 )
@@ -672,11 +668,9 @@ class Tx:
                 if key in self._gone(space, [key]):
                     self._late(space, logged.change)
                     continue
-                held = apply_change(
-                    self.base(space, *key), logged.change, seq=logged.seq, guarded=self._guarded
-                )
-                row = (*key, write_row(held), held.record.deleted, True)
-                self._set_bases(space, [row], hub_ms)
+                base = self.raw_base(space, *key)
+                after = row_after(decode_row(base) if base else None, logged, self._guarded)
+                self._set_bases(space, [(*key, encode_row(after), after.deleted, True)], hub_ms)
             self._sql("delete from aside where tbl = ?", (table,))
 
     # Old tombstones
@@ -766,10 +760,13 @@ class Tx:
             seen = page.before.get(key, (None, None))[1]
             if seen is None or page.after.get(key) is None:
                 continue
+            mine = [path for path in paths if _is_own(seen.fields.get(path), watch)]
+            if not mine:
+                continue
             after = self.held(space, *key)
             if after is None:
                 continue
-            was, now = _lost(seen, after, paths, watch)
+            was, now = _lost(held_of(*key, seen), after, mine, watch)
             if was:
                 self._keep_overwritten(space, key, was, now, watch.hub_ms)
                 raised = True
@@ -973,25 +970,33 @@ _Own: TypeAlias = tuple[int, ChangeMessage]
 """The change's place in the outbox, and the change."""
 
 
-def _same_stamps(before: Held, after: Held) -> bool:
+def _same_stamps(before: Row, after: Row) -> bool:
     """Say whether a person sees the same record in both."""
-    mine, theirs = before.record.entries, after.record.entries
+    mine, theirs = before.fields, after.fields
     return mine.keys() == theirs.keys() and all(
         entry.at == theirs[path].at for path, entry in mine.items()
+    )
+
+
+def _is_own(entry: StateField | None, watch: Watch) -> bool:
+    """Say whether the person wrote this entry at this device."""
+    return (
+        entry is not None
+        and entry.value is not None
+        and entry.origin == "user"
+        and entry.at.endswith(watch.device_id)
     )
 
 
 def _lost(
     seen: Held, after: Held, paths: Iterable[str], watch: Watch
 ) -> tuple[dict[str, StateField], dict[str, StateField]]:
-    """Return by path what the person wrote here and what stands instead, where both say something."""
+    """Return by path what the person wrote here and what stands instead, where they differ."""
     was: dict[str, StateField] = {}
     now: dict[str, StateField] = {}
     for path in sorted(paths):
-        mine, theirs = seen.record.entries.get(path), after.record.entries.get(path)
-        if mine is None or theirs is None or mine.value is None or theirs.value is None:
-            continue
-        if mine.origin != "user" or not mine.at.endswith(watch.device_id):
+        mine, theirs = seen.record.entries[path], after.record.entries.get(path)
+        if theirs is None or theirs.value is None:
             continue
         if theirs.at <= mine.at or theirs.at.endswith(watch.device_id):
             continue
