@@ -15,13 +15,14 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 ROUNDS = 5
 IMPORTS = "mana.cli.commands.hub, mana.cli.commands.runner, mana.cli.commands.device"
 
 
-def main() -> None:
+def main(_options: Sequence[str] = ()) -> None:
     """Measure and print one table."""
     with tempfile.TemporaryDirectory(prefix="mana-bench-") as home:
         first = _start(Path(home))
