@@ -67,10 +67,11 @@ def unb64(text: str) -> bytes:
     is one value.
     """
     try:
-        data = base64.b64decode(text, validate=True)
+        encoded = text.encode("ascii")
+        data = binascii.a2b_base64(encoded, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise Malformed("not Base64") from error
-    if b64(data) != text:
+    if binascii.b2a_base64(data, newline=False) != encoded:
         raise Malformed("not canonical Base64")
     return data
 

@@ -216,7 +216,7 @@ class _State:
             mine = held.record.author_id == self.writer.account
             raise Refused("stale-key" if mine else "fixed-field")
         proofs = _proofs(held, merged, change, table, self.place.space_id)
-        draft[ref] = replace(merged, proofs=proofs, seq=seq)
+        draft[ref] = MergedRecord(merged.record, proofs, seq, merged.flipped)
 
 
 def _written(change: ChangeMessage) -> dict[str, Entry]:
@@ -230,17 +230,24 @@ def _written(change: ChangeMessage) -> dict[str, Entry]:
 def _merged(held: MergedRecord, change: ChangeMessage, table: Table) -> MergedRecord:
     standing, new = held.record.entries, _written(change)
     _check_fixed(table, standing, new)
-    free, set_ = {}, {}
-    for path, entry in new.items():
-        if not table.field_at(path).guarded:
-            free[path] = entry
-            continue
+    free, set_ = new, {}
+    # `validate.py` has seen to it that exactly the guarded paths of a change have a guard.
+    for path, value in change.guards.items():
         current = standing[path].value if path in standing else None
-        if canonical_json(current) != canonical_json(change.guards[path]):
+        if canonical_json(current) != canonical_json(value):
             raise Refused("guard-failed")
-        set_[path] = entry
-    entries = {**merge_entries(standing, free), **set_}
-    return replace(held, record=replace(held.record, entries=entries))
+        set_[path] = new[path]
+    if set_:
+        free = {path: entry for path, entry in new.items() if path not in set_}
+    entries = {**merge_entries(standing, free), **set_} if standing or set_ else free
+    return _with(held, entries)
+
+
+def _with(held: MergedRecord, entries: Mapping[str, Entry]) -> MergedRecord:
+    """Return the record with other entries. By hand, because `replace` is most of a merge."""
+    old = held.record
+    record = Record(old.table, old.id, old.author_id, old.visibility, entries)
+    return MergedRecord(record, held.proofs, held.seq, held.flipped)
 
 
 def _flipped(held: MergedRecord, change: ChangeMessage, table: Table, seq: int) -> MergedRecord:
@@ -273,7 +280,7 @@ def _resealed(held: MergedRecord, change: ChangeMessage) -> MergedRecord:
         # What the hub can tell of the value is its class and padded length: they stay.
         if old.cls != sealed.cls or len(old.ciphertext) != len(sealed.ciphertext):
             raise Refused("bad-envelope")
-    return replace(held, record=replace(held.record, entries={**standing, **new}))
+    return _with(held, {**standing, **new})
 
 
 def _proofs(
@@ -299,10 +306,12 @@ def _proofs(
 
 
 def _check_fixed(table: Table, standing: Mapping[str, Entry], new: Mapping[str, Entry]) -> None:
+    if not standing:
+        return
     afterwards = _AFTERWARDS.get(table.name)
     for path, entry in new.items():
         before = standing.get(path)
-        if standing and afterwards is not None and path not in afterwards:
+        if afterwards is not None and path not in afterwards:
             raise Refused("immutable")
         if before is None or not table.field_at(path).fixed:
             continue

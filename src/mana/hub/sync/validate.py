@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 from mana.crypto.authority import facts_of
-from mana.crypto.envelope import parse_envelope
+from mana.crypto.envelope import KeyClass, parse_envelope
 from mana.crypto.errors import Malformed
 from mana.crypto.primitives import unb64
 from mana.crypto.signatures import (
@@ -51,6 +52,11 @@ PEOPLE_TABLES: Final = frozenset(
 called, and the person's settings.
 """
 _RUNS_ON_DEVICE: Final = "device:"
+_ENTRY_LENGTH: Final = 100
+"""More characters than an entry has beside its path and value: names, stamp, signs."""
+_ACTOR_MEMBERS: Final = 8
+_SHORT_BYTES: Final = 16 * 1_024
+"""More bytes than all short members of a change take, the signature's and names included."""
 
 
 class WriterKind(Enum):
@@ -110,15 +116,25 @@ def refusal_of(
 def actor_of(change: ChangeMessage) -> Actor:
     """Return the actor of a change; refuse one that does not exist, or names words for ids."""
     try:
-        actor = actor_from_wire(change.actor)
-        if actor.kind == "ai":
-            require_record_id(actor.principal_id)
-        for name in (actor.mission_id, actor.iteration_id, actor.team_id):
-            if name is not None:
-                require_record_id(name)
-        return actor
+        return _actor(tuple(change.actor.items()))
     except Invalid:
         raise Refused("forged-actor") from None
+
+
+# A batch names the same actor and the same stamp again and again. What is refused is not kept,
+# so that what is kept is short.
+@lru_cache(maxsize=1_024)
+def _actor(members: tuple[tuple[str, str], ...]) -> Actor:
+    actor = actor_from_wire(dict(members))
+    if actor.kind == "ai":
+        require_record_id(actor.principal_id)
+    for name in (actor.mission_id, actor.iteration_id, actor.team_id):
+        if name is not None:
+            require_record_id(name)
+    return actor
+
+
+_stamp: Final = lru_cache(maxsize=1_024)(parse_stamp)
 
 
 def _check(
@@ -157,7 +173,7 @@ def _check(
 
 
 def _check_form(change: ChangeMessage) -> None:
-    if len(change.fields) > CHANGE_FIELDS_MAX or len(encode(change)) > CHANGE_BYTES_MAX:
+    if len(change.fields) > CHANGE_FIELDS_MAX or _is_large(change):
         raise Refused("change-too-large")
     try:
         require_uuid(change.change_id, "change id")
@@ -168,6 +184,21 @@ def _check_form(change: ChangeMessage) -> None:
         raise Refused("bad-value") from None
     if change.op not in OPS or change.visibility not in VISIBILITIES or not change.fields:
         raise Refused("bad-value")
+
+
+def _is_large(change: ChangeMessage) -> bool:
+    """Say whether the change has too many bytes, without making them where they are few."""
+    if change.guards or len(change.actor) > _ACTOR_MEMBERS:
+        return len(encode(change)) > CHANGE_BYTES_MAX
+    length = sum(map(len, change.actor)) + sum(map(len, change.actor.values()))
+    for path, write in change.fields.items():
+        if type(write.value) is str:
+            length += len(write.value)
+        elif write.value is not None:
+            return len(encode(change)) > CHANGE_BYTES_MAX
+        length += len(path) + _ENTRY_LENGTH
+    # A character is six bytes at most, as an escape.
+    return length * 6 > CHANGE_BYTES_MAX - _SHORT_BYTES and len(encode(change)) > CHANGE_BYTES_MAX
 
 
 def _check_role(change: ChangeMessage, table: Table, writer: Writer, place: Place) -> None:
@@ -218,7 +249,7 @@ def _check_actor(change: ChangeMessage, table: Table, writer: Writer) -> None:
 def _check_stamp(at: str, writer: Writer | None, place: Place) -> None:
     """Refuse a stamp without form, and one that is not `writer`'s to give at this time."""
     try:
-        stamp = parse_stamp(at)
+        stamp = _stamp(at)
     except Invalid:
         raise Refused("bad-value") from None
     if writer is None:
@@ -252,7 +283,7 @@ def _check_sealed(value: Json, table: Table, visibility: str, key_version: int) 
         raise Refused("stale-key" if envelope.version < key_version else "bad-envelope")
 
 
-def _classes(table: Table, visibility: str) -> tuple[str, ...]:
+def _classes(table: Table, visibility: str) -> tuple[KeyClass, ...]:
     if table.sealing is Sealing.MISSION:
         return ("m",)
     if visibility == "private":
