@@ -679,6 +679,9 @@ async def test_markers_come_in_pages(database: Database) -> None:
             name = f"t{number}"
             await ada.push([task(ada, name), flip(ada, name, "private", now_ms=START_MS + 1)])
             await ada.push([task(ada, f"u{number}")])
+        many = [f"v{number}" for number in range(4)]
+        await ada.push([task(ada, name) for name in many])
+        await ada.push([flip(ada, name, "private", now_ms=START_MS + 1) for name in many])
         for limit in (1, 2, 3, 7):
             cursor, changes, hidden = 0, [], []
             while True:
@@ -691,7 +694,9 @@ async def test_markers_come_in_pages(database: Database) -> None:
                 cursor = page.cursor
                 if not page.more:
                     break
-            assert (changes, hidden, cursor) == ([3, 6, 9, 12, 15], [2, 5, 8, 11, 14], 15)
+            assert changes == [3, 6, 9, 12, 15]
+            assert hidden == [2, 5, 8, 11, 14, 20, 21, 22, 23]
+            assert cursor == 23
 
 
 async def test_nobody_hides_what_is_not_theirs(database: Database, tenancy: Tenancy) -> None:
@@ -704,12 +709,12 @@ async def test_nobody_hides_what_is_not_theirs(database: Database, tenancy: Tena
         tenant = Tenant(AccountId(bob.account.account_id))
         hide = (
             "insert into mana.hidden_records (space_id, table_name, record_id, author_id, seq)"
-            " select space_id, 'tasks', 't1', $1, 1 from mana.spaces"
+            " values ($2, 'tasks', 't1', $1, 1)"
         )
         for author in (ada, bob):
             with pytest.raises(AccessRefused):
                 async with tenancy.transaction(tenant) as tx:
-                    await tx.execute(hide, author.account.account_id)
+                    await tx.execute(hide, author.account.account_id, ada.space)
         with pytest.raises(AccessRefused):
             async with tenancy.transaction(tenant) as tx:
                 await tx.execute("update mana.records set visibility = 'private'")
