@@ -1,9 +1,27 @@
 -- name: lock
 select seq from mana.space_heads where space_id = $1 for update
 
--- name: place
+-- name: survey
 select s.type, s.key_version, m.role,
-  s.type in ('personal', 'user') and cardinality(s.members) = 1 as alone
+  s.type in ('personal', 'user') and cardinality(s.members) = 1 as alone,
+  (select d.public_key from mana.devices d
+    where d.device_id = $2 and d.account_id = mana.current_account()) as device_key,
+  (select json_agg(json_build_array(c.change_id, c.seq, c.table_name, c.record_id, c.own)
+                   order by c.own)::text
+     from unnest($3::text[]) as k (change_id)
+    cross join lateral (
+      select l.change_id, l.seq, l.table_name, l.record_id,
+             l.user_id = mana.current_account() as own
+        from mana.sync_changes l
+       where l.space_id = $1 and l.change_id = k.change_id
+      offset 0) c) as known,
+  (select json_agg(r)::text
+     from unnest($4::text[], $5::text[]) as k (table_name, record_id)
+    cross join lateral (
+      select e.table_name, e.record_id, e.author_id, e.visibility, e.fields, e.proofs, e.seq
+        from mana.records e
+       where e.space_id = $1 and e.table_name = k.table_name and e.record_id = k.record_id
+      offset 0) r) as standing
   from mana.spaces s
   join mana.memberships m on m.space_id = s.space_id and m.account_id = mana.current_account()
  where s.space_id = $1
@@ -19,22 +37,6 @@ select h.space_id, h.seq
   from mana.space_heads h
   join mana.memberships m on m.space_id = h.space_id and m.account_id = mana.current_account()
 
--- name: device_key
-select public_key from mana.devices
- where device_id = $1 and account_id = mana.current_account()
-
--- name: known_changes
-select change_id, seq, table_name, record_id, user_id = mana.current_account() as own
-  from mana.sync_changes
- where space_id = $1 and change_id = any($2)
- order by own
-
--- name: records
-select r.table_name, r.record_id, r.author_id, r.visibility, r.fields, r.proofs, r.seq
-  from unnest($2::text[], $3::text[]) as k (table_name, record_id)
-  join mana.records r on r.space_id = $1 and r.table_name = k.table_name
-                     and r.record_id = k.record_id
-
 -- name: claim
 insert into mana.records (space_id, table_name, record_id, author_id, visibility, fields, proofs,
   seq, deleted)
@@ -43,27 +45,34 @@ select $1, k.table_name, k.record_id, mana.current_account(), 'space', '{}', '{}
     on conflict do nothing
 returning table_name, record_id
 
--- name: append
-insert into mana.sync_changes (space_id, seq, change_id, app_id, table_name, record_id, user_id,
-  author_id, visibility, op, data, field_meta, client_id, created_at, schema_version, actor,
-  origin, group_id, guards, signature)
-select $1, c.seq, c.change_id, c.app_id, c.table_name, c.record_id, mana.current_account(),
-  c.author_id, c.visibility, c.op, c.data, c.field_meta, $3, $4, $5, c.actor,
-  c.origin, c.group_id, c.guards, c.signature
-  from jsonb_to_recordset($2) as c (seq bigint, change_id text, app_id text, table_name text,
-    record_id text, author_id text, visibility text, op text, data jsonb, field_meta jsonb,
-    actor jsonb, origin text, group_id text, guards jsonb, signature jsonb)
-
--- name: merge
-insert into mana.records as r (space_id, table_name, record_id, author_id, visibility, fields,
-  proofs, seq, deleted)
-select $1, c.table_name, c.record_id, c.author_id, c.visibility, c.fields, c.proofs, c.seq,
-  c.deleted
-  from jsonb_to_recordset($2) as c (table_name text, record_id text, author_id text,
-    visibility text, fields jsonb, proofs jsonb, seq bigint, deleted boolean)
-    on conflict (space_id, table_name, record_id) do update
-   set fields = excluded.fields, proofs = excluded.proofs, seq = excluded.seq,
-       deleted = excluded.deleted
+-- name: write
+with logged as (
+  insert into mana.sync_changes (space_id, seq, change_id, app_id, table_name, record_id, user_id,
+    author_id, visibility, op, data, field_meta, client_id, created_at, schema_version, actor,
+    origin, group_id, guards, signature)
+  select $1, c.seq, c.change_id, c.app_id, c.table_name, c.record_id, mana.current_account(),
+    c.author_id, c.visibility, c.op, c.data::jsonb, c.field_meta::jsonb, $3, $4, $5,
+    c.actor::jsonb, c.origin, c.group_id, c.guards::jsonb, c.signature::jsonb
+    from unnest($6::bigint[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
+      $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[],
+      $19::text[], $20::text[])
+      as c (seq, change_id, app_id, table_name, record_id, author_id, visibility, op, data,
+        field_meta, actor, origin, group_id, guards, signature)
+), merged as (
+  insert into mana.records as r (space_id, table_name, record_id, author_id, visibility, fields,
+    proofs, seq, deleted)
+  select $1, c.table_name, c.record_id, c.author_id, c.visibility, c.fields::jsonb,
+    c.proofs::jsonb, c.seq, c.deleted
+    from unnest($21::text[], $22::text[], $23::text[], $24::text[], $25::text[], $26::text[],
+      $27::bigint[], $28::boolean[])
+      as c (table_name, record_id, author_id, visibility, fields, proofs, seq, deleted)
+      on conflict (space_id, table_name, record_id) do update
+     set fields = excluded.fields, proofs = excluded.proofs, seq = excluded.seq,
+         deleted = excluded.deleted
+), advanced as (
+  update mana.space_heads set seq = $2 where space_id = $1
+)
+select pg_notify('mana_live', $29)
 
 -- name: show
 delete from mana.hidden_records h
@@ -79,12 +88,6 @@ select $1, k.table_name, k.record_id, mana.current_account(), k.seq
 update mana.records r set visibility = k.visibility
   from unnest($2::text[], $3::text[], $4::text[]) as k (table_name, record_id, visibility)
  where r.space_id = $1 and r.table_name = k.table_name and r.record_id = k.record_id
-
--- name: advance
-update mana.space_heads set seq = $2 where space_id = $1
-
--- name: notify
-select pg_notify('mana_live', $1)
 
 -- name: changes_after
 select c.seq, c.change_id, c.table_name, c.record_id, c.author_id, c.visibility, c.op, c.data,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
 
 import msgspec
 
-from mana.domain.actors import actor_from_wire
+from mana.domain.actors import Actor, Origin, actor_from_wire
 from mana.domain.ids import RecordId
-from mana.domain.records import Entry, Record
+from mana.domain.records import Entry, Record, Visibility
 from mana.domain.tables import Table
 from mana.hub.sync.apply import Accepted, MergedRecord
+from mana.protocol.codec import encode
 from mana.protocol.messages import (
     ChangeMessage,
     FieldWrite,
+    Json,
     LoggedChange,
     Proof,
     Signature,
@@ -22,23 +25,73 @@ from mana.protocol.messages import (
     StateRecord,
 )
 
+LOG_COLUMNS: Final = (
+    "seq",
+    "change_id",
+    "app_id",
+    "table_name",
+    "record_id",
+    "author_id",
+    "visibility",
+    "op",
+    "data",
+    "field_meta",
+    "actor",
+    "origin",
+    "group_id",
+    "guards",
+    "signature",
+)
+RECORD_COLUMNS: Final = (
+    "table_name",
+    "record_id",
+    "author_id",
+    "visibility",
+    "fields",
+    "proofs",
+    "seq",
+    "deleted",
+)
+_JSON: Final = frozenset({"data", "field_meta", "actor", "guards", "signature", "fields", "proofs"})
 
-def merged_of(row: Mapping[str, Any]) -> MergedRecord:
+
+class _Entry(msgspec.Struct, frozen=True, rename="camel"):
+    """One path of a stored record. The actor stays in its wire form, which repeats."""
+
+    value: Json
+    at: str
+    actor: msgspec.Raw
+    origin: Origin
+    change_id: str
+
+
+class StoredRecord(msgspec.Struct, frozen=True):
+    """A row of `records`, by the names of its columns."""
+
+    table_name: str
+    record_id: str
+    author_id: str
+    visibility: Visibility
+    fields: dict[str, _Entry]
+    proofs: dict[str, Proof]
+    seq: int
+    deleted: bool = False
+
+
+def merged_of(row: StoredRecord) -> MergedRecord:
     """Return the record of a row of `records`."""
     entries = {
         path: Entry(
-            stored["value"],
-            stored["at"],
-            actor_from_wire(stored["actor"]),
-            stored["origin"],
-            stored["changeId"],
+            stored.value,
+            stored.at,
+            _actor_of(bytes(stored.actor)),
+            stored.origin,
+            stored.change_id,
         )
-        for path, stored in row["fields"].items()
+        for path, stored in row.fields.items()
     }
-    record = Record(
-        row["table_name"], RecordId(row["record_id"]), row["author_id"], row["visibility"], entries
-    )
-    return MergedRecord(record, msgspec.convert(row["proofs"], dict[str, Proof]), row["seq"])
+    record = Record(row.table_name, RecordId(row.record_id), row.author_id, row.visibility, entries)
+    return MergedRecord(record, row.proofs, row.seq)
 
 
 def row_of(merged: MergedRecord) -> dict[str, Any]:
@@ -50,19 +103,26 @@ def row_of(merged: MergedRecord) -> dict[str, Any]:
         "author_id": record.author_id,
         "visibility": record.visibility,
         "fields": {
-            path: {
-                "value": entry.value,
-                "at": entry.at,
-                "actor": entry.actor.to_wire(),
-                "origin": entry.origin,
-                "changeId": entry.change_id,
-            }
+            path: _Entry(
+                entry.value, entry.at, _wire_of(entry.actor), entry.origin, entry.change_id
+            )
             for path, entry in record.entries.items()
         },
         "proofs": merged.proofs,
         "seq": merged.seq,
         "deleted": record.deleted,
     }
+
+
+# Nearly all entries that a hub sees at a time are by the same few actors.
+@lru_cache(maxsize=1_024)
+def _actor_of(wire: bytes) -> Actor:
+    return actor_from_wire(msgspec.json.decode(wire))
+
+
+@lru_cache(maxsize=1_024)
+def _wire_of(actor: Actor) -> msgspec.Raw:
+    return msgspec.Raw(encode(actor.to_wire()))
 
 
 def log_row_of(accepted: Accepted, table: Table) -> dict[str, Any]:
@@ -121,3 +181,14 @@ def state_of(row: Mapping[str, Any]) -> StateRecord:
         fields=msgspec.convert(row["fields"], dict[str, StateField]),
         proofs=msgspec.convert(row["proofs"], dict[str, Proof]),
     )
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[Any]]:
+    """Return rows as one list per column, JSON as text, in the order of the names."""
+    columns = []
+    for name in names:
+        values = [row[name] for row in rows]
+        if name in _JSON:
+            values = [None if value is None else encode(value).decode() for value in values]
+        columns.append(values)
+    return columns

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from mana.crypto.primitives import unb64
 from mana.crypto.signatures import VerifyKey
 from mana.domain.clock import iso_ms
@@ -18,7 +20,17 @@ from mana.domain.ids import AccountId, SpaceId, require_record_id, require_uuid
 from mana.domain.tables import Table
 from mana.hub.db import Tenancy, Transaction, load_queries, retried
 from mana.hub.sync.apply import Batch, Logged, MergedRecord, RecordRef, apply_batch, ref_of
-from mana.hub.sync.rows import log_row_of, logged_of, merged_of, row_of, state_of
+from mana.hub.sync.rows import (
+    LOG_COLUMNS,
+    RECORD_COLUMNS,
+    StoredRecord,
+    columns_of,
+    log_row_of,
+    logged_of,
+    merged_of,
+    row_of,
+    state_of,
+)
 from mana.hub.sync.validate import Place, Writer, WriterKind
 from mana.hub.tenants import Tenant
 from mana.protocol.errors import HubBehind
@@ -34,6 +46,8 @@ from mana.protocol.messages import (
 
 Q: Final = load_queries("mana.hub.sync")
 CHANNEL: Final = "mana_live"
+_KNOWN: Final = msgspec.json.Decoder(list[tuple[str, int, str, str, bool]])
+_STANDING: Final = msgspec.json.Decoder(list[StoredRecord])
 
 
 class DeviceUnknown(Forbidden):
@@ -84,7 +98,11 @@ class ChangeLog:
         head = await tx.value(Q["lock"], space_id)
         # Read after the wait for the lock, in a statement of its own: who was a member when the
         # wait began need not be one now.
-        row = None if head is None else await tx.one(Q["place"], space_id)
+        refs = _refs_of(changes, self._tables)
+        row = None
+        if head is not None:
+            ids = [change.change_id for change in changes if _is_uuid(change.change_id)]
+            row = await tx.one(Q["survey"], space_id, writer.device_id, ids, *_split(refs))
         if row is None:
             raise NotFound("there is no such space here")
         _require_seen(head, seen)
@@ -93,17 +111,22 @@ class ChangeLog:
             type=row["type"],
             key_version=row["key_version"],
             role=row["role"],
-            device_key=await self._device_key(tx, writer),
+            device_key=_device_key(writer, row["device_key"]),
             now_ms=now_ms,
         )
-        ids = [change.change_id for change in changes if _is_uuid(change.change_id)]
         known = {
-            found["change_id"]: Logged(
-                found["seq"], (found["table_name"], found["record_id"]), own=found["own"]
-            )
-            for found in await tx.all(Q["known_changes"], space_id, ids)
+            change_id: Logged(seq, (table, record_id), own=own)
+            for change_id, seq, table, record_id, own in _KNOWN.decode(row["known"] or "[]")
         }
-        standing, taken = await self._standing(tx, space_id, changes, alone=row["alone"])
+        standing = {
+            (stored.table_name, stored.record_id): merged_of(stored)
+            for stored in _STANDING.decode(row["standing"] or "[]")
+        }
+        missing = [ref for ref in refs if ref not in standing]
+        # In a space that was ever shared, one who left may have private records still.
+        taken = frozenset[RecordRef]()
+        if missing and not row["alone"]:
+            taken = await _taken(tx, space_id, missing)
         batch = apply_batch(
             changes,
             tables=self._tables,
@@ -118,66 +141,28 @@ class ChangeLog:
             await self._write(tx, space_id, writer, batch, now_ms=now_ms)
         return PushAnswer(results=list(batch.results), cursor=batch.head, hub_time=iso_ms(now_ms))
 
-    async def _device_key(self, tx: Transaction, writer: Writer) -> VerifyKey | None:
-        if writer.kind is WriterKind.RUNNER:
-            return None
-        key = await tx.value(Q["device_key"], writer.device_id)
-        if key is None:
-            raise DeviceUnknown("this device is not registered to the account")
-        return VerifyKey(unb64(key))
-
-    async def _standing(
-        self,
-        tx: Transaction,
-        space_id: SpaceId,
-        changes: Sequence[ChangeMessage],
-        *,
-        alone: bool,
-    ) -> tuple[dict[RecordRef, MergedRecord], frozenset[RecordRef]]:
-        """Return the records that the changes are about, and those that are hidden from us."""
-        # A malformed name cannot be a row's, and some cannot even be asked for.
-        refs = sorted(
-            {
-                ref_of(change)
-                for change in changes
-                if change.table in self._tables and _is_record_id(change.id)
-            }
-        )
-        tables, ids = [ref[0] for ref in refs], [ref[1] for ref in refs]
-        rows = await tx.all(Q["records"], space_id, tables, ids)
-        standing = {(row["table_name"], row["record_id"]): merged_of(row) for row in rows}
-        missing = [ref for ref in refs if ref not in standing]
-        # In a space that was ever shared, one who left may have private records still.
-        if alone or not missing:
-            return standing, frozenset()
-        # Another member's private record bears an id that we may not learn of otherwise. Try
-        # to claim the ids and take it back: what could not be claimed is taken.
-        claimed: set[RecordRef] = set()
-        try:
-            async with tx.savepoint():
-                rows = await tx.all(
-                    Q["claim"], space_id, [ref[0] for ref in missing], [ref[1] for ref in missing]
-                )
-                claimed.update((row["table_name"], row["record_id"]) for row in rows)
-                raise _TakenBack
-        except _TakenBack:
-            return standing, frozenset(missing) - claimed
-
     async def _write(
         self, tx: Transaction, space_id: SpaceId, writer: Writer, batch: Batch, *, now_ms: int
     ) -> None:
         log = [
             log_row_of(accepted, self._tables[accepted.change.table]) for accepted in batch.accepted
         ]
-        now = datetime.fromtimestamp(now_ms // 1_000, UTC) + timedelta(milliseconds=now_ms % 1_000)
-        await tx.execute(Q["append"], space_id, log, writer.device_id, now, SCHEMA_VERSION)
         merged = list(batch.records.values())
-        await tx.execute(Q["merge"], space_id, [row_of(record) for record in merged])
+        now = datetime.fromtimestamp(now_ms // 1_000, UTC) + timedelta(milliseconds=now_ms % 1_000)
+        await tx.one(
+            Q["write"],
+            space_id,
+            batch.head,
+            writer.device_id,
+            now,
+            SCHEMA_VERSION,
+            *columns_of(log, LOG_COLUMNS),
+            *columns_of([row_of(record) for record in merged], RECORD_COLUMNS),
+            f"{space_id}:{batch.head}",
+        )
         await self._flip(tx, space_id, [record for record in merged if record.flipped])
-        await tx.execute(Q["advance"], space_id, batch.head)
         for projection in self._projections:
             await projection.project(tx, space_id, writer.account, merged, now_ms=now_ms)
-        await tx.execute(Q["notify"], f"{space_id}:{batch.head}")
 
     async def _flip(
         self, tx: Transaction, space_id: SpaceId, flipped: Sequence[MergedRecord]
@@ -292,6 +277,48 @@ class SyncStore:
 
 class _TakenBack(Exception):
     pass
+
+
+def _refs_of(changes: Sequence[ChangeMessage], tables: Mapping[str, Table]) -> list[RecordRef]:
+    """Return the records that the changes are about, each once."""
+    # A malformed name cannot be a row's, and some cannot even be asked for.
+    return sorted(
+        {
+            ref_of(change)
+            for change in changes
+            if change.table in tables and _is_record_id(change.id)
+        }
+    )
+
+
+def _split(refs: Sequence[RecordRef]) -> tuple[list[str], list[str]]:
+    return [ref[0] for ref in refs], [ref[1] for ref in refs]
+
+
+def _device_key(writer: Writer, found: str | None) -> VerifyKey | None:
+    if writer.kind is WriterKind.RUNNER:
+        return None
+    if found is None:
+        raise DeviceUnknown("this device is not registered to the account")
+    return VerifyKey(unb64(found))
+
+
+async def _taken(
+    tx: Transaction, space_id: SpaceId, missing: Sequence[RecordRef]
+) -> frozenset[RecordRef]:
+    """Return which of these records exist and are hidden from us.
+
+    Another member's private record bears an id that we may not learn of otherwise. Try to claim
+    the ids and take it back: what could not be claimed is taken.
+    """
+    claimed: set[RecordRef] = set()
+    try:
+        async with tx.savepoint():
+            rows = await tx.all(Q["claim"], space_id, *_split(missing))
+            claimed.update((row["table_name"], row["record_id"]) for row in rows)
+            raise _TakenBack
+    except _TakenBack:
+        return frozenset(missing) - claimed
 
 
 async def _head(tx: Transaction, space_id: SpaceId) -> int:
