@@ -13,6 +13,7 @@ import pytest
 
 from mana.crypto.authority import read_log
 from mana.crypto.primitives import b64
+from mana.domain.clock import iso_ms
 from mana.domain.spaces import Role
 from mana.hub.db import Tenancy, Tenant
 from mana.modules.todo.manifest import MANIFEST as TODO
@@ -24,10 +25,12 @@ from mana.protocol.messages import (
     PrivateKeys,
     SpaceInfo,
     SpacesAnswer,
+    Tokens,
 )
 from mana.testing.accounts import NewAccount, found_space, new_account, sealed_change
 from mana.testing.postgres import Database, connected
 from mana.testing.spaces import (
+    DAY_MS,
     MadeInvitation,
     MadeSpace,
     Step,
@@ -563,3 +566,317 @@ async def listed_by(person: Person, space: MadeSpace) -> list[InvitationInfo]:
     answer = await person.call("GET", f"/api/v1/spaces/{space.space_id}/invitations")
     assert answer.status_code == 200, answer.text
     return msgspec.json.decode(answer.content, type=InvitationsAnswer).invitations
+
+
+# Invitations ------------------------------------------------------------------------------------
+
+
+async def test_accepting(database: Database) -> None:
+    """Who has the link accepts once, again without harm; the inviter sees who it was, with keys and MAC."""
+    async with served_hub(database) as served:
+        ada, bob, cem = [await served.sign_up(name) for name in ("ada", "bob", "cem")]
+        space = await create(ada)
+        made, answer = await invite(ada, space, "viewer")
+        info = msgspec.json.decode(answer.content, type=InvitationInfo)
+        assert (info.state, info.role, info.created_by) == (
+            "open",
+            "viewer",
+            ada.account.account_id,
+        )
+        assert (info.account_id, info.mac, info.signing_key) == (None, None, None)
+        path = f"/api/v1/spaces/{space.space_id}/invitations"
+        assert code(await ada.call("POST", path, made.new)) == "201", "the same again"
+        for _ in range(2):
+            assert code(await accept(bob, made)) == "200"
+        assert code(await accept(cem, made)) == "ALREADY_EXISTS"
+        (seen,) = await listed_by(ada, space)
+        joiner, proof = member_of(bob.account, "viewer"), made.accepted_by(bob.account)
+        assert (seen.state, seen.account_id, seen.mac) == (
+            "accepted",
+            bob.account.account_id,
+            proof.mac,
+        )
+        assert (seen.signing_key, seen.hpke_key) == (joiner.signing_key, joiner.hpke_key)
+        mine = await bob.call("GET", "/api/v1/me/invitations")
+        (own,) = msgspec.json.decode(mine.content, type=InvitationsAnswer).invitations
+        assert own == seen
+        assert (await cem.call("GET", "/api/v1/me/invitations")).json()["invitations"] == []
+        served.clock.now_ms += 8 * DAY_MS
+        bob = await again(bob)
+        ada = await again(ada)
+        assert code(await accept(bob, made)) == "200", "what was accepted in time stays so"
+        space = await take(
+            ada, space, adding(space, ada.account, bob.account, "viewer", now_ms=START_MS)
+        )
+        answer = await accept(bob, made)
+        assert msgspec.json.decode(answer.content, type=InvitationInfo).state == "joined"
+        other, _ = await invite(ada, space)
+        assert code(await accept(bob, other)) == "ALREADY_MEMBER"
+        assert code(await accept(ada, other)) == "ALREADY_MEMBER"
+        withdrawal = await ada.call("DELETE", f"{path}/{made.new.invitation_id}")
+        assert code(withdrawal) == "CONFLICT"
+
+
+async def again(person: Person) -> Person:
+    """Sign in anew, as a token is over."""
+    answer = await person.log_in()
+    assert answer.status_code == 200, answer.text
+    return Person(person.served, person.account, msgspec.json.decode(answer.content, type=Tokens))
+
+
+async def test_what_is_over_is_unknown(database: Database) -> None:
+    """An unknown, ended or withdrawn invitation and a wrong token, space or id all answer alike."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space, other = await create(ada), await create(ada)
+        made, _ = await invite(ada, space)
+        path = f"/api/v1/invitations/{made.new.invitation_id}"
+        good = made.accepted_by(bob.account)
+        unknown = invitation(space, "member", now_ms=START_MS)
+        for wrong in (
+            replaced(good, token=b64(bytes(32))),
+            replaced(good, space_id=other.space_id),
+            replaced(good, space_id="0" * 64),
+        ):
+            assert code(await bob.call("POST", path, wrong)) == "NOT_FOUND"
+        assert code(await accept(bob, unknown)) == "NOT_FOUND"
+        elsewhere = f"/api/v1/invitations/{unknown.new.invitation_id}"
+        assert code(await bob.call("POST", elsewhere, good)) == "NOT_FOUND"
+        for malformed in (
+            replaced(good, token="x"),
+            replaced(good, token=b64(b"short")),
+            replaced(good, mac=b64(b"short")),
+            replaced(good, space_id="x"),
+            {"token": good.token},
+        ):
+            assert (await bob.call("POST", path, malformed)).status_code == 400
+        assert code(await bob.call("POST", "/api/v1/invitations/x", good)) == "BAD_REQUEST"
+        for _ in range(2):
+            root = f"/api/v1/spaces/{space.space_id}/invitations/{made.new.invitation_id}"
+            assert code(await ada.call("DELETE", root)) == "204"
+        assert code(await accept(bob, made)) == "NOT_FOUND"
+        short, _ = await invite(ada, space, days=1)
+        taken, _ = await invite(ada, space)
+        await accept(bob, taken)
+        served.clock.now_ms += DAY_MS
+        ada, bob = await again(ada), await again(bob)
+        assert code(await accept(bob, short)) == "NOT_FOUND"
+        await ada.call("DELETE", f"{root.rpartition('/')[0]}/{taken.new.invitation_id}")
+        assert code(await accept(bob, taken)) == "NOT_FOUND"
+        states = {one.invitation_id: one.state for one in await listed_by(ada, space)}
+        assert states == {
+            made.new.invitation_id: "withdrawn",
+            taken.new.invitation_id: "withdrawn",
+            short.new.invitation_id: "expired",
+        }
+        step = adding(space, ada.account, bob.account, "member", now_ms=START_MS)
+        assert code(await append(ada, space, step)) == "MEMBERSHIP_REFUSED:not-invited"
+
+
+async def test_limits_of_invitations(database: Database) -> None:
+    """A space has at most 100 open invitations, each for 30 days at most by the hub's clock."""
+    async with served_hub(database) as served:
+        ada = await served.sign_up("ada")
+        space = await create(ada)
+        for days in (0, -1, 31, 36_500):
+            assert code((await invite(ada, space, days=days))[1]) == "BAD_REQUEST"
+        _, answer = await invite(ada, space, days=30)
+        assert code(answer) == "201"
+        path = f"/api/v1/spaces/{space.space_id}/invitations"
+        new = invitation(space, "member", now_ms=START_MS).new
+        ahead = replaced(new, expires_at=iso_ms(START_MS + 30 * DAY_MS + 60_000))
+        answer = await ada.call("POST", path, ahead)
+        assert answer.json()["expiresAt"] == iso_ms(START_MS + 30 * DAY_MS)
+        for wrong in (
+            replaced(new, invitation_id="x"),
+            replaced(new, token_hash="X" * 64),
+            replaced(new, expires_at="soon"),
+            {**msgspec.to_builtins(new), "role": "owner"},
+        ):
+            assert code(await ada.call("POST", path, wrong)) == "BAD_REQUEST"
+        held = replaced(ahead, token_hash="0" * 64)
+        assert code(await ada.call("POST", path, held)) == "ALREADY_EXISTS"
+        fresh = invitation(space, "member", now_ms=START_MS).new
+        same_token = replaced(fresh, token_hash=ahead.token_hash)
+        assert code(await ada.call("POST", path, same_token)) == "ALREADY_EXISTS"
+        for _ in range(98):
+            assert code((await invite(ada, space))[1]) == "201"
+        full, answer = await invite(ada, space)
+        assert code(answer) == "INVITATIONS_FULL"
+        await ada.call("DELETE", f"{path}/{ahead.invitation_id}")
+        assert code(await ada.call("POST", path, full.new)) == "201"
+        for space_id in (ada.account.personal.space_id, ada.account.user.space_id):
+            own = f"/api/v1/spaces/{space_id}/invitations"
+            assert code(await ada.call("POST", own, fresh)) == "SPACE_PERSONAL_UNDELETABLE"
+
+
+async def test_dead_with_the_inviter(database: Database) -> None:
+    """An invitation ends when who made it may not invite to its role any more: demoted, removed or gone."""
+    async with served_hub(database) as served:
+        ada, bob, cem, eve = [await served.sign_up(name) for name in ("ada", "bob", "cem", "eve")]
+
+        async def with_manager(role: Role) -> MadeSpace:
+            space = await join(ada, await create(ada), bob, "admin")
+            return space if role == "admin" else await make_owner(ada, space, bob)
+
+        def demoted(space: MadeSpace) -> Step:
+            return reroling(space, ada.account, bob.account, "member", now_ms=START_MS)
+
+        def removed(space: MadeSpace) -> Step:
+            return removing(space, ada.account, bob.account, [ada.account], now_ms=START_MS)
+
+        def left(space: MadeSpace) -> Step:
+            return leaving(space, bob.account, now_ms=START_MS)
+
+        for happens, who in ((demoted, ada), (removed, ada), (left, bob)):
+            space = await with_manager("admin")
+            waiting_, _ = await invite(bob, space)
+            open_, _ = await invite(bob, space)
+            hers, _ = await invite(ada, space)
+            await accept(cem, waiting_)
+            space = await take(who, space, happens(space))
+            assert code(await accept(eve, open_)) == "NOT_FOUND"
+            assert code(await accept(cem, waiting_)) == "NOT_FOUND"
+            step = adding(space, ada.account, cem.account, "member", now_ms=START_MS)
+            assert code(await append(ada, space, step)) == "MEMBERSHIP_REFUSED:not-invited"
+            assert code(await accept(eve, hers)) == "200"
+        space = await with_manager("owner")
+        for_admin, _ = await invite(bob, space, "admin")
+        for_member, _ = await invite(bob, space)
+        step = reroling(space, ada.account, bob.account, "admin", now_ms=START_MS)
+        await take(ada, space, step)
+        assert code(await accept(cem, for_admin)) == "NOT_FOUND"
+        assert code(await accept(cem, for_member)) == "200"
+
+
+async def test_one_link_one_account(database: Database) -> None:
+    """Of accounts that accept one invitation at once, one wins; of acceptance and withdrawal, both agree."""
+    async with served_hub(database) as served:
+        ada, *others = [await served.sign_up(name) for name in ("ada", "bob", "cem", "eve")]
+        space = await create(ada)
+        made, _ = await invite(ada, space)
+        answers = await asyncio.gather(*(accept(who, made) for who in others))
+        assert sorted(map(code, answers)) == ["200", "ALREADY_EXISTS", "ALREADY_EXISTS"]
+        winner = others[[answer.status_code for answer in answers].index(200)]
+        (seen,) = await listed_by(ada, space)
+        assert seen.account_id == winner.account.account_id
+
+
+async def test_join_page(database: Database) -> None:
+    """A link that is opened in a browser shows what to do, and runs and loads nothing."""
+    async with served_hub(database) as served:
+        answer = await served.call("GET", "/join")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/html")
+        assert "script" not in answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+# Roles and calls --------------------------------------------------------------------------------
+
+CALLS: Final = (
+    # call: owner, admin, member, viewer, stranger
+    ("list", "200 200 200 200 200"),
+    ("pull", "200 200 200 200 NOT_FOUND"),
+    ("state", "200 200 200 200 NOT_FOUND"),
+    ("devices", "200 200 200 200 NOT_FOUND"),
+    ("push", "accepted accepted accepted role NOT_FOUND"),
+    ("private keys", "204 204 204 204 NOT_FOUND"),
+    ("invite a member", "201 201 FORBIDDEN FORBIDDEN NOT_FOUND"),
+    ("invite an admin", "201 FORBIDDEN FORBIDDEN FORBIDDEN NOT_FOUND"),
+    ("see invitations", "200 200 FORBIDDEN FORBIDDEN NOT_FOUND"),
+    ("withdraw", "204 204 FORBIDDEN FORBIDDEN NOT_FOUND"),
+    ("add", "200 200 :role :role NOT_FOUND"),
+    ("demote an admin", "200 :role :role :role NOT_FOUND"),
+    ("demote a member", "200 200 :role :role NOT_FOUND"),
+    ("remove a member", "200 200 :role :role NOT_FOUND"),
+    ("remove an owner", "200 :role :role :role NOT_FOUND"),
+    ("rotate", "200 200 :role :role NOT_FOUND"),
+    ("leave", "200 200 200 200 NOT_FOUND"),
+    ("close", "204 :closing :closing :closing NOT_FOUND"),
+)
+
+
+@pytest.mark.slow
+async def test_roles_and_calls(database: Database) -> None:
+    """Every call of a space answers each role as the table says, and a stranger as if it were not there."""
+    async with served_hub(database) as served:
+        names = ("owner", "admin", "member", "viewer", "stranger", "second", "third")
+        people = {name: await served.sign_up(name) for name in names}
+        for call, expected in CALLS:
+            found = [await called(call, people, people[name]) for name in names[:5]]
+            assert found == [
+                f"MEMBERSHIP_REFUSED{one}" if one.startswith(":") else one
+                for one in expected.split()
+            ], call
+
+
+async def called(call: str, people: dict[str, Person], who: Person) -> str:
+    """Return what a call of somebody comes to, in a space of its own."""
+    owner, second, third = (people[name] for name in ("owner", "second", "third"))
+    space = await create(owner)
+    for name, role in (("admin", "admin"), ("member", "member"), ("viewer", "viewer")):
+        space = await join(owner, space, people[name], role)  # type: ignore[arg-type]
+    if call == "remove an owner":
+        space = await make_owner(owner, await join(owner, space, second, "admin"), second)
+    elif call == "demote an admin":
+        space = await join(owner, space, second, "admin")
+    elif call in ("demote a member", "remove a member"):
+        space = await join(owner, space, second)
+    elif call == "leave":
+        space = await make_owner(owner, await join(owner, space, second, "admin"), second)
+    made, _ = await invite(owner, space)
+    await accept(third, made)
+    me, now_ms, root = who.account, START_MS, f"/api/v1/spaces/{space.space_id}"
+    staying = [
+        one.account
+        for one in people.values()
+        if space.newest.member(one.account.account_id) is not None
+    ]
+    without = [one for one in staying if one is not second.account]
+    match call:
+        case "list":
+            return code(await who.call("GET", "/api/v1/spaces"))
+        case "pull":
+            return code(await who.call("GET", f"{root}/changes"))
+        case "state":
+            return code(await who.call("GET", f"{root}/records"))
+        case "devices":
+            return code(await who.call("GET", f"{root}/devices"))
+        case "push":
+            answer = await push_task(who, space)
+            if answer.status_code != 200:
+                return code(answer)
+            (result,) = answer.json()["results"]
+            return str(result.get("code", result["status"]))
+        case "private keys":
+            version = 2 if who is owner else 1
+            keys = PrivateKeys(wraps=[private_wrap(space, me, version)])
+            return code(await who.call("POST", f"{root}/keys", keys))
+        case "invite a member":
+            return code((await invite(who, space))[1])
+        case "invite an admin":
+            return code((await invite(who, space, "admin"))[1])
+        case "see invitations":
+            return code(await who.call("GET", f"{root}/invitations"))
+        case "withdraw":
+            return code(await who.call("DELETE", f"{root}/invitations/{made.new.invitation_id}"))
+        case "close":
+            body = CloseSpace(entry=closing(space, me, now_ms=now_ms))
+            return code(await who.call("DELETE", root, body))
+        case "add":
+            step = adding(space, me, third.account, "member", now_ms=now_ms)
+        case "demote an admin":
+            step = reroling(space, me, second.account, "member", now_ms=now_ms)
+        case "demote a member":
+            step = reroling(space, me, second.account, "viewer", now_ms=now_ms)
+        case "remove a member" | "remove an owner":
+            step = removing(space, me, second.account, without, now_ms=now_ms)
+        case "rotate":
+            step = rotating(space, me, space.newest.members, staying, now_ms=now_ms)
+        case "leave":
+            step = leaving(space, me, now_ms=now_ms)
+        case _:
+            raise AssertionError(call)
+    return code(await append(who, space, step))
