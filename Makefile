@@ -1,6 +1,6 @@
 # `make` lists the targets. Every target sets up what it needs first; when nothing changed, that
 # costs a few milliseconds. PYTHON=/path/to/python3 names the Python for .venv; ARGS goes to the
-# command behind run, demo, bench, lock and unit.
+# command behind run, demo, simulate, bench, lock and unit.
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -9,10 +9,13 @@ MAKEFLAGS += --no-print-directory
 export PYTHON
 
 BIN := .venv/bin
+# What `make simulate` runs; `make simulate SEEDS=1 FIRST=4711` replays one seed.
+SEEDS := 1000
+FIRST := 1
 # One file's tests stay in one process, so that what a file shares is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -W error -q
 
-.PHONY: help setup setup-runtime run demo quick check test unit lint bench lock format clean
+.PHONY: help setup setup-runtime run demo quick check test unit lint simulate bench lock format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +49,9 @@ check: lint ## everything: lint, and all tests, the docs' included
 test: setup ## set up all that is missing, the browser too, then `check`
 	@$(BIN)/python tools/browser.py
 	@$(MAKE) check
+
+simulate: setup ## a seeded world of devices, hub, bad networks and crashes (SEEDS=1000 FIRST=1)
+	@$(BIN)/python -m mana.testing.simulator --seeds $(SEEDS) --first $(FIRST) $(ARGS)
 
 bench: setup ## measure; prints ratios (ARGS=…)
 	$(BIN)/python -m bench $(ARGS)

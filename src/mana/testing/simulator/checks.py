@@ -24,7 +24,7 @@ from mana.testing.simulator.ledger import (
     Written,
     paths_of,
 )
-from mana.testing.simulator.machines import Machine
+from mana.testing.simulator.machines import Here, Machine
 from mana.testing.simulator.network import Weather
 from mana.testing.simulator.world import World
 
@@ -64,11 +64,11 @@ async def settle(world: World) -> int:
         for machine in world.machines:
             for running in tuple(machine.running) or (machine.start(),):
                 try:
-                    book = await running.book
-                    await running.process.spawn(_sync(book))
+                    here = await running.here
+                    await running.process.spawn(_work(here))
                 except ManaError as error:
                     troubles[machine.name] = error.code
-                    if running.book.done() and running.book.exception() is not None:
+                    if running.here.done() and running.here.exception() is not None:
                         machine.running.remove(running)
         world.check()
         now = await _facts(world)
@@ -80,8 +80,10 @@ async def settle(world: World) -> int:
     raise Broken("stall", f"not at rest after {ROUNDS_MAX} rounds: {troubles or before}")
 
 
-async def _sync(book: RecordBook) -> None:
-    await book.sync_now()
+async def _work(here: Here) -> None:
+    await here.book.sync_now()
+    while await here.resealing.once():
+        pass
 
 
 async def _facts(world: World) -> object:
@@ -91,7 +93,7 @@ async def _facts(world: World) -> object:
     places = {}
     for machine in world.machines:
         for running in machine.running:
-            replica = (await running.book).inner().replica
+            replica = (await running.here).book.inner().replica
             places[running.process.name] = await replica.read(
                 lambda tx: (tx.counts(), tuple((s.space, s.cursor) for s in tx.spaces()))
             )
@@ -103,7 +105,7 @@ async def check_all(world: World) -> None:
     outboxes: dict[str, list[OutboxRow]] = {}
     for machine in world.machines:
         for running in machine.running:
-            book = await running.book
+            book = (await running.here).book
             await _check_machine(world, machine, book)
             outboxes[machine.name] = await book.inner().replica.read(_outbox)
     _check_outboxes(world, outboxes)
@@ -216,7 +218,8 @@ def _check_outboxes(world: World, outboxes: dict[str, list[OutboxRow]]) -> None:
             if code not in PARKED:
                 raise Broken(
                     "recovery",
-                    f"{name} still has {row.message.change_id} ({row.message.table}): {code}",
+                    f"{name} still has {row.message.change_id} ({row.message.table} in"
+                    f" {row.space[:6]}): {code}",
                 )
 
 

@@ -55,7 +55,6 @@ from mana.hub.spaces.moving import (
 )
 from mana.hub.sync.apply import Logged as KnownChange
 from mana.hub.sync.apply import MergedRecord, RecordRef, apply_batch, ref_of
-from mana.hub.sync.rows import row_of, state_of
 from mana.hub.sync.store import DeviceUnknown
 from mana.hub.sync.validate import Place, Writer, WriterKind
 from mana.protocol.codec import decode, encode
@@ -92,6 +91,8 @@ from mana.protocol.messages import (
     SpaceInfo,
     SpacesAnswer,
     StateAnswer,
+    StateField,
+    StateRecord,
     Tokens,
     Vault,
 )
@@ -714,7 +715,7 @@ class ModelHub:
         shown = refs[: self.limits.state]
         last = shown[-1] if len(refs) > len(shown) else None
         return StateAnswer(
-            records=[state_of(_stored(space.records[ref])) for ref in shown],
+            records=[_state_of(space.records[ref]) for ref in shown],
             head=space.head,
             hub_time=iso_ms(self.now_ms()),
             next=None if last is None else f"{last[0]}~{last[1]}",
@@ -725,17 +726,32 @@ class ModelHub:
         ref = (call.path[3], call.path[4])
         is_seen = ref in space.records and space.sees(call.account, ref)
         return StateAnswer(
-            records=[state_of(_stored(space.records[ref]))] if is_seen else [],
+            records=[_state_of(space.records[ref])] if is_seen else [],
             head=space.head,
             hub_time=iso_ms(self.now_ms()),
         )
 
 
-def _stored(merged: MergedRecord) -> dict[str, Any]:
-    """Return a record's row as the database gives it back."""
-    row = row_of(merged)
-    row["proofs"] = msgspec.to_builtins(row["proofs"])
-    return row
+def _state_of(merged: MergedRecord) -> StateRecord:
+    record = merged.record
+    return StateRecord(
+        table=record.table,
+        id=record.id,
+        author_id=record.author_id,
+        visibility=record.visibility,
+        seq=merged.seq,
+        fields={
+            path: StateField(
+                value=entry.value,
+                at=entry.at,
+                actor={name: str(member) for name, member in entry.actor.to_wire().items()},
+                origin=entry.origin,
+                change_id=entry.change_id,
+            )
+            for path, entry in record.entries.items()
+        },
+        proofs=dict(merged.proofs),
+    )
 
 
 def _founded(found: CheckedSpace) -> Space:

@@ -129,6 +129,7 @@ class Written:
     order: int
     durable: bool = False
     retried: bool = False
+    """Whether it was refused once, so that later ones may have overtaken it."""
     excused: str = ""
     """Why it may be gone: the device was set back, or the person dropped it."""
 
@@ -289,6 +290,8 @@ class Ledger:
             if result.status == "accepted":
                 accepted.add(change.change_id)
                 self._accepted(facts, Row(result.seq or 0, change, request.device_id, account))
+            if result.status == "refused" and change.change_id in self.written:
+                self.written[change.change_id].retried = True
             known = self.place_by_change.get(change.change_id)
             if result.status == "duplicate" and known != (facts.space_id, result.seq):
                 raise Broken("acknowledged", f"{change.change_id} is no duplicate")

@@ -44,9 +44,17 @@ class Process:
             task = asyncio.get_running_loop().create_task(work)
         finally:
             _PROCESS.reset(token)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         return task
+
+    def adopt(self, task: asyncio.Task[Any]) -> None:
+        """Take a task that was begun by code of this process."""
+        self._tasks.add(task)
+        task.add_done_callback(self._let_go)
+
+    def _let_go(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if self.is_dead and not task.cancelled():
+            task.exception()  # what a dead process says is nobody's news
 
     def wait(self, future: asyncio.Future[_T]) -> asyncio.Future[_T]:
         """Return a future that ends with this process."""
@@ -141,8 +149,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
         process = current_process()
         if process is not None:
-            process._tasks.add(task)
-            task.add_done_callback(process._tasks.discard)
+            process.adopt(task)
         return task
 
     def _process_events(self, event_list: Any) -> None:

@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from mana.device.accounts import Accounts
+from mana.device.editing import Editing
+from mana.device.opened import Opened
 from mana.device.records import RecordBook
+from mana.device.resealing import Resealing
 from mana.device.settings import DeviceSettings
+from mana.device.spaces import Spaces
+from mana.models.rules import Rules
 from mana.registry.catalogue import Catalogue
 from mana.testing.accounts import CHEAP, PASSWORD
 from mana.testing.simulator.loop import Process
@@ -23,12 +28,23 @@ from mana.testing.simulator.schedule import Clock
 START_MS: Final = 1_795_000_000_000
 
 
+@dataclass(frozen=True)
+class Here:
+    """What a process has of the opened account."""
+
+    book: RecordBook
+    opened: Opened
+    spaces: Spaces
+    editing: Editing
+    resealing: Resealing
+
+
 @dataclass
 class Running:
     """One process of a machine with its opened account."""
 
     process: Process
-    book: asyncio.Task[RecordBook]
+    here: asyncio.Task[Here]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +108,27 @@ class Machine:
         self.running.append(running)
         return running
 
-    async def _open(self) -> RecordBook:
-        return await self.accounts().sign_in(self.login, PASSWORD)
+    async def _open(self) -> Here:
+        return self.wired(await self.accounts().sign_in(self.login, PASSWORD))
+
+    async def sign_up(self) -> Here:
+        """Make the account, on the hub and here."""
+        return self.wired(await self.accounts().sign_up(self.login, PASSWORD))
+
+    def wired(self, book: RecordBook) -> Here:
+        """Return the operations of an opened account, wired as the device does it."""
+        opened = Opened(
+            book=book,
+            hub=book.hub,
+            catalogue=self.catalogue,
+            model=Rules(),
+            model_local=True,
+            now_ms=self.now_ms,
+            new_id=book.new_id,
+        )
+        spaces = Spaces(opened)
+        book.inner().syncer.after_spaces = spaces.after_spaces
+        return Here(book, opened, spaces, Editing(opened), Resealing(book, new_id=book.new_id))
 
     def pick(self, number: int) -> Running:
         """Return one of the processes, a new one where none is left."""
@@ -104,9 +139,9 @@ class Machine:
         """Kill every process at whatever it waits for."""
         for running in self.running:
             running.process.kill()
-            book = running.book
-            if book.done() and not book.cancelled() and book.exception() is None:
-                _drop(book.result())
+            here = running.here
+            if here.done() and not here.cancelled() and here.exception() is None:
+                _drop(here.result().book)
         self.running.clear()
 
     def back_up(self, folder: Path, order: int) -> None:

@@ -18,7 +18,7 @@ from mana.registry.catalogue import Catalogue
 from mana.testing.simulator.checks import check_all, settle
 from mana.testing.simulator.dice import seeded
 from mana.testing.simulator.hub import Limits, ModelHub
-from mana.testing.simulator.ledger import Broken, Ledger
+from mana.testing.simulator.ledger import Broken, Ledger, crash_of
 from mana.testing.simulator.loop import SimulatedLoop, Stalled
 from mana.testing.simulator.network import Backend
 from mana.testing.simulator.schedule import Schedule, draw
@@ -54,7 +54,7 @@ class Report:
 
     def text(self, *, lines: int = 40) -> str:
         """Return what a person needs to see of a broken promise."""
-        shown = self.trace[-lines:] if lines else self.trace
+        shown = self.trace[-lines:]  # of 0 lines: all of them
         return "\n".join(
             (
                 f"seed {self.seed}: {self.invariant or 'kept'}: {self.detail}",
@@ -91,8 +91,11 @@ def simulate(schedule: Schedule, *, backend_of: BackendOf = model_hub) -> Report
             rounds = _run(loop, _course(world))
         except Broken as found:
             broken = found
-        except Stalled as found:
-            broken = Broken("stall", str(found))
+        except Stalled as stalled:
+            broken = Broken("stall", str(stalled))
+        except Exception as error:
+            # What the hub did first is the cause; what the device made of it follows.
+            broken = world.ledger.broken or crash_of("crash", error)
         finally:
             for machine in world.machines:
                 machine.kill()

@@ -50,6 +50,8 @@ class Schedule:
     batch: int = 500
     page: int = 1_000
     state_page: int = 500
+    shared: int = 0
+    """How many spaces there are from the beginning in which everybody is."""
     mends_clocks: bool = True
     """Whether the clocks are right in the end, or devices must live with wrong ones."""
 
@@ -82,13 +84,24 @@ WEIGHTS: Final[dict[str, int]] = {
     "retry": 2,
     "drop": 1,
     "hub_down": 2,
+    "found_space": 1,
+    "invite": 4,
+    "join": 6,
+    "withdraw": 1,
+    "leave": 2,
+    "remove": 4,
+    "rerole": 3,
+    "close_space": 1,
+    "forget_space": 1,
+    "flip": 6,
+    "reseal": 3,
 }
 
 
-def draw(seed: int, *, steps: int = 70) -> Schedule:
+def draw(seed: int, *, steps: int = 90) -> Schedule:
     """Draw a schedule: its people, their machines, the weather, and what they do."""
     dice = random.Random(f"schedule {seed}")
-    people = dice.choice((1, 2, 2, 3))
+    people = dice.choice((1, 2, 2, 3, 3))
     owners = list(range(people)) + [dice.randrange(people) for _ in range(dice.randrange(1, 4))]
     wild = dice.choice((0.0, 0.5, 1.0, 1.0))
     weather = Weather(
@@ -121,6 +134,7 @@ def draw(seed: int, *, steps: int = 70) -> Schedule:
         batch=dice.choice((1, 2, 3, 7, 500)),
         page=dice.choice((1, 2, 3, 5, 1_000)),
         state_page=dice.choice((1, 2, 4, 500)),
+        shared=dice.choice((0, 1, 1, 2)) if people > 1 else 0,
         mends_clocks=dice.random() < 0.5,
     )
 

@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from mana.device.editing import Editing
 from mana.device.records import RecordBook, Write
+from mana.device.vault import SpaceKeys
 from mana.domain.actors import person
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import iso_ms
@@ -17,14 +19,14 @@ from mana.domain.encoding import Json
 from mana.domain.errors import ManaError
 from mana.domain.ids import RecordId
 from mana.domain.iterations import STEPS
-from mana.domain.records import View
+from mana.domain.records import View, Visibility
+from mana.domain.spaces import ROLES, SHARED_TYPES
 from mana.domain.tables import DELETED_AT
 from mana.modules.notes.tables import NOTES
 from mana.registry.catalogue import Catalogue
-from mana.testing.accounts import PASSWORD
 from mana.testing.simulator.ledger import SECRET, Broken, Ledger, Written, crash_of
 from mana.testing.simulator.loop import Killed, Process, SimulatedLoop
-from mana.testing.simulator.machines import START_MS, Machine, Running
+from mana.testing.simulator.machines import START_MS, Here, Machine, Running
 from mana.testing.simulator.network import Network
 from mana.testing.simulator.schedule import Schedule, Step
 from mana.testing.simulator.tables import THINGS
@@ -51,6 +53,7 @@ class World:
         self.tables = {table.name: table for table in catalogue.tables}
         self.trace: list[str] = []
         self.failures: list[Broken] = []
+        self.links: list[str] = []
         self.order = 0
         self._ids = random.Random(f"ids {schedule.seed}")
         self.ledger = ledger_of(self)
@@ -94,10 +97,27 @@ class World:
             if owner not in seen:
                 seen.add(owner)
                 process = Process(f"{machine.name}.0")
-                work = machine.accounts().sign_up(machine.login, PASSWORD)
-                running = Running(process, process.spawn(work))
+                running = Running(process, process.spawn(machine.sign_up()))
                 machine.running.append(running)
-                await running.book
+                await running.here
+        firsts = [machine.running[0] for machine in self.machines if machine.running]
+        for number in range(self.schedule.shared):
+            turn = number % len(firsts)
+            founder, *others = firsts[turn:] + firsts[:turn]
+            heres = [await one.here for one in others]
+            await founder.process.spawn(self._share(await founder.here, heres))
+        self.check()
+
+    async def _share(self, owner: Here, others: Sequence[Here]) -> None:
+        """Found a space in which everybody is."""
+        space_id = await owner.spaces.create_space(f"{SECRET} together", "team")
+        for number, other in enumerate(others):
+            role = ("member", "admin", "viewer")[number % 3]
+            invitation = await owner.spaces.invite(space_id, role)
+            await other.spaces.join(str(invitation.link))
+        await owner.book.sync_now()
+        for other in others:
+            await other.book.sync_now()
 
     async def play(self) -> None:
         """Let the steps happen, each at its time, whatever still goes on."""
@@ -144,36 +164,36 @@ class World:
         running = machine.pick(picks[0])
 
         async def run() -> None:
-            book = await asyncio.shield(running.book)
-            await work(self, machine, book, picks[1:])
+            here = await asyncio.shield(running.here)
+            await work(self, machine, here, picks[1:])
 
         try:
             await running.process.spawn(run())
         finally:
-            if running.book.done() and running in machine.running and _failed(running.book):
+            if running.here.done() and running in machine.running and _failed(running.here):
                 machine.running.remove(running)  # the next step tries to open it again
 
     # In a process
 
-    async def write(self, machine: Machine, book: RecordBook, picks: Sequence[int]) -> None:
+    async def write(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
         """Write a new note, or some fields of one that is here."""
-        here = self._space(book, picks[0])
+        book = self._space(here, picks[0])
         values: dict[str, Json] = {"title": self._text(machine)}
         if picks[1] % 3 == 0:
             values["content"] = self._text(machine)
         visibility = "private" if picks[2] % 5 == 0 else "space"
-        view = await self._view(here, NOTES.name, picks[3]) if picks[1] % 4 else None
+        view = await self._view(book, NOTES.name, picks[3]) if picks[1] % 4 else None
         if view is None:
-            await self._commit(machine, here, [(NOTES.name, self.new_id(), values)], visibility)
+            await self._commit(machine, book, [(NOTES.name, self.new_id(), values)], visibility)
         else:
             if picks[1] % 2:
                 values = {"content": values["title"]}
-            await self._commit(machine, here, [(NOTES.name, view.id, values)])
+            await self._commit(machine, book, [(NOTES.name, view.id, values)])
 
-    async def collect(self, machine: Machine, book: RecordBook, picks: Sequence[int]) -> None:
+    async def collect(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
         """Add to and take from a set, a list and a counter."""
-        here = self._space(book, picks[0])
-        view = await self._view(here, THINGS.name, picks[1]) if picks[2] % 4 else None
+        book = self._space(here, picks[0])
+        view = await self._view(book, THINGS.name, picks[1]) if picks[2] % 4 else None
         old: dict[str, Any] = dict(view.values) if view is not None else {}
         values: dict[str, Json] = {}
         kind = picks[3] % 4
@@ -191,39 +211,39 @@ class World:
             values["order"] = picks[4]
             values["title"] = self._text(machine)
         record_id = view.id if view is not None else self.new_id()
-        await self._commit(machine, here, [(THINGS.name, record_id, values)])
+        await self._commit(machine, book, [(THINGS.name, record_id, values)])
 
-    async def delete(self, machine: Machine, book: RecordBook, picks: Sequence[int]) -> None:
+    async def delete(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
         """Delete a record."""
-        here = self._space(book, picks[0])
+        book = self._space(here, picks[0])
         table = (NOTES, THINGS)[picks[1] % 2].name
-        view = await self._view(here, table, picks[2])
+        view = await self._view(book, table, picks[2])
         if view is not None:
             gone: dict[str, Json] = {DELETED_AT: iso_ms(machine.now_ms())}
-            await self._commit(machine, here, [(table, view.id, gone)])
+            await self._commit(machine, book, [(table, view.id, gone)])
 
-    async def restore(self, machine: Machine, book: RecordBook, picks: Sequence[int]) -> None:
+    async def restore(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
         """Bring a deleted record back."""
-        here = self._space(book, picks[0])
+        book = self._space(here, picks[0])
         table = (NOTES, THINGS)[picks[1] % 2].name
-        view = await self._view(here, table, picks[2], lambda view: view.deleted)
+        view = await self._view(book, table, picks[2], lambda view: view.deleted)
         if view is not None:
-            await self._commit(machine, here, [(table, view.id, {DELETED_AT: None})])
+            await self._commit(machine, book, [(table, view.id, {DELETED_AT: None})])
 
-    async def group(self, machine: Machine, book: RecordBook, picks: Sequence[int]) -> None:
+    async def group(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
         """Write several records, together or not at all."""
-        here = self._space(book, picks[0])
+        book = self._space(here, picks[0])
         writes: list[tuple[str, str, dict[str, Json]]] = []
         for place in range(2 + picks[1] % 4):
-            view = await self._view(here, NOTES.name, picks[2] + place)
+            view = await self._view(book, NOTES.name, picks[2] + place)
             known = view is not None and all(view.id != other for _, other, _ in writes)
             record_id = view.id if view is not None and known else self.new_id()
             writes.append((NOTES.name, record_id, {"title": self._text(machine)}))
-        await self._commit(machine, here, writes, group=self.new_id())
+        await self._commit(machine, book, writes, group=self.new_id())
 
-    async def propose(self, machine: Machine, book: RecordBook, picks: Sequence[int]) -> None:
+    async def propose(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
         """Make something that several devices can decide."""
-        here = self._space(book, picks[0])
+        book = self._space(here, picks[0])
         values: dict[str, Json] = {
             "missionId": f"mission-{picks[1] % 2}",
             "iterationId": "run",
@@ -232,14 +252,14 @@ class World:
             "sentence": self._text(machine),
         }
         await self._commit(
-            machine, here, [(STEPS.name, self.new_id(), values)], guards={"status": None}
+            machine, book, [(STEPS.name, self.new_id(), values)], guards={"status": None}
         )
 
-    async def decide(self, machine: Machine, book: RecordBook, picks: Sequence[int]) -> None:
+    async def decide(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
         """Decide, and do what follows from it in the same group."""
-        here = self._space(book, picks[0])
+        book = self._space(here, picks[0])
         view = await self._view(
-            here, STEPS.name, picks[1], lambda view: view.values.get("status") == "staged"
+            book, STEPS.name, picks[1], lambda view: view.values.get("status") == "staged"
         )
         if view is None:
             return
@@ -248,33 +268,122 @@ class World:
         effect = (NOTES.name, self.new_id(), {"title": self._text(machine)})
         await self._commit(
             machine,
-            here,
+            book,
             [decision, effect],
             group=self.new_id(),
             guards={"status": "staged"},
             wait=picks[3] % 3 == 0,
         )
 
-    async def sync(self, machine: Machine, book: RecordBook, picks: Sequence[int]) -> None:
+    async def sync(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
         """Push and pull once."""
-        await book.sync_now()
+        await here.book.sync_now()
 
-    async def retry(self, machine: Machine, book: RecordBook, picks: Sequence[int]) -> None:
+    async def retry(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
         """Send what was refused again."""
-        found = await book.refused()
-        if found:
-            await book.retry_refused(found[picks[0] % len(found)].change_id)
-
-    async def drop(self, machine: Machine, book: RecordBook, picks: Sequence[int]) -> None:
-        """Forget what was refused."""
-        found = await book.refused()
+        found = await here.book.refused()
         if found:
             chosen = found[picks[0] % len(found)].change_id
-            group = self.ledger.written[chosen].group if chosen in self.ledger.written else None
+            for written in self._with_group(chosen):
+                written.retried = True
+            await here.book.retry_refused(chosen)
+
+    async def drop(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """Forget what was refused."""
+        found = await here.book.refused()
+        if found:
+            chosen = found[picks[0] % len(found)].change_id
+            for written in self._with_group(chosen):
+                written.excused = "dropped"
+            await here.book.drop_refused(chosen)
+
+    def _with_group(self, change_id: str) -> list[Written]:
+        """Return what the person meant by a change and its group."""
+        one = self.ledger.written.get(change_id)
+        if one is None or one.group is None:
+            return [] if one is None else [one]
+        return [other for other in self.ledger.written.values() if other.group == one.group]
+
+    # Spaces
+
+    async def found_space(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """Found a shared space."""
+        space_type = SHARED_TYPES[picks[0] % len(SHARED_TYPES)]
+        await here.spaces.create_space(f"{SECRET} space {picks[1] % 4}", space_type)
+
+    async def invite(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """Make an invitation, whose link anybody may find."""
+        space = self._shared(here, picks[0], "owner", "admin")
+        if space is not None:
+            role = ("admin", "member", "member", "viewer")[picks[1] % 4]
+            made = await here.spaces.invite(space.space_id, role, days=1 + picks[2] % 30)
+            self.links.append(str(made.link))
+
+    async def join(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """Accept an invitation, one of the last that were made."""
+        if self.links:
+            await here.spaces.join(self.links[-1 - picks[0] % min(3, len(self.links))])
+
+    async def withdraw(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """End an invitation."""
+        space = self._shared(here, picks[0], "owner", "admin")
+        found = await here.spaces.invitations(space.space_id) if space is not None else []
+        if space is not None and found:
+            chosen = found[picks[1] % len(found)].invitation_id
+            await here.spaces.withdraw_invitation(space.space_id, chosen)
+
+    async def leave(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """Leave a space."""
+        space = self._shared(here, picks[0], *ROLES)
+        if space is not None:
+            await here.spaces.leave(space.space_id)
+
+    async def remove(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """Put a member out."""
+        space = self._shared(here, picks[0], "owner", "admin")
+        if space is not None:
+            member = space.members[picks[1] % len(space.members)].account_id
+            await here.spaces.remove_member(space.space_id, member)
+
+    async def rerole(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """Give a member another role, or hand the space over."""
+        space = self._shared(here, picks[0], "owner", "admin")
+        if space is not None:
+            member = space.members[picks[1] % len(space.members)].account_id
+            if picks[2] % 5 == 0:
+                await here.spaces.transfer(space.space_id, member)
+            else:
+                await here.spaces.set_role(space.space_id, member, ROLES[picks[2] % 4])
+
+    async def close_space(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """End a space for everybody."""
+        space = self._shared(here, picks[0], "owner")
+        if space is not None and picks[1] % 2:
+            await here.spaces.close_space(space.space_id)
+
+    async def forget_space(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """Remove what is here of a space that was left."""
+        space = self._shared(here, picks[0], "former")
+        if space is not None:
             for written in self.ledger.written.values():
-                if written.change_id == chosen or (group is not None and written.group == group):
-                    written.excused = "dropped"
-            await book.drop_refused(chosen)
+                if (written.machine, written.space) == (machine.name, space.space_id):
+                    written.excused = "the space was forgotten"
+            await here.spaces.forget_space(space.space_id)
+
+    async def flip(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """Make an own record private, or share it again."""
+        book = self._space(here, picks[0])
+        table = (NOTES, NOTES, THINGS)[picks[1] % 3].name
+        own = book.account_id
+        view = await self._view(book, table, picks[2], lambda view: view.author_id == own)
+        if view is not None:
+            editing = Editing(here.opened.in_space(book.space))
+            other: Visibility = "space" if view.visibility == "private" else "private"
+            await editing.set_visibility(table, view.id, other)
+
+    async def reseal(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """Bring records under the newest key."""
+        await here.resealing.once()
 
     # To a machine
 
@@ -332,13 +441,24 @@ class World:
         self.order += 1
         return f"{SECRET} {self.order} {machine.name}"
 
-    def _space(self, book: RecordBook, pick: int) -> RecordBook:
-        """Return the book of one of the spaces that the account is in."""
-        found = sorted(
-            (keys for keys in book.spaces() if keys.type != "user" and keys.role is not None),
-            key=lambda keys: keys.space_id,
-        )
-        return book.in_space(found[pick % len(found)].space_id)
+    def _space(self, here: Here, pick: int) -> RecordBook:
+        """Return the book of one of the spaces that the account is in, mostly a shared one."""
+        found = [
+            keys for keys in here.book.spaces() if keys.type != "user" and keys.role is not None
+        ]
+        shared = [keys for keys in found if keys.shared]
+        if shared and pick % 6:
+            found = shared
+        found.sort(key=lambda keys: keys.space_id)
+        return here.book.in_space(found[pick // 6 % len(found)].space_id)
+
+    def _shared(self, here: Here, pick: int, *roles: str) -> SpaceKeys | None:
+        """Return a shared space in which the account has one of these roles."""
+        found = [
+            keys for keys in here.book.spaces() if keys.shared and (keys.role or "former") in roles
+        ]
+        found.sort(key=lambda keys: keys.space_id)
+        return found[pick % len(found)] if found else None
 
     async def _view(
         self,
@@ -411,7 +531,7 @@ def _failed(task: asyncio.Task[Any]) -> bool:
     return task.cancelled() or task.exception() is not None
 
 
-_InProcess = Callable[[World, Machine, RecordBook, Sequence[int]], Awaitable[None]]
+_InProcess = Callable[[World, Machine, Here, Sequence[int]], Awaitable[None]]
 _IN_PROCESSES: Final[dict[str, _InProcess]] = {
     "write": World.write,
     "collect": World.collect,
@@ -423,6 +543,17 @@ _IN_PROCESSES: Final[dict[str, _InProcess]] = {
     "sync": World.sync,
     "retry": World.retry,
     "drop": World.drop,
+    "found_space": World.found_space,
+    "invite": World.invite,
+    "join": World.join,
+    "withdraw": World.withdraw,
+    "leave": World.leave,
+    "remove": World.remove,
+    "rerole": World.rerole,
+    "close_space": World.close_space,
+    "forget_space": World.forget_space,
+    "flip": World.flip,
+    "reseal": World.reseal,
 }
 _ON_MACHINES: Final[dict[str, Callable[[World, Machine, Sequence[int]], None]]] = {
     "crash": World.crash,
