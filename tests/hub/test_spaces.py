@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -14,8 +15,9 @@ import pytest
 from mana.crypto.authority import read_log
 from mana.crypto.primitives import b64
 from mana.domain.clock import iso_ms
+from mana.domain.errors import Invalid
 from mana.domain.spaces import Role
-from mana.hub.db import Tenancy, Tenant
+from mana.hub.db import AccessRefused, CheckFailed, Tenancy, Tenant
 from mana.modules.todo.manifest import MANIFEST as TODO
 from mana.protocol.messages import (
     CloseSpace,
@@ -880,3 +882,221 @@ async def called(call: str, people: dict[str, Person], who: Person) -> str:
         case _:
             raise AssertionError(call)
     return code(await append(who, space, step))
+
+
+# Closing, deletion, keys ------------------------------------------------------------------------
+
+
+async def test_closing(database: Database) -> None:
+    """Closing removes every row of the space in every table, and leaves each member the log that says so."""
+    async with served_hub(database) as served:
+        ada, bob, cem = [await served.sign_up(name) for name in ("ada", "bob", "cem")]
+        space, kept = await create(ada), await create(ada)
+        space = await join(ada, space, bob, "admin")
+        made, _ = await invite(ada, space)
+        await accept(cem, made)
+        await push_task(ada, space, "t1")
+        await push_task(bob, space, "t2", visibility="private")
+        keys = PrivateKeys(wraps=[private_wrap(space, bob.account, 1)])
+        await bob.call("POST", f"/api/v1/spaces/{space.space_id}/keys", keys)
+        path = f"/api/v1/spaces/{space.space_id}"
+        staying = replaced(
+            CloseSpace(entry=closing(space, ada.account, now_ms=START_MS)),
+            entry=rotating(
+                space, ada.account, space.newest.members, [], now_ms=START_MS
+            ).append.entry,
+        )
+        assert code(await ada.call("DELETE", path, staying)) == "MEMBERSHIP_REFUSED:closing"
+        body = CloseSpace(entry=closing(space, ada.account, now_ms=START_MS))
+        await rows_of(database, space, at_least=8)
+        assert code(await ada.call("DELETE", path, body)) == "204"
+        assert code(await ada.call("DELETE", path, body)) == "NOT_FOUND"
+        assert await rows_of(database, space) == {"mana.departures"}
+        for person in (ada, bob):
+            answer = await spaces_of(person)
+            assert space.space_id not in [one.space_id for one in answer.spaces]
+            (departure,) = answer.departed
+            assert read_log(departure.space_id, departure.log).members == ()
+        assert code(await accept(cem, made)) == "NOT_FOUND"
+        assert await departed(cem) == []
+        again_ = await ada.call("POST", "/api/v1/spaces", space.founded.new)
+        assert code(again_) == "ALREADY_EXISTS", "a closed space is not founded again"
+        assert code(await push_task(ada, kept)) == "200"
+        for own in (ada.account.personal, ada.account.user):
+            personal = replace(space, space_id=own.space_id, log=(own.new.first,))
+            body = CloseSpace(entry=closing(personal, ada.account, now_ms=START_MS))
+            answer = await ada.call("DELETE", f"/api/v1/spaces/{own.space_id}", body)
+            assert code(answer) == "SPACE_PERSONAL_UNDELETABLE"
+
+
+async def rows_of(database: Database, space: MadeSpace, *, at_least: int = 0) -> set[str]:
+    """Return the tables that hold a row of a space, by a walk through the catalogue."""
+    async with connected(database.owner_url) as owner:
+        tables = await owner.fetch(
+            "select attrelid::regclass::text as name from pg_attribute a"
+            " join pg_class c on c.oid = a.attrelid"
+            " where attname = 'space_id' and c.relkind in ('r', 'p')"
+            " and c.relnamespace::regnamespace::text in ('mana', 'mana_ai')"
+        )
+        query = "select count(*) from {} t where strpos(t::text, $1) > 0"
+        found = {
+            row["name"]
+            for row in tables
+            if await owner.fetchval(query.format(row["name"]), space.space_id)
+        }
+    assert len(tables) >= 12
+    assert len(found) >= at_least, found
+    return found
+
+
+async def test_personal_space_stays_personal(database: Database) -> None:
+    """A personal space has its one member for ever; only its key may grow."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        mine = ada.account.personal
+        space = replace(
+            shared_space(ada.account, now_ms=START_MS),
+            space_id=mine.space_id,
+            type="personal",
+            log=(mine.new.first,),
+        )
+        added = adding(space, ada.account, bob.account, "member", now_ms=START_MS)
+        assert code(await append(ada, space, added)) == "MEMBERSHIP_REFUSED:one-person"
+        gone = leaving(space, ada.account, now_ms=START_MS)
+        assert code(await append(ada, space, gone)) in (
+            "MEMBERSHIP_REFUSED:closing",
+            "MEMBERSHIP_REFUSED:one-person",
+        )
+        step = rotating(space, ada.account, space.newest.members, [ada.account], now_ms=START_MS)
+        await take(ada, space, step)
+
+
+async def test_account_deletion(database: Database) -> None:
+    """An account that shares a space is not deleted; one that left is, with all that named it as its own."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await join(ada, await create(ada), bob, "admin")
+        made, _ = await invite(bob, space)
+        waiting_, _ = await invite(ada, await create(ada))
+        await accept(bob, waiting_)
+        body = {"loginKey": b64(bob.account.login_key)}
+        assert code(await bob.call("DELETE", "/api/v1/me", body)) == "ACCOUNT_SHARED"
+        space = await take(bob, space, leaving(space, bob.account, now_ms=START_MS))
+        await create(bob)
+        assert code(await bob.call("DELETE", "/api/v1/me", body)) == "204"
+        async with connected(database.owner_url) as owner:
+            for table in ("invitations", "departures", "memberships", "space_keys", "devices"):
+                query = f"select count(*) from mana.{table} t where strpos(t::text, $1) > 0"
+                assert await owner.fetchval(query, bob.account.account_id) == 0, table
+        assert [one.invitation_id for one in await listed_by(ada, space)] != [
+            made.new.invitation_id
+        ]
+        assert await info_of(ada, space) is not None
+
+
+async def test_private_keys(database: Database) -> None:
+    """An account adds the next version of its own private keys, and no other, and never changes one."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await join(ada, await create(ada), bob, "viewer")
+        path = f"/api/v1/spaces/{space.space_id}/keys"
+        first, second, third = [private_wrap(space, bob.account, n) for n in (1, 2, 3)]
+        good = PrivateKeys(wraps=[first])
+        for wraps in ([second], [replaced(first, kind="s")], [replaced(first, wrapped="AA==")]):
+            assert code(await bob.call("POST", path, PrivateKeys(wraps=wraps))) == "BAD_REQUEST"
+        answers = await asyncio.gather(*(bob.call("POST", path, good) for _ in range(2)))
+        assert sorted(map(code, answers)) == ["204", "ALREADY_EXISTS"]
+        assert code(await bob.call("POST", path, PrivateKeys(wraps=[second, second]))) == (
+            "ALREADY_EXISTS"
+        )
+        assert code(await bob.call("POST", path, PrivateKeys(wraps=[second, third]))) == "204"
+        info = await info_of(bob, space)
+        assert info is not None
+        assert [wrap.version for wrap in info.wraps if wrap.kind == "p"] == [1, 2, 3]
+        seen = await info_of(ada, space)
+        assert seen is not None
+        assert not {wrap.wrapped for wrap in seen.wraps} & {first.wrapped, second.wrapped}
+
+
+async def test_log_has_an_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is added to a log that is too long to be read; who is in it can still go."""
+    async with served_hub(database) as served:
+        ada, bob, cem = [await served.sign_up(name) for name in ("ada", "bob", "cem")]
+        space = await join(ada, await create(ada), bob)
+        made, _ = await invite(ada, space)
+        await accept(cem, made)
+        monkeypatch.setattr("mana.hub.spaces.store.LOG_BYTES_MAX", 1_000)
+        step = adding(space, ada.account, cem.account, "member", now_ms=START_MS)
+        assert code(await append(ada, space, step)) == "MEMBERSHIP_REFUSED:too-many"
+        await take(bob, space, leaving(space, bob.account, now_ms=START_MS))
+
+
+# The walls of the database ----------------------------------------------------------------------
+
+
+async def test_rows_are_walled(database: Database, tenancy: Tenancy) -> None:
+    """Even a query that names no account shows an invitation to its managers, to who accepted it, and
+    to a transaction that carries its token; a departure to its account alone."""
+    async with served_hub(database) as served:
+        ada, bob, cem = [await served.sign_up(name) for name in ("ada", "bob", "cem")]
+        space = await join(ada, await create(ada), bob)
+        made, _ = await invite(ada, space)
+        counts = "select count(*) from mana.invitations where not joined"
+
+        async def seen(person: Person, query: str = counts, **options: Any) -> int:
+            tenant = Tenant(person.account.account_id)
+            async with tenancy.transaction(tenant, **options) as tx:
+                return int(await tx.value(query))
+
+        token = made.new.token_hash
+        assert [await seen(who) for who in (ada, bob, cem)] == [1, 0, 0]
+        assert await seen(cem, invitation=token) == 1
+        assert await seen(cem, invitation="0" * 64) == 0
+        with pytest.raises(Invalid):
+            await seen(cem, invitation="x' or true --")
+        await accept(cem, made)
+        assert [await seen(who) for who in (ada, bob, cem)] == [1, 0, 1]
+        space = await take(bob, space, leaving(space, bob.account, now_ms=START_MS))
+        gone = "select count(*) from mana.departures"
+        assert [await seen(who, gone) for who in (ada, bob, cem)] == [0, 1, 0]
+        for table in ("spaces", "memberships", "membership_entries", "space_heads"):
+            query = f"select count(*) from mana.{table} where space_id = '{space.space_id}'"
+            assert await seen(bob, query) == 0, table
+            moving = f"with m as (select set_config('app.moving_space', '{space.space_id}', true))"
+            assert await seen(cem, f"{moving} {query}") == 0, table
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update mana.invitations set account_id = '{ada}', mac = '', signing_key = '', hpke_key = ''",
+        "update mana.invitations set joined = true",
+        "insert into mana.departures values ('{ada}', '{space}', '[]', now())",
+        "insert into mana.departures values ('{cem}', '{space}', '[]', now())",
+        "insert into mana.memberships values ('{space}', '{cem}', 'owner')",
+        "insert into mana.space_keys values ('{space}', '{cem}', 's', 9, '')",
+        "insert into mana.space_keys values ('{space}', '{ada}', 'p', 9, '')",
+        "update mana.spaces set members = members || '{cem}'::text",
+        "insert into mana.invitations values ('x', '{space}', 'admin', 'x', '{ada}', now(), now())",
+        "delete from mana.memberships where account_id = '{ada}'",
+    ],
+)
+async def test_strangers_write_nothing(
+    database: Database, tenancy: Tenancy, statement: str
+) -> None:
+    """Row-level security keeps a stranger, even one with a token, from writing into a space."""
+    async with served_hub(database) as served:
+        ada, cem = await served.sign_up("ada"), await served.sign_up("cem")
+        space = await create(ada)
+        made, _ = await invite(ada, space)
+        names = {"ada": ada.account.account_id, "cem": cem.account.account_id}
+        sql = statement.format(space=space.space_id, **names)
+        tenant = Tenant(cem.account.account_id)
+        touched = 0
+        with contextlib.suppress(AccessRefused, CheckFailed):
+            async with tenancy.transaction(tenant, invitation=made.new.token_hash) as tx:
+                await tx.value("select set_config('app.moving_space', $1, true)", space.space_id)
+                if "spaces set" in sql:
+                    sql += f" where space_id = '{space.space_id}'"
+                touched = await tx.execute(sql)
+        assert touched == 0
