@@ -375,6 +375,7 @@ class RecordBook:
         table = self.catalogue.table(change.table)
         require_record_id(change.record_id)
         keys = self.require_writable(table, change.record_id)
+        _require_kept(tx, keys.space_id)
         held = tx.held(keys.space_id, table.name, change.record_id)
         entries = held.record.entries if held is not None else {}
         visibility = held.record.visibility if held is not None else write.visibility
@@ -419,6 +420,7 @@ class RecordBook:
         sealer = self._sealer()
         table = self.catalogue.table(flip.table)
         keys = self.require_writable(table, flip.record_id)
+        _require_kept(tx, keys.space_id)
         held = tx.held(keys.space_id, table.name, flip.record_id)
         if held is None:
             raise NotFound("there is no such record here")
@@ -648,6 +650,9 @@ class RecordBook:
             rows = tx.refused_with(change_id)
             if not rows:
                 raise NotFound("no refused change has this id")
+            for space in {row.space for row in rows}:
+                # It would wait for a sync that never comes, and be shown no more.
+                _require_kept(tx, space)
             if any(self._is_outdated(row) for row in rows):
                 tx.restamp(rows, anew, now_ms=now_ms)
                 return
@@ -737,6 +742,13 @@ class RecordBook:
     def _emit(self, notice: Notice) -> None:
         for callback in tuple(self._callbacks):
             callback(notice)
+
+
+def _require_kept(tx: Tx, space_id: str) -> None:
+    """Raise SpaceLeft if another process of this machine has learned that the account is out."""
+    kept = tx.space(space_id)
+    if kept is not None and kept.state == "left":
+        raise SpaceLeft("the account is no longer in this space")
 
 
 def flip_change_id(table: str, record_id: str, at: str) -> str:
