@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,9 @@ from mana.protocol.messages import (
     BATCH_CHANGES_MAX,
     ChangeMessage,
     FieldWrite,
+    HiddenRecord,
+    LoggedChange,
+    PullAnswer,
     PushAnswer,
     PushResult,
 )
@@ -25,6 +29,7 @@ from mana.protocol.replication import (
     HubDistrusted,
     Queued,
     apply_change,
+    check_pull,
     next_batch,
     overlay,
     units,
@@ -164,6 +169,83 @@ def test_a_group_with_a_clock_ahead_is_stamped_anew_as_a_whole() -> None:
         "parked",
         "acknowledged",
     ]
+
+
+@pytest.mark.parametrize(
+    ("codes", "fates"),
+    [
+        (("stale-key", None), ("reseal", "acknowledged")),
+        (("id-taken", None), ("rename", "acknowledged")),
+        (("reseal-outdated", None), ("forgotten", "acknowledged")),
+        (("flip-outdated", None), ("parked", "acknowledged")),
+        (("stale-key", "group-refused"), ("reseal", "reseal")),
+        (("id-taken", "group-refused"), ("rename", "reseal")),
+        (("stale-key", "clock-ahead"), ("reseal", "restamp")),
+        (("group-refused", "clock-ahead"), ("restamp", "restamp")),
+        (("stale-key", "role"), ("parked", "parked")),
+        (("group-refused", "group-refused"), ("parked", "parked")),
+    ],
+)
+def test_what_a_refusal_means_for_a_group(
+    codes: tuple[str, str | None], fates: tuple[str, str]
+) -> None:
+    """What can be made anew goes again, with its whole group or not at all; the rest is parked."""
+    group = "g" if codes[1] is not None else None
+    sent = [change(1, "a", 1, group=group), change(2, "b", 1, group=group)]
+    results = [
+        PushResult(change_id=f"c{number}", status="refused", code=code)
+        if code is not None
+        else PushResult(change_id=f"c{number}", status="accepted", seq=3)
+        for number, code in enumerate(codes, start=1)
+    ]
+    found = verdicts(sent, PushAnswer(results=results, cursor=4, hub_time=NOW))
+    assert tuple(verdict.fate for verdict in found) == fates
+
+
+@pytest.mark.parametrize(
+    ("seqs", "fine"),
+    [
+        ([], True),
+        ([3, 5], True),
+        ([6], True),
+        ([2], False),
+        ([5, 3], False),
+        ([3, 3], False),
+        ([4], False),
+        ([7], False),
+    ],
+)
+def test_markers_of_hidden_records_lie_in_their_page(seqs: list[int], fine: bool) -> None:
+    """A marker outside (after, cursor], out of order, or in the place of a change is refused."""
+    answer = PullAnswer(
+        changes=[LoggedChange(seq=4, change=change(1, "a", 1), device_id=DEVICES[0])],
+        cursor=6,
+        hub_time=NOW,
+        hidden=[HiddenRecord(seq=seq, table="notes", id=f"n{seq}") for seq in seqs],
+    )
+
+    def look() -> None:
+        check_pull(answer, after=2, limit=9, space_type="team", now_ms=1_795_000_000_000)
+
+    if fine:
+        look()
+        return
+    with pytest.raises(HubDistrusted):
+        look()
+
+
+@pytest.mark.parametrize("at", ["2026-02-30", "2026-13-01", "0000-01-01", "2026-1x-01"])
+def test_a_stamp_of_no_day_is_refused(at: str) -> None:
+    """A stamp that names no moment, or no device, is not taken from a page."""
+    one = change(1, "a", 1)
+    stamp = one.fields["a"].at
+    for text in (at + stamp[10:], stamp[:-1] + "g", stamp.replace("T", "t"), stamp + "0"):
+        wrong = msgspec.structs.replace(one, fields={"a": FieldWrite(value=1, at=text)})
+        answer = PullAnswer(
+            changes=[LoggedChange(seq=1, change=wrong, device_id="d")], cursor=1, hub_time=NOW
+        )
+        with pytest.raises(HubDistrusted):
+            check_pull(answer, after=0, limit=9, space_type="team", now_ms=1_795_000_000_000)
 
 
 @pytest.mark.parametrize(

@@ -251,9 +251,7 @@ async def test_a_token_that_ends_between_two_pages_is_renewed(rig: Rig) -> None:
 
     asked: set[str] = set()
 
-    async def age(
-        request: httpx.Request, under: httpx.AsyncBaseTransport
-    ) -> httpx.Response | None:
+    async def age(request: httpx.Request, under: httpx.AsyncBaseTransport) -> httpx.Response | None:
         if request.method == "GET" and str(request.url) not in asked:
             asked.add(str(request.url))
             rig.served.clock.now_ms += 16 * 60 * 1_000
@@ -277,10 +275,10 @@ async def test_a_page_that_is_too_large_is_asked_for_in_parts(rig: Rig) -> None:
     async def choke(
         request: httpx.Request, under: httpx.AsyncBaseTransport
     ) -> httpx.Response | None:
-        if request.method == "GET" and request.url.path.endswith("/changes"):
-            if int(request.url.params["limit"]) > 4:
-                body = {"code": "TOO_LARGE", "title": "no", "status": 413}
-                return httpx.Response(413, json=body, request=request)
+        is_pull = request.method == "GET" and request.url.path.endswith("/changes")
+        if is_pull and int(request.url.params["limit"]) > 4:
+            body = {"code": "TOO_LARGE", "title": "no", "status": 413}
+            return httpx.Response(413, json=body, request=request)
         return None
 
     second.wire.on_request = choke

@@ -31,7 +31,7 @@ from mana.domain.errors import Conflict, Forbidden, ManaError, NotFound
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.records import Entry, Record, Visibility
 from mana.domain.spaces import can_manage, can_write
-from mana.domain.tables import Table
+from mana.domain.tables import Sealing, Table
 from mana.protocol.messages import (
     CHANGE_FIELDS_MAX,
     ChangeMessage,
@@ -48,6 +48,8 @@ RECORDS_PER_BATCH: Final = 200
 _BATCH_BYTES: Final = 2 * 1024 * 1024
 _ENVELOPE: Final = re.compile(rb'"enc:2:([spm])([1-9][0-9]{0,8}):')
 _SEALED: Final = "enc:2:"
+TARGET: Final = ("targetTable", "targetId")
+"""The plain fields by which a record names the one that it is about."""
 
 Differ = Callable[[str, Record, Record, str], bool]
 
@@ -62,11 +64,13 @@ def seal_anew(
     before: Record | None,
     *,
     stamp: Stamp | None = None,
+    private: bool = False,
 ) -> ChangeMessage:
     """Return an own change under the newest key, for the visibility that its record has.
 
-    `before`: the record as the change finds it. Without `stamp` the change keeps its own, and is
-    returned as it is if nothing about it has passed. Raises ManaError if it does not open here.
+    `before`: the record as the change finds it; `private`: a new record that must be so. Without
+    `stamp` the change keeps its own, and is returned as it is if nothing about it has passed.
+    Raises ManaError if it does not open here.
     """
     table = sealer.catalogue.table(change.table)
     keys = sealer.keys(space_id)
@@ -74,6 +78,8 @@ def seal_anew(
     visibility = change.visibility
     if before is not None and change.op != "flip":
         visibility = before.visibility
+    if before is None and private:
+        visibility = "private"
     plain = {path: write.value for path, write in change.fields.items()}
     place = sealer.place(table, change.id, visibility, entries, plain)
     version = sealer.version(keys, place)
@@ -121,7 +127,8 @@ def restamper(sealer: Sealer, now_ms: int) -> Callable[[Tx, OutboxRow], ChangeMe
         stamp = next_stamp(last, now_ms=now_ms)
         before = tx.before(row)
         record = before.record if before is not None else None
-        again = seal_anew(sealer, row.space, change, record, stamp=stamp)
+        private = _is_of_private(sealer, tx, row)
+        again = seal_anew(sealer, row.space, change, record, stamp=stamp, private=private)
         tx.set_clock(stamp)
         return again
 
@@ -134,9 +141,22 @@ def resealer(sealer: Sealer) -> Callable[[Tx, OutboxRow], ChangeMessage]:
     def anew(tx: Tx, row: OutboxRow) -> ChangeMessage:
         before = tx.before(row)
         record = before.record if before is not None else None
-        return seal_anew(sealer, row.space, row.message, record)
+        private = _is_of_private(sealer, tx, row)
+        return seal_anew(sealer, row.space, row.message, record, private=private)
 
     return anew
+
+
+def _is_of_private(sealer: Sealer, tx: Tx, row: OutboxRow) -> bool:
+    """Say whether a change is about a record that is private by now, as its journal is."""
+    change = row.message
+    if sealer.catalogue.table(change.table).sealing is not Sealing.TARGET:
+        return False
+    named = [change.fields[name].value for name in TARGET if name in change.fields]
+    if len(named) != len(TARGET):
+        return False
+    target = tx.held(row.space, str(named[0]), str(named[1]))
+    return target is not None and target.record.visibility == "private"
 
 
 def renamer(sealer: Sealer, new_id: Callable[[], str]) -> Callable[[Tx, OutboxRow], ChangeMessage]:

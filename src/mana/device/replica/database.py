@@ -100,7 +100,8 @@ class Replica:
             raise
         except sqlite3.Error as error:
             # The message of SQLite names tables, never a value.
-            raise ReplicaBroken(f"the replica failed: {error.sqlite_errorname}") from error
+            name = getattr(error, "sqlite_errorname", "SQLITE_MISUSE")
+            raise ReplicaBroken(f"the replica failed: {name}") from error
 
     def _open(self) -> None:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

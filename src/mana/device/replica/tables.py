@@ -596,10 +596,13 @@ class Tx:
         for key, row in page.after.items():
             before = page.before.get(key, (None, None))[0]
             if row is not None and before is not None and before.visibility != row.visibility:
-                rows = self._outbox(
+                waiting = self._outbox(
                     "space = ? and tbl = ? and id = ? and state = 'waiting'", (space, *key)
                 )
-                self._remake(rows, anew, "stale-key", now_ms)
+                # Its journal goes with it: what stood in a private record is private too.
+                mates = [mate for one in waiting for mate in self._waiting_mates(one)]
+                rows = {one.position: one for one in (*waiting, *mates)}
+                self._remake([rows[place] for place in sorted(rows)], anew, "stale-key", now_ms)
 
     def take_state(
         self,
