@@ -10,6 +10,8 @@ import asyncio
 import os
 from pathlib import Path
 
+import uvloop
+
 from mana.cli.lifelines import announcer, stop_event
 from mana.crypto.passwords import HashCost
 from mana.hub.app import build, serve
@@ -38,4 +40,5 @@ async def run() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())

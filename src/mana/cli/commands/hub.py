@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 
+import uvloop
+
 from mana.cli.lifelines import announcer, stop_event
 from mana.cli.places import Places
 from mana.hub.app import build, serve
@@ -17,7 +19,8 @@ def hub() -> None:
     places = Places.from_env(os.environ)
     places.make_home()
     settings = HubSettings.from_env(os.environ, database_url=_database(), home=places.home)
-    asyncio.run(_serve(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
 
 
 def _database() -> str:
