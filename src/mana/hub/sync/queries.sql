@@ -90,16 +90,21 @@ update mana.records r set visibility = k.visibility
  where r.space_id = $1 and r.table_name = k.table_name and r.record_id = k.record_id
 
 -- name: changes_after
-select c.seq, c.change_id, c.table_name, c.record_id, c.author_id, c.visibility, c.op, c.data,
-  c.field_meta, c.client_id, c.actor, c.origin, c.group_id, c.guards, c.signature
-  from mana.sync_changes c
- where c.space_id = $1 and c.seq > $2 and c.seq <= $3
-   and not exists (select from mana.hidden_records h
-                    where h.space_id = c.space_id and h.table_name = c.table_name
-                      and h.record_id = c.record_id
-                      and h.author_id <> mana.current_account())
- order by c.seq
- limit $4
+select p.seq, p.change_id, p.table_name, p.record_id, p.author_id, p.visibility, p.op,
+  case when p.before < $5 then p.data end as data, p.field_meta,
+  p.client_id, p.actor, p.origin, p.group_id, p.guards, p.signature
+  from (
+    select c.*, coalesce(sum(pg_column_size(c.data) + pg_column_size(c.field_meta))
+      over (order by c.seq rows between unbounded preceding and 1 preceding), 0) as before
+      from mana.sync_changes c
+     where c.space_id = $1 and c.seq > $2 and c.seq <= $3
+       and not exists (select from mana.hidden_records h
+                        where h.space_id = c.space_id and h.table_name = c.table_name
+                          and h.record_id = c.record_id
+                          and h.author_id <> mana.current_account())
+     order by c.seq
+     limit $4) p
+ order by p.seq
 
 -- name: hidden_within
 select seq, table_name, record_id
@@ -109,13 +114,21 @@ select seq, table_name, record_id
  limit $4
 
 -- name: state_of
-select table_name, record_id, author_id, visibility, fields, proofs, seq
+select table_name, record_id, author_id, visibility, seq, fields::text as fields,
+  proofs::text as proofs
   from mana.records
  where space_id = $1 and table_name = $2 and record_id = $3
 
 -- name: state_page
-select table_name, record_id, author_id, visibility, fields, proofs, seq
-  from mana.records
- where space_id = $1 and (table_name, record_id) > ($2, $3)
- order by table_name, record_id
- limit $4
+select p.table_name, p.record_id, p.author_id, p.visibility, p.seq,
+  case when p.before < $5 then p.fields::text end as fields,
+  case when p.before < $5 then p.proofs::text end as proofs
+  from (
+    select r.*, coalesce(sum(pg_column_size(r.fields) + pg_column_size(r.proofs))
+      over (order by r.table_name, r.record_id
+            rows between unbounded preceding and 1 preceding), 0) as before
+      from mana.records r
+     where r.space_id = $1 and (r.table_name, r.record_id) > ($2, $3)
+     order by r.table_name, r.record_id
+     limit $4) p
+ order by p.table_name, p.record_id

@@ -6,6 +6,7 @@ from typing import Final
 
 from mana.hub.http.endpoints import (
     Call,
+    Document,
     Endpoint,
     EventStream,
     Reply,
@@ -43,11 +44,13 @@ def sync_routes(sync: SyncService, live: LiveHub) -> list[Endpoint]:
         )
 
     async def state(call: Call) -> Reply:
-        return await sync.state(call.tenant, call.path["spaceId"], page=call.text("page"))
+        space, page = call.path["spaceId"], call.text("page")
+        return Document(await sync.state(call.tenant, space, page=page))
 
     async def state_of(call: Call) -> Reply:
         path = call.path
-        return await sync.state_of(call.tenant, path["spaceId"], path["table"], path["recordId"])
+        record = path["spaceId"], path["table"], path["recordId"]
+        return Document(await sync.state_of(call.tenant, *record))
 
     async def listen(call: Call) -> Reply:
         live.require_room(call.session)

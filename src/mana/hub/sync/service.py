@@ -14,7 +14,6 @@ from mana.protocol.messages import (
     PullAnswer,
     PushAnswer,
     PushRequest,
-    StateAnswer,
 )
 
 
@@ -53,11 +52,11 @@ class SyncService:
             tenant, space_of(space), after=after, limit=limit, now_ms=self._now_ms()
         )
 
-    async def state(self, tenant: Tenant, space: str, *, page: str | None) -> StateAnswer:
-        """Return one page of the merged records."""
+    async def state(self, tenant: Tenant, space: str, *, page: str | None) -> bytes:
+        """Return one page of the merged records, a `StateAnswer` in its wire form."""
         return await self._store.state(tenant, space_of(space), page=page, now_ms=self._now_ms())
 
-    async def state_of(self, tenant: Tenant, space: str, table: str, record_id: str) -> StateAnswer:
+    async def state_of(self, tenant: Tenant, space: str, table: str, record_id: str) -> bytes:
         """Return one merged record, or none."""
         return await self._store.state_of(
             tenant, space_of(space), table, record_id, now_ms=self._now_ms()

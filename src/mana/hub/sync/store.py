@@ -6,6 +6,7 @@ and a device's push are the same few statements.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
@@ -18,7 +19,7 @@ from mana.domain.clock import iso_ms
 from mana.domain.errors import Forbidden, Invalid, NotFound
 from mana.domain.ids import AccountId, SpaceId, require_record_id, require_uuid
 from mana.domain.tables import Table
-from mana.hub.db import Tenancy, Transaction, load_queries, retried
+from mana.hub.db import Row, Tenancy, Transaction, load_queries, retried
 from mana.hub.sync.apply import Batch, Logged, MergedRecord, RecordRef, apply_batch, ref_of
 from mana.hub.sync.rows import (
     LOG_COLUMNS,
@@ -29,7 +30,7 @@ from mana.hub.sync.rows import (
     logged_of,
     merged_of,
     row_of,
-    state_of,
+    state_answer,
 )
 from mana.hub.sync.validate import Place, Writer, WriterKind
 from mana.hub.tenants import Tenant
@@ -41,11 +42,12 @@ from mana.protocol.messages import (
     HiddenRecord,
     PullAnswer,
     PushAnswer,
-    StateAnswer,
 )
 
 Q: Final = load_queries("mana.hub.sync")
 CHANNEL: Final = "mana_live"
+PAGE_BYTES_MAX: Final = 4 * 1_024 * 1_024
+"""Bytes of values in the rows of one page, the last row apart; so what a reader costs is bounded."""
 _KNOWN: Final = msgspec.json.Decoder(list[tuple[str, int, str, str, bool]])
 _STANDING: Final = msgspec.json.Decoder(list[StoredRecord])
 
@@ -220,15 +222,20 @@ class SyncStore:
         async with self._tenancy.transaction(tenant) as tx:
             head = await _head(tx, space_id)
             _require_seen(head, after)
-            rows = await tx.all(Q["changes_after"], space_id, after, head, limit + 1)
-            more = len(rows) > limit
+            if after == head:
+                return PullAnswer(changes=[], cursor=head, hub_time=iso_ms(now_ms))
+            found = await tx.all(
+                Q["changes_after"], space_id, after, head, limit + 1, PAGE_BYTES_MAX
+            )
+            rows = _page(found, limit, "data")
+            more = len(rows) < len(found)
             # Up to the head, what is missing is another member's private record: pass over it.
-            cursor = rows[limit - 1]["seq"] if more else head
+            cursor = rows[-1]["seq"] if more else head
             hidden = await tx.all(Q["hidden_within"], space_id, after, cursor, limit + 1)
         if len(hidden) > limit:
             more, cursor = True, hidden[limit - 1]["seq"]
         return PullAnswer(
-            changes=[logged_of(row) for row in rows[:limit] if row["seq"] <= cursor],
+            changes=[logged_of(row) for row in rows if row["seq"] <= cursor],
             cursor=cursor,
             hub_time=iso_ms(now_ms),
             more=more,
@@ -241,38 +248,43 @@ class SyncStore:
 
     async def state(
         self, tenant: Tenant, space_id: SpaceId, *, page: str | None, now_ms: int
-    ) -> StateAnswer:
-        """Return a page of the merged records; the head is read before them."""
+    ) -> bytes:
+        """Return a page of the merged records, a `StateAnswer`; the head is read before them."""
         table, _, record_id = (page or "").partition("~")
         async with self._tenancy.transaction(tenant) as tx:
             head = await _head(tx, space_id)
-            rows = await tx.all(Q["state_page"], space_id, table, record_id, STATE_PAGE + 1)
-        shown = rows[:STATE_PAGE]
-        last = shown[-1] if len(rows) > STATE_PAGE else None
-        return StateAnswer(
-            records=[state_of(row) for row in shown],
+            found = await tx.all(
+                Q["state_page"], space_id, table, record_id, STATE_PAGE + 1, PAGE_BYTES_MAX
+            )
+        rows = _page(found, STATE_PAGE, "fields")
+        last = rows[-1] if len(rows) < len(found) else None
+        return state_answer(
+            rows,
             head=head,
             hub_time=iso_ms(now_ms),
-            next=None if last is None else f"{last['table_name']}~{last['record_id']}",
+            following=None if last is None else f"{last['table_name']}~{last['record_id']}",
         )
 
     async def state_of(
         self, tenant: Tenant, space_id: SpaceId, table: str, record_id: str, *, now_ms: int
-    ) -> StateAnswer:
-        """Return one merged record, or none; the head is read before it."""
+    ) -> bytes:
+        """Return one merged record, or none, as a `StateAnswer`; the head is read before it."""
         async with self._tenancy.transaction(tenant) as tx:
             head = await _head(tx, space_id)
             # A malformed name cannot be a row's, and some cannot even be asked for.
             asked = _is_record_id(table) and _is_record_id(record_id)
             rows = await tx.all(Q["state_of"], space_id, table, record_id) if asked else []
-        return StateAnswer(
-            records=[state_of(row) for row in rows], head=head, hub_time=iso_ms(now_ms)
-        )
+        return state_answer(rows, head=head, hub_time=iso_ms(now_ms))
 
     async def heads(self, tenant: Tenant) -> dict[SpaceId, int]:
         """Return the spaces of the account, with their heads."""
         async with self._tenancy.transaction(tenant) as tx:
             return {SpaceId(row["space_id"]): row["seq"] for row in await tx.all(Q["heads"])}
+
+
+def _page(rows: Sequence[Row], limit: int, body: str) -> Sequence[Row]:
+    """Return the rows of one page: at most `limit`, and those whose body the query still gave."""
+    return list(itertools.takewhile(lambda row: row[body] is not None, rows[:limit]))
 
 
 class _TakenBack(Exception):
