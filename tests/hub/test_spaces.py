@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from mana.domain.clock import iso_ms
 from mana.domain.errors import Invalid
 from mana.domain.spaces import Role
 from mana.hub.db import AccessRefused, CheckFailed, Tenancy, Tenant
+from mana.hub.spaces.store import SpaceStore
 from mana.modules.todo.manifest import MANIFEST as TODO
 from mana.protocol.messages import (
     CloseSpace,
@@ -1029,6 +1030,49 @@ async def test_log_has_an_end(database: Database, monkeypatch: pytest.MonkeyPatc
         step = adding(space, ada.account, cem.account, "member", now_ms=START_MS)
         assert code(await append(ada, space, step)) == "MEMBERSHIP_REFUSED:too-many"
         await take(bob, space, leaving(space, bob.account, now_ms=START_MS))
+
+
+class Interrupted:
+    """A tenancy in which something happens after the first statement of a transaction."""
+
+    def __init__(self, tenancy: Tenancy, happens: Callable[[], Awaitable[object]]) -> None:
+        self.tenancy = tenancy
+        self.happens: Callable[[], Awaitable[object]] | None = happens
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, tenant: Tenant, **options: Any) -> AsyncIterator[Any]:
+        async with self.tenancy.transaction(tenant, **options) as tx:
+            yield Interruption(self, tx)
+
+
+class Interruption:
+    def __init__(self, owner: Interrupted, tx: Any) -> None:
+        self.owner, self.tx = owner, tx
+
+    async def all(self, *statement: Any) -> Any:
+        rows = await self.tx.all(*statement)
+        happens, self.owner.happens = self.owner.happens, None
+        if happens is not None:
+            await happens()
+        return rows
+
+
+async def test_spaces_of_one_moment(database: Database, tenancy: Tenancy) -> None:
+    """A space that somebody leaves while they ask is among theirs, log and all, or among the departed."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await join(ada, await create(ada), bob)
+
+        async def goes() -> None:
+            await take(bob, space, leaving(space, bob.account, now_ms=START_MS))
+
+        interrupted: Any = Interrupted(tenancy, goes)
+        answer = await SpaceStore(interrupted).spaces(Tenant(bob.account.account_id))
+        (info,) = [one for one in answer.spaces if one.space_id == space.space_id]
+        assert read_log(info.space_id, info.log).member(bob.account.account_id) is not None
+        assert [one.version for one in info.wraps] == [1]
+        assert answer.departed == []
+        assert await departed(bob) == [space.space_id]
 
 
 # The walls of the database ----------------------------------------------------------------------
