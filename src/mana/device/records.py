@@ -82,6 +82,16 @@ _REFUSALS: Final[Mapping[str, str]] = {
     "unknown-path": "The hub does not know this field; it may be older than this device.",
     "cadence-refused": "The hub does not run missions at such times.",
     "change-too-large": "It is larger than the hub takes in one piece.",
+    "not-a-member": "You are no longer in its space, so nothing can be written there.",
+    "flip-outdated": "Who may see the record was changed elsewhere first.",
+    "reseal-outdated": "The record was changed elsewhere first.",
+    "id-taken": "Its number is taken by another change.",
+    "plaintext-refused": "It would have left this device unsealed, so the hub did not take it.",
+    "bad-envelope": "Its seal is not one that the hub knows; this device may be older than the hub.",
+    "forged-actor": "It says that somebody else made it.",
+    "forged-device": "It says that another device made it.",
+    "signature-missing": "It decides something, and is not signed.",
+    "signature-rejected": "It decides something, and its signature does not hold.",
 }
 
 
@@ -736,7 +746,14 @@ class RecordBook:
             title = view.text(named) if named is not None else ""
         words = _REFUSALS.get(row.code, "The hub does not take it in this form.")
         return RefusedChange(
-            message.change_id, message.table, message.id, title, row.code, words, row.refused_ms
+            message.change_id,
+            message.table,
+            message.id,
+            title,
+            row.code,
+            words,
+            row.refused_ms,
+            row.space,
         )
 
     def _emit(self, notice: Notice) -> None:

@@ -331,6 +331,7 @@ class RefusedChange:
     code: str
     words: str
     at_ms: int
+    space_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
