@@ -7,7 +7,6 @@ grants, devices, invitations, an audit. `secrets_of` collects what the outsider 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,14 +100,12 @@ def founded(space: MadeSpace) -> FoundedSpace:
 
 
 @contextlib.asynccontextmanager
-async def household(database: Database) -> AsyncIterator[Household]:
-    """Lend the five people, their space, and everything in it."""
-    with tempfile.TemporaryDirectory(prefix="mana-tenancy-") as folder:
-        home = Path(folder)
-        async with served_hub(database, home=home) as served:
-            served.clock.now_ms = now_ms()
-            people = {name: await served.sign_up(f"{name}-canary") for name in NAMES}
-            yield await furnished(database, served, home, people)
+async def household(database: Database, home: Path) -> AsyncIterator[Household]:
+    """Lend the five people, their space, and everything in it; `home` keeps the hub's secrets."""
+    async with served_hub(database, home=home) as served:
+        served.clock.now_ms = now_ms()
+        people = {name: await served.sign_up(f"{name}-canary") for name in NAMES}
+        yield await furnished(database, served, home, people)
 
 
 async def furnished(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -170,10 +171,12 @@ these names a thing (a space, a device, records), a test below sends somebody el
 
 
 @pytest.fixture(scope="module")
-async def made(postgres: Cluster) -> AsyncIterator[Household]:
+async def made(
+    postgres: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Household]:
     """Lend one household to all tests here; what they do to it leaves it as it is."""
     with postgres.database() as database:
-        async with household(database) as lent:
+        async with household(database, tmp_path_factory.mktemp("hub")) as lent:
             yield lent
 
 
@@ -248,9 +251,9 @@ async def test_others_things_are_not_there(made: Household) -> None:
             assert answer.content == absent.content, (operation, name)
 
 
-async def test_each_role_gets_what_is_declared(database: Database) -> None:
+async def test_each_role_gets_what_is_declared(database: Database, tmp_path: Path) -> None:
     """Owner, member and viewer get what the declaration says, and nobody an error of the hub."""
-    async with household(database) as made:
+    async with household(database, tmp_path) as made:
         await each_role(made)
 
 
