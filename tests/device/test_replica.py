@@ -17,14 +17,15 @@ import pytest
 
 from mana.device.accounts import Accounts
 from mana.device.errors import ChangeRefused, ReplicaTooNew
-from mana.device.replica import Replica, Tx
+from mana.device.replica import Replica, Tx, certify_place
+from mana.device.settings import DeviceSettings
 from mana.domain.changes import ChangeKind
 from mana.domain.clock import parse_stamp
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid, TooLarge
-from mana.testing.accounts import PASSWORD
+from mana.testing.accounts import CHEAP, PASSWORD
 from mana.testing.postgres import Database
-from tests.device.rig import Machine, Rig, note, rig_on, titles, write
+from tests.device.rig import CATALOGUE, Machine, Rig, note, rig_on, titles, write
 
 pytestmark = pytest.mark.anyio
 SECRET = "Zugspitze-Zwetschge-9471"
@@ -168,6 +169,99 @@ async def test_a_restored_copy_takes_a_new_device_id(rig: Rig) -> None:
     await copy.lock()
     again = await rig.machine(copied).sign_in()
     assert again.device_id == copy.device_id
+
+
+async def test_a_copy_brings_what_waited_under_its_own_name(rig: Rig) -> None:
+    """What waited when a replica was copied is sent once, by whom it is sent first, and stands."""
+    machine = rig.machine()
+    book = await machine.sign_up()
+    await note(book, "n1", title="in the log")
+    await book.sync_now()
+    await note(book, "n2", title="waits")
+    await note(book, "n1", content="waits")
+    await book.lock()
+    copied = rig.folder / "copied"
+    shutil.copytree(machine.home, copied)
+    copy_machine = rig.machine(copied)
+    copy = await copy_machine.sign_in()
+    stamps = {
+        parse_stamp(entry.at).device
+        for name in ("n1", "n2")
+        for path, entry in (await copy.record("notes", name)).entries.items()  # type: ignore[union-attr]
+        if (name, path) != ("n1", "title")
+    }
+    assert stamps == {copy.device_id}
+    original = await machine.sign_in()
+    for one in (copy, original, copy):
+        assert (await one.sync_now()).refused == 0
+    assert (await copy.status()).waiting == (await original.status()).waiting == 0
+    assert await titles(copy) == await titles(original) == {"n1": "in the log", "n2": "waits"}
+    assert await copy.record("notes", "n1") == await original.record("notes", "n1")
+    assert await copy.record("notes", "n2") == await original.record("notes", "n2")
+
+
+async def test_a_replica_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Nothing of an older file is lost: what was synced, sent, waiting, refused and set aside."""
+    folder = tmp_path / "device"
+    folder.mkdir()
+    account = "e3af103e-b449-447d-ac3c-54cc49cdcfe9"
+    path = folder / f"{account}.db"
+    script = (Path(__file__).parent / "fixtures" / "replica_v1.sql").read_text()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+        (marker,) = connection.execute("select value from meta where name = 'marker'").fetchone()
+        assert connection.execute("pragma user_version").fetchone() == (1,)
+        old = {
+            name: connection.execute(f"select {names} from {name} order by 1, 2").fetchall()
+            for name, names in _OLD_COLUMNS.items()
+        }
+    certify_place(path, marker)
+    known = [{"accountId": account, "login": "ada"}]
+    (folder / "accounts.json").write_text(json.dumps(known))
+    replica = Replica(path, guarded=lambda table, path: False)
+    await replica.open()
+
+    def look(tx: Tx) -> dict[str, list[tuple[object, ...]]]:
+        return {
+            name: tx._sql(f"select {names} from {name} order by 1, 2").fetchall()
+            for name, names in _OLD_COLUMNS.items()
+        }
+
+    assert await replica.read(look) == old
+    assert {row.state for row in await replica.read(lambda tx: tx.spaces())} == {"active"}
+    dead = await replica.read(
+        lambda tx: tx._sql("select id from records where dead_ms = 0").fetchall()
+    )
+    assert dead == [("n9",)]
+    await replica.close()
+    accounts = Accounts(
+        DeviceSettings(home=tmp_path, kdf_floor=CHEAP, hub_url="http://hub.test"), CATALOGUE
+    )
+    book = await accounts.unlock(account, PASSWORD)
+    assert await titles(book) == {"n0": "synced", "n2": "sent", "n3": "waiting", "n4": "private"}
+    view = await book.view("notes", "n0")
+    assert view is not None
+    assert view.text("content") == "edited"
+    task = await book.view("tasks", "t1")
+    assert task is not None
+    assert task.text("title") == "set aside twice"
+    assert await book.is_verified("agents", "a1")
+    status = await book.status()
+    assert (status.waiting, status.refused) == (5, 1)
+    assert [one.title for one in await book.refused()] == ["refused"]
+    batch = await book.inner().replica.read(lambda tx: [row.state for row in tx.unacknowledged()])
+    assert batch == ["sent", "waiting", "waiting", "waiting", "waiting"]
+    await book.lock()
+
+
+_OLD_COLUMNS = {
+    "meta": "name, value",
+    "spaces": "space, type, cursor, page, head",
+    "records": "tbl, id, space, base, shown",
+    "outbox": "position, space, change_id, tbl, id, grp, message, state, seq, code, refused_ms",
+    "made": "change_id, 1",
+    "aside": "position, space, tbl, kind, body",
+}
 
 
 async def test_stamps_rise_although_the_clock_falls_back(rig: Rig) -> None:
@@ -322,9 +416,6 @@ async def test_removing_an_account_removes_it_from_the_hub(rig: Rig) -> None:
 
 def test_accounts_reads_no_folder_before_it_exists(tmp_path: Path) -> None:
     """A new device knows nobody and makes nothing by looking."""
-    from mana.device.settings import DeviceSettings
-    from tests.device.rig import CATALOGUE
-
     accounts = Accounts(DeviceSettings(home=tmp_path / "none"), CATALOGUE)
     assert accounts.known() == []
     assert not (tmp_path / "none").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import httpx
 import msgspec
 import pytest
 
-from mana.device.errors import ChangeRefused, Offline
+from mana.device.errors import ChangeRefused, Offline, ReplicaBroken
+from mana.device.replica import Replica
 from mana.device.views import Notice
 from mana.domain.errors import NotFound
 from mana.protocol.errors import HubBehind
@@ -19,6 +21,7 @@ from mana.protocol.replication import HubDistrusted
 from mana.registry.catalogue import build_catalogue
 from mana.testing.postgres import Database, connected
 from tests.device.rig import Rig, note, rig_on, titles, write
+from tests.device.test_replica_pages import Dying
 from tests.hub.client import START_MS
 
 C1 = "00000000-0000-4000-8000-0000000000c1"
@@ -141,6 +144,44 @@ async def test_a_crash_before_the_push_loses_nothing(rig: Rig) -> None:
     there = await second.sign_in()
     await there.sync_now()
     assert await titles(there) == {"n1": "kept"}
+
+
+async def test_a_process_that_dies_anywhere_sends_everything_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between any two statements of push and pull, again and again: all stands, once."""
+    monkeypatch.setattr("mana.device.accounts.Replica", functools.partial(Replica, factory=Dying))
+    monkeypatch.setattr(Dying, "left", None)
+    machine = rig.machine()
+    book = await machine.sign_up()
+    await book.sync_now()
+    made: list[str] = []
+    for number in range(4):
+        made += await note(book, f"n{number % 2}", title=f"t{number}", color="red")
+    grouped = [write(book, "notes", name, {"title": name}) for name in ("g1", "g2")]
+    made += await book.commit(grouped, group=G1)
+    deaths, number = 0, 0
+    while True:
+        Dying.left = number
+        try:
+            await book.sync_now()
+        except ReplicaBroken:
+            deaths += 1
+        else:
+            break
+        finally:
+            Dying.left = None
+        await book.lock()
+        book = await machine.sign_in()
+        number += 1
+    assert deaths > 10
+    assert (await book.status()).waiting == 0
+    there = await rig.machine().sign_in()
+    await there.sync_now()
+    assert await titles(there) == await titles(book)
+    assert await titles(there) == {"n0": "t2", "n1": "t3", "g1": "g1", "g2": "g2"}
+    log = await there.hub.pull(there.space, 0, 1_000)
+    assert [one.change.change_id for one in log.changes] == made
 
 
 async def test_offline_writes_wait_and_say_so(rig: Rig) -> None:
