@@ -83,6 +83,9 @@ def test_another_implementation_agrees() -> None:
             case "mission-key":
                 info = _lp("mana-mission:v1", given["missionId"])
                 assert _hkdf(bytes.fromhex(given["spaceKey"]), info).hex() == output
+            case "private-key":
+                info = _lp("mana-private:v1", given["spaceId"], str(given["version"]))
+                assert _hkdf(bytes.fromhex(given["masterKey"]), info).hex() == output
             case "element-token":
                 key = _hkdf(bytes.fromhex(given["key"]), _lp("mana-path:v1", given["field"]))
                 element = make.canonical_json(given["element"])

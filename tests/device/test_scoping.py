@@ -317,7 +317,8 @@ async def test_a_run_under_another_members_grant_is_not_obeyed(home: Household) 
     mission = await ours.create_mission(
         "R", "L", agent_id=agent, inputs=[InputRef("notes", "notes", note)]
     )
-    await ours.consent(mission)
+    lines = (await ours.consent(mission)).lines
+    assert "What it writes about them, every member of this space can read." in lines
     await ours.grant(mission)
     await ours.run_now(mission)
     await home.tick()

@@ -405,6 +405,9 @@ OPERATIONS: dict[str, Operation] = {
         raw(parent), table, recordId
     ).hex(),
     "mission-key": lambda spaceKey, missionId: keys.mission_key(raw(spaceKey), missionId).hex(),
+    "private-key": lambda masterKey, spaceId, version: keys.private_key(
+        raw(masterKey), spaceId, version
+    ).hex(),
     "secret": _secret,
     "unwrap-space-key": _unwrap_space_key,
     "seal-field": _seal_field,
@@ -629,6 +632,14 @@ CASES: dict[str, list[Case]] = {
             {"parent": repeated(7), "table": "notes", "recordId": NOTE},
         ),
         ("a mission", "mission-key", {"spaceKey": repeated(7), "missionId": MISSION}),
+        *(
+            (
+                f"private records of a space, version {version}",
+                "private-key",
+                {"masterKey": repeated(0x42), "spaceId": SPACE, "version": version},
+            )
+            for version in (1, 12)
+        ),
         ("check of a space key", "key-check", {"key": repeated(7), "label": SPACE, "version": 1}),
         ("check of version 12", "key-check", {"key": repeated(7), "label": SPACE, "version": 12}),
         *(

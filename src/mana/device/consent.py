@@ -26,6 +26,7 @@ def consent_lines(
     days: int,
     mode: str,
     new_runner: bool,
+    shared: bool = False,
 ) -> tuple[str, ...]:
     """Return the sentences of a consent, in the order in which a person reads them."""
     life = "1 day" if days == 1 else f"{days} days"
@@ -51,6 +52,8 @@ def consent_lines(
         "Every reading is written down before it happens, and you see it under Data access.",
         "You can end it at any moment with Revoke; then the next reading is refused.",
     ]
+    if shared:
+        lines.append("What it writes about them, every member of this space can read.")
     if mode == "standard":
         lines.append(
             "Your account is in standard mode: whoever runs the hub and holds its key could read "

@@ -137,6 +137,7 @@ class Grants:
                 days=days,
                 mode=self._opened.mode,
                 new_runner=await self._is_new(runner.key_id()),
+                shared=self._opened.book.keys.shared,
             ),
         )
 

@@ -263,12 +263,12 @@ def _record_key(
     values: Mapping[str, Json],
     visibility: str,
 ) -> tuple[KeyClass, RecordKey]:
-    if visibility == "private":
-        return "p", RecordKey.derive(space.private_key, table.name, RecordId(record_id))
+    cls: KeyClass = "p" if visibility == "private" else "s"
+    parent = space.private_key if cls == "p" else space.space_key
     if table.sealing is Sealing.MISSION:
-        parent = mission_key(space.space_key, str(values["missionId"]))
-        return "m", RecordKey.derive(parent, table.name, RecordId(record_id))
+        own = mission_key(space.space_key, str(values["missionId"]))
+        return "m", RecordKey.derive(own, table.name, RecordId(record_id))
     if table.sealing is Sealing.TARGET:
         target = RecordId(str(values["targetId"]))
-        return "s", RecordKey.derive(space.space_key, str(values["targetTable"]), target)
-    return "s", RecordKey.derive(space.space_key, table.name, RecordId(record_id))
+        return cls, RecordKey.derive(parent, str(values["targetTable"]), target)
+    return cls, RecordKey.derive(parent, table.name, RecordId(record_id))
