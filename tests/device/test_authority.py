@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import cache
@@ -13,14 +14,25 @@ import pytest
 
 from mana.crypto.authority import (
     Authority,
+    NotAMember,
     SignerUnknown,
+    authority_among,
     authority_of,
+    facts_of,
     read_log,
     verify_record,
 )
 from mana.crypto.errors import SignatureRejected
 from mana.crypto.keys import mission_key
+from mana.crypto.primitives import b64
 from mana.crypto.runners import RunnerPrivateKey
+from mana.crypto.signatures import (
+    ChangeFacts,
+    SigningKey,
+    sign_change,
+    sign_reseal,
+    value_hash,
+)
 from mana.device.authority import verify_run
 from mana.domain.agents import AGENTS
 from mana.domain.encoding import Json
@@ -28,12 +40,14 @@ from mana.domain.errors import ManaError
 from mana.domain.grants import GrantHeader
 from mana.domain.ids import IterationId, MissionId, iteration_id, step_id
 from mana.domain.iterations import ITERATIONS, STEPS
+from mana.domain.spaces import Role
 from mana.hub.runner.opening import GrantedKey
 from mana.hub.runner.writeback import Draft, RunFacts, seal_run
-from mana.protocol.messages import ChangeMessage
+from mana.protocol.messages import ChangeMessage, FieldWrite, Proof, Signature
 from mana.protocol.replication import Held, apply_change
 from mana.testing.accounts import NewAccount, new_account, new_device, sealed_change, signed
 from mana.testing.postgres import Database
+from mana.testing.spaces import member_of
 from tests.device.rig import Rig, rig_on, write
 from tests.hub.client import START_MS
 
@@ -125,6 +139,85 @@ def test_a_second_device_of_a_member_decides() -> None:
     with pytest.raises(SignerUnknown):
         verify_record(authority(ada()), held(change), AGENTS)
     verify_record(authority(other), held(change), AGENTS)
+
+
+@cache
+def bo() -> NewAccount:
+    return new_account("bo", now_ms=START_MS)
+
+
+def both(role: Role = "member") -> Authority:
+    """Return who decides in Ada's space if Bo is in it too."""
+    members = (member_of(ada(), "owner"), member_of(bo(), role))
+    certificates = [ada().certificate, bo().certificate]
+    return authority_among(ada().personal.space_id, members, certificates)
+
+
+def resealed(
+    change: ChangeMessage,
+    by: NewAccount,
+    *paths: str,
+    sign: Callable[[SigningKey, ChangeFacts], bytes] = sign_reseal,
+    **values: Json,
+) -> ChangeMessage:
+    """Return Bo's re-seal of paths of a change: other envelopes, and all else as it stands."""
+    fields = {
+        path: FieldWrite(value=values.get(path, f"enc:2:s2:{path}"), at=change.fields[path].at)
+        for path in paths
+    }
+    draft = msgspec.structs.replace(
+        change, change_id=str(uuid.uuid4()), op="reseal", fields=fields, signature=None
+    )
+    value = b64(sign(by.device_key, facts_of(ada().personal.space_id, draft)))
+    signature = Signature(signer=by.device_id, value=value)
+    return msgspec.structs.replace(draft, signature=signature)
+
+
+def after_reseal(change: ChangeMessage, again: ChangeMessage) -> Held:
+    """Return the record as the hub keeps it after a re-seal, whatever it should have refused."""
+    before = held(change)
+    entries = dict(before.record.entries)
+    for path, one in again.fields.items():
+        entries[path] = replace(entries[path], value=one.value, change_id=again.change_id)
+    assert again.signature is not None
+    proof = Proof(
+        signature=again.signature,
+        actor=again.actor,
+        origin=again.origin,
+        entries={path: [one.at, value_hash(one.value)] for path, one in again.fields.items()},
+        reseal=again.op == "reseal",
+    )
+    return replace(
+        before,
+        record=replace(before.record, entries=entries),
+        proofs={**before.proofs, again.change_id: proof},
+    )
+
+
+def test_a_member_vouches_for_a_value_under_a_new_key() -> None:
+    """Ada's words under a newer key count by Bo's hand, and her own proof stands beside it."""
+    change = agent_change(0, name="Mira", state="active")
+    record = after_reseal(change, resealed(change, bo(), "name"))
+    verify_record(both(), record, AGENTS)
+    with pytest.raises(NotAMember):
+        verify_record(both("viewer"), record, AGENTS)
+    with pytest.raises(SignerUnknown):
+        verify_record(authority(ada()), record, AGENTS)
+
+
+def test_a_re_seal_carries_no_decision() -> None:
+    """A state, a cleared field or another purpose under a re-seal is not obeyed."""
+    change = agent_change(0, name="Mira", state="active")
+    for again in (
+        resealed(change, bo(), "state", state="paused"),
+        resealed(change, bo(), "name", "state", state="active"),
+        resealed(change, bo(), "name", name=None),
+        resealed(change, bo(), "name", sign=sign_change),
+        msgspec.structs.replace(resealed(change, bo(), "name"), op="update"),
+        msgspec.structs.replace(resealed(change, ada(), "name"), op="update"),
+    ):
+        with pytest.raises(SignatureRejected):
+            verify_record(both(), after_reseal(change, again), AGENTS)
 
 
 def test_a_membership_log_must_be_the_space_s_own() -> None:

@@ -22,8 +22,23 @@ from mana.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
-from mana.protocol.errors import RateLimited, SessionEnded
-from mana.protocol.messages import Tokens
+from mana.domain.spaces import MembershipRefused
+from mana.protocol.errors import (
+    AlreadyMember,
+    MembershipMoved,
+    RateLimited,
+    SessionEnded,
+    SpaceUndeletable,
+)
+from mana.protocol.messages import (
+    AcceptInvitation,
+    KeyWrap,
+    MembershipAppend,
+    NewInvitation,
+    NewSpace,
+    SignedEntry,
+    Tokens,
+)
 from mana.protocol.replication import HubDistrusted
 
 pytestmark = pytest.mark.anyio
@@ -231,3 +246,104 @@ async def test_waiting_grows_and_is_bounded() -> None:
     """Back-off doubles up to its limit, with a part of chance."""
     assert all(0.25 <= jittered(0) <= 0.5 for _ in range(50))
     assert all(7.5 <= jittered(50, most_s=15) <= 15 for _ in range(50))
+
+
+async def test_calls_of_spaces_go_where_they_are_said_to() -> None:
+    """Each call of spaces has its method and path, and nothing of an id leaves its place in it."""
+    info = {"spaceId": "s", "type": "team", "role": "owner", "log": [], "wraps": []}
+    invitation = {
+        "invitationId": "i",
+        "spaceId": "s",
+        "role": "member",
+        "state": "open",
+        "createdBy": "a",
+        "expiresAt": "2026-11-21T05:23:00.000Z",
+    }
+    answers: dict[str, object] = {
+        "GET /api/v1/spaces": {"spaces": [info], "departed": [{"spaceId": "t", "log": []}]},
+        "POST /api/v1/spaces": info,
+        "DELETE /api/v1/spaces/s": None,
+        "POST /api/v1/spaces/s/members": info,
+        "POST /api/v1/spaces/s/keys": None,
+        "POST /api/v1/spaces/s/invitations": invitation,
+        "GET /api/v1/spaces/s/invitations": {"invitations": [invitation]},
+        "DELETE /api/v1/spaces/s/invitations/i%2F..": None,
+        "POST /api/v1/invitations/i": invitation,
+        "GET /api/v1/me/invitations": {"invitations": [invitation]},
+        "GET /api/v1/spaces/s/records/notes/n%2F1": {
+            "records": [],
+            "head": 3,
+            "hubTime": "2026-11-21T05:23:00.000Z",
+        },
+    }
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/refresh"):
+            pair = {"accountId": "a", "accessToken": "t", "refreshToken": "r", "expiresIn": 900}
+            return httpx.Response(200, json=pair)
+        asked.append(f"{request.method} {request.url.raw_path.decode()}")
+        given = answers[asked[-1]]
+        return httpx.Response(204) if given is None else httpx.Response(200, json=given)
+
+    signed = SignedEntry(entry={}, signature="x")
+    async with client(answer, Session()) as hub:
+        known = await hub.spaces()
+        assert [one.space_id for one in known.departed] == ["t"]
+        assert (await hub.create_space(NewSpace(first=signed, wraps=[]))).space_id == "s"
+        await hub.close_space("s", signed)
+        await hub.append_member("s", MembershipAppend(entry=signed))
+        await hub.add_private_keys("s", [KeyWrap(kind="p", version=1, wrapped="x")])
+        made = NewInvitation(
+            invitation_id="i", role="member", token_hash="0" * 64, expires_at="later"
+        )
+        await hub.create_invitation("s", made)
+        assert [one.state for one in await hub.invitations("s")] == ["open"]
+        await hub.withdraw_invitation("s", "i/..")
+        await hub.accept_invitation("i", AcceptInvitation(space_id="s", token="t", mac="m"))
+        await hub.my_invitations()
+        assert (await hub.record_state("s", "notes", "n/1")).head == 3
+    assert set(asked) == set(answers)
+
+
+@pytest.mark.parametrize(
+    "lie", [{}, {"spaces": None}, {"spaces": [{"spaceId": "s"}]}, {"spaces": [], "departed": [1]}]
+)
+async def test_an_answer_of_another_shape_is_not_believed(lie: dict[str, object]) -> None:
+    """A list of spaces that is none is the hub's fault, and is not read as an empty one."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/refresh"):
+            pair = {"accountId": "a", "accessToken": "t", "refreshToken": "r", "expiresIn": 900}
+            return httpx.Response(200, json=pair)
+        return httpx.Response(200, json=lie)
+
+    async with client(answer, Session()) as hub:
+        with pytest.raises(HubDistrusted):
+            await hub.spaces()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (409, "MEMBERSHIP_MOVED", MembershipMoved),
+        (403, "MEMBERSHIP_REFUSED", MembershipRefused),
+        (409, "ALREADY_MEMBER", AlreadyMember),
+        (403, "SPACE_PERSONAL_UNDELETABLE", SpaceUndeletable),
+    ],
+)
+async def test_what_a_hub_refuses_about_members_has_its_class(
+    status: int, code: str, error: type[Exception]
+) -> None:
+    """A refusal comes back as the class that the hub raised, so that it can be told apart."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/refresh"):
+            pair = {"accountId": "a", "accessToken": "t", "refreshToken": "r", "expiresIn": 900}
+            return httpx.Response(200, json=pair)
+        return problem(status, code)
+
+    append = MembershipAppend(entry=SignedEntry(entry={}, signature="x"))
+    async with client(answer, Session()) as hub:
+        with pytest.raises(error):
+            await hub.append_member("s", append)
