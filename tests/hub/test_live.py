@@ -25,8 +25,10 @@ from mana.hub.http.endpoints import Session
 from mana.hub.settings import HubSettings
 from mana.hub.sync.live import LiveHub
 from mana.modules.todo.manifest import MANIFEST as TODO
+from mana.protocol.messages import CloseSpace
 from mana.testing.accounts import CHEAP, sealed_change
 from mana.testing.postgres import Database
+from mana.testing.spaces import closing
 from tests.hub import test_spaces as spaces
 from tests.hub.client import START_MS, Clock, Person, Served, served_hub
 
@@ -462,6 +464,19 @@ def session_at(account: str) -> Session:
 
 def live_hub(heads: Any) -> LiveHub:
     return LiveHub(heads, authenticate=session_at, now_ms=Clock(), heartbeat_s=0.02)
+
+
+async def test_closing_is_told(database: Database) -> None:
+    """Every member's stream hears that a space was closed, and nothing of it any more."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await spaces.join(ada, await spaces.create(ada), bob)
+        async with listening(ada, served) as hers, listening(bob, served) as his:
+            body = CloseSpace(entry=closing(space, ada.account, now_ms=START_MS))
+            answer = await ada.call("DELETE", f"/api/v1/spaces/{space.space_id}", body)
+            assert answer.status_code == 204
+            for events in (hers, his):
+                assert await take(events) == ("spaces", {})
 
 
 async def test_silent_at_once() -> None:

@@ -995,6 +995,23 @@ async def test_account_deletion(database: Database) -> None:
         assert await info_of(ada, space) is not None
 
 
+async def test_deletion_waits_for_a_joining(database: Database, tenancy: Tenancy) -> None:
+    """An account that somebody is adding to a space at this moment is shared, and not deleted."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space, his = await create(ada), bob.account.account_id
+        async with tenancy.transaction(Tenant(ada.account.account_id)) as tx:
+            grown = "update mana.spaces set members = members || $2::text where space_id = $1"
+            await tx.execute(grown, space.space_id, his)
+            joins = "insert into mana.memberships values ($1, $2, 'member')"
+            await tx.execute(joins, space.space_id, his)
+            body = {"loginKey": b64(bob.account.login_key)}
+            deleted = asyncio.create_task(bob.call("DELETE", "/api/v1/me", body))
+            await waiting(database, 1)
+        assert code(await deleted) == "ACCOUNT_SHARED"
+        assert code(await bob.call("GET", "/api/v1/me")) == "200"
+
+
 async def test_private_keys(database: Database) -> None:
     """An account adds the next version of its own private keys, and no other, and never changes one."""
     async with served_hub(database) as served:

@@ -245,10 +245,11 @@ class AccountStore:
     async def delete(self, tenant: Tenant, *, login_mac: bytes) -> None:
         """Remove the account and everything that refers to it."""
         async with self._tenancy.transaction(tenant) as tx:
+            # The account first: whoever is adding it to a space holds its row, and is waited for.
+            await tx.execute(Q["delete_account"])
             if await tx.value(Q["shared_spaces"]):
                 raise AccountShared("the account is in spaces with other people")
             await tx.execute(Q["delete_spaces"])
-            await tx.execute(Q["delete_account"])
             await tx.execute(Q["clear_attempts"], login_mac)
 
 
