@@ -168,7 +168,7 @@ async def test_claim_that_the_hub_has_not_taken_executes_nothing(
     before = len(await ada.list("tasks"))
     push = RecordBook._push_now
 
-    async def cut(self: RecordBook, change_ids: list[str]) -> None:
+    async def cut(self: RecordBook, change_ids: list[str], spaces: set[str]) -> None:
         raise Offline("cut in the middle")
 
     monkeypatch.setattr(RecordBook, "_push_now", cut)
