@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mana.device.errors import ReplicaBroken, StorageFull
+from mana.device.errors import ReplicaBroken, SpaceLeft, StorageFull
 from mana.device.replica import Replica, Tx, Watch
 from mana.device.replica.rows import decode_row, encode_row, held_of, read_row, row_after, write_row
 from mana.device.replica.tables import OVERWRITTEN_MAX, TOMBSTONE_MS
 from mana.domain.clock import Stamp, iso_ms
 from mana.domain.encoding import Json
-from mana.domain.errors import Forbidden, Invalid
+from mana.domain.errors import Invalid
 from mana.domain.ids import DeviceId
 from mana.protocol.messages import (
     ChangeMessage,
@@ -460,7 +460,11 @@ async def test_a_left_space_takes_nothing_and_shows_all(replica: Replica) -> Non
     await replica.write(lambda tx: tx.leave_space(SPACE, now_ms=MS))
     assert await shown(replica) == {"title": "x"}
     assert [row.code for row in await replica.read(lambda tx: tx.refused())] == ["not-a-member"]
-    with pytest.raises(Forbidden):
+    (parked,) = await replica.read(lambda tx: tx.refused())
+    with pytest.raises(SpaceLeft):
+        await replica.write(lambda tx: tx.replace(parked, parked.message))
+    assert len(await replica.read(lambda tx: tx.refused())) == 1
+    with pytest.raises(SpaceLeft):
         await replica.write(lambda tx: tx.add(SPACE, change(6, {"title": "z"}, device=HERE)))
     await replica.write(lambda tx: tx.forget_space(SPACE))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,12 +11,15 @@ import httpx
 import msgspec
 import pytest
 
+from mana.device.views import Notice
 from mana.domain.changes import ChangeKind
 from mana.domain.errors import ManaError, NotFound
+from mana.hub.app import serve
 from mana.protocol.messages import PushRequest
 from mana.testing.postgres import Database
 from tests.device import shared
 from tests.device.rig import Rig, note, rig_on, titles, write
+from tests.hub.client import START_MS
 
 pytestmark = pytest.mark.anyio
 
@@ -133,7 +137,7 @@ async def test_what_waits_for_a_space_that_was_left_is_parked(rig: Rig) -> None:
 
 
 async def test_what_waits_under_an_old_key_is_sealed_anew(rig: Rig) -> None:
-    """After a rotation an offline edit is refused once, re-sealed with its stamp, and stands."""
+    """After a rotation an offline edit is re-sealed with its stamp, and stands; nothing is parked."""
     ada = await rig.machine().sign_up("ada")
     machine = rig.machine()
     bob = await machine.sign_up("bob")
@@ -154,10 +158,72 @@ async def test_what_waits_under_an_old_key_is_sealed_anew(rig: Rig) -> None:
     assert after.entries["title"].at == before.entries["title"].at
     assert str(after.entries["title"].value).startswith("enc:2:s2:")
     pushes = [path for method, path, _ in machine.wire.seen if method == "POST"]
-    assert len([path for path in pushes if path.endswith(f"{ours.space}/changes")]) == 2
+    assert len([path for path in pushes if path.endswith(f"{ours.space}/changes")]) == 1
     await ada.sync_now()
     assert await titles(ours) == {"n1": "offline"}
     assert await ours.is_verified("agents", "a1")
+
+
+async def test_a_key_that_passes_while_a_change_is_under_way(rig: Rig) -> None:
+    """Rotated between reading the spaces and the push: refused once, sealed anew, in its order."""
+    ada = await rig.machine().sign_up("ada")
+    machine = rig.machine()
+    bob = await machine.sign_up("bob")
+    ours = await shared.found(ada)
+    await note(ours, "n1", title="one")
+    await ada.sync_now()
+    theirs = await shared.join(ours, bob)
+    await bob.sync_now()
+    await note(theirs, "n1", title="first")
+    await note(theirs, "n1", title="second")
+    await theirs.commit([write(theirs, "agents", "a1", {"name": "Mira", "state": "active"})])
+    pushes: list[list[str]] = []
+
+    async def rotate(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        if request.method == "POST" and request.url.path.endswith(f"{ours.space}/changes"):
+            if not pushes:
+                await shared.rotate(ours)
+            sent = msgspec.json.decode(request.content, type=PushRequest)
+            pushes.append([one.change_id for one in sent.changes])
+        return None
+
+    machine.wire.on_request = rotate
+    status = await bob.sync_now()
+    assert (status.waiting, status.refused, status.troubles) == (0, 0, {})
+    assert len(pushes) == 2
+    assert pushes[0] == pushes[1]
+    await ada.sync_now()
+    assert await titles(ours) == {"n1": "second"}
+    assert await ours.is_verified("agents", "a1")
+
+
+async def test_an_answer_that_was_overtaken_is_asked_for_again(rig: Rig) -> None:
+    """What this process learned of a space while the hub answered is no sign of a forgetful hub."""
+    machine = rig.machine()
+    ada = await machine.sign_up("ada")
+    ours = await shared.found(ada)
+    await ada.sync_now()
+    asked = 0
+
+    async def overtake(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        nonlocal asked
+        if request.method == "GET" and request.url.path == "/api/v1/spaces":
+            asked += 1
+            if asked == 1:
+                answer = await under.handle_async_request(request)
+                body = await answer.aread()
+                await shared.rotate(ours)
+                return httpx.Response(200, content=body, request=request)
+        return None
+
+    machine.wire.on_request = overtake
+    status = await ada.sync_now()
+    assert (asked, status.trouble) == (2, "")
+    assert ours.keys.version == 2
 
 
 async def test_what_cannot_be_sealed_anew_is_parked_in_the_end(rig: Rig) -> None:
@@ -414,3 +480,90 @@ async def test_deleting_leaves_the_other_spaces_alone(rig: Rig) -> None:
     await ada.sync_now()
     assert await titles(ada) == {"n1": "own"}
     assert await titles(ours) == {}
+
+
+async def test_a_record_let_go_of_comes_back_whole(rig: Rig) -> None:
+    """Restored by a device that was away for long: shown with all its fields, or not at all."""
+    here = await rig.machine().sign_up()
+    await note(here, "n1", title="old", content="whole", color="red")
+    await here.sync_now()
+    there = await rig.machine().sign_in()
+    await there.sync_now()
+    moment = "2026-11-18T11:06:41.000Z"
+    await here.commit([write(here, "notes", "n1", {"deletedAt": moment}, kind=ChangeKind.DELETE)])
+    await here.sync_now()
+    await there.sync_now()
+    late = START_MS + 40 * 86_400_000
+    replica = here.inner().replica
+    await replica.write(lambda tx: tx.set_meta("hubMs", str(late)))
+    assert await here.inner().syncer.tidy() == 1
+    assert await here.inner().syncer.tidy() == 0
+    assert await here.view("notes", "n1") is None
+    await note(there, "n1", title="late edit")
+    await there.sync_now()
+    await here.sync_now()
+    assert await here.view("notes", "n1") is None
+    await there.commit([write(there, "notes", "n1", {"deletedAt": None})])
+    await there.sync_now()
+    await here.sync_now()
+    view = await here.view("notes", "n1")
+    assert view is not None
+    assert (view.text("title"), view.text("content")) == ("late edit", "whole")
+    assert await here.record("notes", "n1") == await there.record("notes", "n1")
+
+
+async def test_tombstones_are_looked_at_once_a_day(rig: Rig) -> None:
+    """Clean-up is not done again within a day of the hub's time."""
+    here = await rig.machine().sign_up()
+    await here.sync_now()
+    syncer, replica = here.inner().syncer, here.inner().replica
+    await syncer.tidy()
+    first = await replica.read(lambda tx: tx.meta("tidiedMs"))
+    rig.served.clock.now_ms += 3_600_000
+    await here.sync_now()
+    await syncer.tidy()
+    assert await replica.read(lambda tx: tx.meta("tidiedMs")) == first
+    rig.served.clock.now_ms += 24 * 3_600_000
+    await here.sync_now()
+    await syncer.tidy()
+    assert await replica.read(lambda tx: tx.meta("tidiedMs")) != first
+
+
+async def test_a_membership_is_heard_of_live(rig: Rig) -> None:
+    """Who is let into a space sees it without waiting for a poll."""
+    stop, ready = asyncio.Event(), asyncio.Queue[int]()
+    serving = asyncio.create_task(
+        serve(rig.served.hub, host="127.0.0.1", port=0, ready=ready.put_nowait, stop=stop)
+    )
+    url = f"http://127.0.0.1:{await ready.get()}"
+    first = rig.machine(hub_url=url, poll_s=600)
+    second = rig.machine(hub_url=url, poll_s=600)
+    for machine in (first, second):
+        machine.wire.under = httpx.AsyncHTTPTransport()
+    try:
+        ada, bob = await first.sign_up("ada"), await second.sign_up("bob")
+        ours = await shared.found(ada)
+        await note(ours, "n1", title="shared")
+        await ada.sync_now()
+        heard: asyncio.Queue[Notice] = asyncio.Queue()
+        bob.on_change(heard.put_nowait)
+        await bob.start()
+        while (await bob.status()).link != "online":
+            await heard.get()
+        invited = asyncio.create_task(shared.join(ours, bob))
+        async with asyncio.timeout(30):
+            theirs = await invited
+            while (await titles(theirs)) != {"n1": "shared"}:
+                await heard.get()
+        await shared.remove(ours, bob.account_id)
+        async with asyncio.timeout(30):
+            while not theirs.keys.former:
+                await heard.get()
+        assert await titles(theirs) == {"n1": "shared"}
+        await ada.lock()
+        await bob.lock()
+    finally:
+        stop.set()
+        await serving
+        for machine in (first, second):
+            await machine.wire.under.aclose()

@@ -139,6 +139,10 @@ def resealer(sealer: Sealer) -> Callable[[Tx, OutboxRow], ChangeMessage]:
     """Return how a change that waits is sealed anew, under the stamp that it has."""
 
     def anew(tx: Tx, row: OutboxRow) -> ChangeMessage:
+        try:
+            sealer.catalogue.table(row.message.table)
+        except NotFound:
+            return row.message  # its module is not installed here any more; it goes as it is
         before = tx.before(row)
         record = before.record if before is not None else None
         private = _is_of_private(sealer, tx, row)

@@ -30,6 +30,7 @@ from mana.device.views import LinkState, Notice, SyncStatus
 from mana.domain.clock import DRIFT_MS_MAX, Stamp, observe, parse_stamp
 from mana.domain.encoding import sha256
 from mana.domain.errors import (
+    Conflict,
     Forbidden,
     Invalid,
     ManaError,
@@ -46,6 +47,7 @@ from mana.protocol.messages import (
     LoggedChange,
     PullAnswer,
     PushRequest,
+    SpacesAnswer,
     StateRecord,
 )
 from mana.protocol.replication import (
@@ -73,6 +75,7 @@ _HUB_TIME_STEP_MS: Final = 60_000
 _SPACES_MS: Final = 10 * 60 * 1_000
 """How old what is known of the spaces may be although no notice came."""
 _ROUNDS_MAX: Final = 3
+_ASKED_MAX: Final = 3
 _EVERYWHERE: Final = (Unavailable, RateLimited, Unauthenticated, ReplicaBroken)
 """What stands in the way of every space, so that there is no use in trying the next."""
 _BACKOFF_S_MAX: Final = 15.0
@@ -136,6 +139,7 @@ class Syncer:
         self._kept = b""
         self._kept_sealed: str | None = None
         self._seen_mark = 0
+        self._sealed_for: dict[str, tuple[int, int]] = {}
         self._certificates: dict[str, list[DeviceCertificate]] = {}
         self._certified: set[str] = set()
         self._authorities: dict[str, tuple[int, Authority]] = {}
@@ -502,11 +506,10 @@ class Syncer:
         """Take which spaces there are, their logs and keys; nothing if any of it is wrong."""
         self._are_spaces_stale = False
         try:
-            answer = await self._hub.spaces()
-            await self._take_kept_spaces()
+            answer = await self._ask_spaces()
             digest = sha256(msgspec.json.encode(answer))
             if digest != self._spaces_seen:
-                before = {name: len(one.log) for name, one in self._vault.spaces.items()}
+                before = self._lengths()
                 self._vault.take_spaces(answer)
                 for name, one in self._vault.spaces.items():
                     if before.get(name) != len(one.log):
@@ -518,6 +521,24 @@ class Syncer:
             raise
         self._spaces_ms = self._now_ms()
         self._is_hook_due = True
+
+    async def _ask_spaces(self) -> SpacesAnswer:
+        """Return an answer during which nothing else was learned of the spaces.
+
+        What this or another process learned meanwhile is newer than the answer, which would look
+        like one that forgets.
+        """
+        for _ in range(_ASKED_MAX):
+            await self._take_kept_spaces()
+            before = self._lengths()
+            answer = await self._hub.spaces()
+            await self._take_kept_spaces()
+            if self._lengths() == before:
+                return answer
+        raise Conflict("the spaces move faster than they are read")
+
+    def _lengths(self) -> dict[str, int]:
+        return {name: len(space.log) for name, space in self._vault.spaces.items()}
 
     async def _take_kept_spaces(self) -> None:
         """Take what another process of this machine has learned of the spaces."""
@@ -550,6 +571,7 @@ class Syncer:
     async def _push(self, space_id: str) -> None:
         units_max: int | None = None
         restamps = 0
+        await self._reseal_waiting(space_id)
         while True:
             rows = await self._batch(space_id, units_max)
             if not rows:
@@ -579,6 +601,20 @@ class Syncer:
                 await self._renew(space_id, hub_ms)
             await self.announce()
             self._emit(Notice("sync"))
+
+    async def _reseal_waiting(self, space_id: str) -> None:
+        """Bring what waits under keys that are new here before it is sent.
+
+        Sent as it is, an older change would be refused where a newer one of the same record is
+        taken, and would come after it in the log.
+        """
+        space = self._vault.space(space_id)
+        versions = (space.version, max(space.private_keys, default=0))
+        if self._sealed_for.get(space_id) == versions:
+            return
+        anew, now_ms = resealer(self._sealer), self._now_ms()
+        await self._replica.write(lambda tx: tx.reseal(space_id, anew, now_ms=now_ms))
+        self._sealed_for[space_id] = versions
 
     async def _batch(self, space_id: str, units_max: int | None) -> list[OutboxRow]:
         return await self._replica.write(lambda tx: tx.batch(space_id, units_max=units_max))

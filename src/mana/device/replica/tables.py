@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from mana.device.errors import SpaceLeft
 from mana.device.replica.rows import (
     Row,
     decode_row,
@@ -23,7 +24,7 @@ from mana.device.replica.rows import (
     write_row,
 )
 from mana.domain.clock import Stamp, parse_stamp
-from mana.domain.errors import Forbidden, ManaError
+from mana.domain.errors import ManaError
 from mana.domain.ids import DeviceId
 from mana.domain.records import Entry, Record
 from mana.domain.tables import DELETED_AT
@@ -289,9 +290,7 @@ class Tx:
 
     def add(self, space: str, message: ChangeMessage) -> None:
         """Put a new change into the outbox and over its record."""
-        kept = self.space(space)
-        if kept is not None and kept.state == _LEFT:
-            raise Forbidden("a space that was left takes no changes")
+        self._require_kept(space)
         self.drop(self._outbox("change_id = ? and state = 'refused'", (message.change_id,)))
         self._sql("insert into made (change_id) values (?)", (message.change_id,))
         self._sql(
@@ -425,7 +424,11 @@ class Tx:
             self._refresh(row.space, [(row.message.table, row.message.id)])
 
     def replace(self, row: OutboxRow, message: ChangeMessage) -> None:
-        """Replace a change that waits by the same one, stamped or sealed anew."""
+        """Replace a change by the same one, stamped or sealed anew; it waits from then on.
+
+        Raises SpaceLeft where it would wait for ever.
+        """
+        self._require_kept(row.space)
         self._sql(
             "update outbox set message = ?, state = 'waiting', code = null where position = ?",
             (msgspec.json.encode(message), row.position),
@@ -804,6 +807,11 @@ class Tx:
         )
 
     # Within
+
+    def _require_kept(self, space: str) -> None:
+        row = self._sql("select state from spaces where space = ?", (space,)).fetchone()
+        if row is not None and row[0] == _LEFT:
+            raise SpaceLeft("the account is no longer in this space")
 
     def _outbox(self, where: str, values: tuple[str, ...]) -> list[OutboxRow]:
         rows = self._sql(
