@@ -77,6 +77,17 @@ def test_another_text_is_no_link(text: str) -> None:
         parse_link(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "A" * 42, "A" * 44, "+" + "A" * 42, "/" + "A" * 42, "A" * 42 + "B", "é" + "A" * 42],
+)
+def test_a_secret_has_one_spelling(text: str) -> None:
+    """Another alphabet, length or unused bits set are no secret."""
+    assert parse_secret("A" * 43) == bytes(32)
+    with pytest.raises(Malformed):
+        parse_secret(text)
+
+
 def test_a_link_shows_no_secret() -> None:
     """A log that shows a link's parts shows no secret."""
     assert secret_text(SECRET) not in repr(LINK)
