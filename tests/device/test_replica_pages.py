@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -448,6 +449,10 @@ async def test_a_record_that_lives_again_is_no_tombstone(replica: Replica) -> No
     later = watch(MS + 31 * 86_400_000)
     await take(replica, logged(3, change(3, {"deletedAt": iso_ms(MS)})), watch=later)
     assert await replica.write(lambda tx: tx.let_go(MS + 32 * 86_400_000)) == 0
+    # An edit of what is deleted does not make it live, and begins nothing anew.
+    edited = watch(MS + 50 * 86_400_000)
+    await take(replica, logged(4, change(4, {"title": "y"})), watch=edited)
+    assert await replica.write(lambda tx: tx.let_go(MS + 62 * 86_400_000)) == 1
 
 
 # Spaces
@@ -485,11 +490,12 @@ async def test_a_group_that_cannot_be_made_anew_is_parked_as_a_whole(replica: Re
         tx.add(SPACE, change(1, {"title": "a"}, device=HERE, group="g"))
         tx.add(SPACE, change(2, {"title": "b"}, device=HERE, record="n2", group="g"))
         tx.add(SPACE, change(3, {"title": "c"}, device=HERE, record="n3"))
+        tx.add(SPACE, change(4, {"title": "d"}, device=HERE, record="n4", group="g"))
 
     def anew(tx: Tx, row: Any) -> ChangeMessage:
         if row.message.id == "n2":
             raise Invalid("no key")
-        return row.message
+        return msgspec.structs.replace(row.message)
 
     await replica.write(fill)
     await replica.write(lambda tx: tx.reseal(SPACE, anew, now_ms=MS))
@@ -497,6 +503,7 @@ async def test_a_group_that_cannot_be_made_anew_is_parked_as_a_whole(replica: Re
     assert sorted((row.message.id, row.code) for row in rows) == [
         ("n1", "group-refused"),
         ("n2", "stale-key"),
+        ("n4", "group-refused"),
     ]
     assert [row.message.id for row in await replica.read(lambda tx: tx.unacknowledged())] == ["n3"]
 
