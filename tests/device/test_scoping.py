@@ -435,6 +435,7 @@ async def test_a_departure_counts_by_the_signed_log_alone(home: Household) -> No
     team = bob.in_space(space)
     assert vault_of(bob).space(space).former
     assert await titles(team) == {"Bob's"}
+    assert (await bob.status()).to_decide_by_space == {bob.space_id: 0}
     assert await titles(bob) == {"Own"}
     with pytest.raises(SpaceLeft):
         await team.create("notes", {"title": "x"})

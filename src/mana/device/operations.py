@@ -156,7 +156,8 @@ class Operations:
         opened = self.opened
         settings = await opened.book.view(SETTINGS.name, SETTINGS_ID)
         model = opened.model
-        spaces = self.everywhere()
+        # What waits where this person writes nothing waits for somebody else.
+        spaces = [one for one in self.everywhere() if one.opened.book.may_write]
         moments = [
             due
             for space in spaces
@@ -215,6 +216,8 @@ class Operations:
             if expire:
                 expired_at = loop.time()
             for space in self.everywhere():
+                if not space.opened.book.may_write:
+                    continue
                 await space.runner.work(expire=expire)
             if self._keys_moved or loop.time() - resealed_at >= RESEAL_S:
                 resealed_at = loop.time()

@@ -131,8 +131,6 @@ class Runner:
 
     async def work(self, *, expire: bool) -> None:
         """Work once on what is due. A failure of one thing stops nothing else."""
-        if not self._opened.book.may_write:
-            return
         await self._guarded(self.run_planned)
         await self._guarded(self.run_due)
         if expire:
