@@ -28,8 +28,8 @@ from mana.device.errors import AccountKnown, ReplicaBroken
 from mana.device.hub_client import HubClient
 from mana.device.locks import locked
 from mana.device.records import RecordBook
+from mana.device.renewals import restamper
 from mana.device.replica import CopyState, Replica, Tx, certify_place, inspect_place
-from mana.device.resealing import restamper
 from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
 from mana.device.syncer import CLOCK_OFFSET, REGISTERED, SPACES
@@ -171,7 +171,9 @@ class Accounts:
         replica = Replica(self._path(account_id), guarded=self._guarded())
         await replica.open()
         try:
-            return await self._open(known, password, replica)
+            # One process at a time, or one would take the other's new mark for that of a copy.
+            async with locked(replica.path.with_suffix(".opening")):
+                return await self._open(known, password, replica)
         except BaseException:
             await replica.close()
             raise
@@ -181,7 +183,7 @@ class Accounts:
         self._account(account_id)
         self._list.remove(account_id)
         path = self._path(account_id)
-        for suffix in (".db", ".db-wal", ".db-shm", ".place", ".sync", ".session"):
+        for suffix in (".db", ".db-wal", ".db-shm", ".place", ".sync", ".session", ".opening"):
             path.with_suffix(suffix).unlink(missing_ok=True)
 
     async def remove(self, account_id: str, password: str) -> None:
@@ -219,9 +221,20 @@ class Accounts:
         book = self._book(vault, device, replica, demo=known.demo)
         if is_copy:
             await self._take_new_place(vault, device, replica)
+        else:
+            await self._mark_anew(replica)
         await replica.write(lambda tx: tx.take_aside(self._is_known))
         await book.load()
         return book
+
+    async def _mark_anew(self, replica: Replica) -> None:
+        """Give this replica another mark each time it is opened.
+
+        So an older copy that is put back into this very file is known for one, too.
+        """
+        marker = secrets.token_hex(16)
+        await replica.write(lambda tx: tx.set_meta(_MARKER, marker))
+        certify_place(replica.path, marker)
 
     async def _take_new_place(
         self, vault: OpenedVault, device: DeviceKey, replica: Replica

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from mana.device.records import RecordBook, Write
+from mana.device.renewals import open_entry
 from mana.device.replica import Overwritten
-from mana.device.resealing import open_entry
 from mana.device.views import ConflictView, Notice, OverwrittenField
 from mana.domain.actors import Actor, person
 from mana.domain.agents import AGENTS

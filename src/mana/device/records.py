@@ -34,8 +34,8 @@ from mana.device.errors import (
     VisibilityFixed,
 )
 from mana.device.hub_client import HubClient
+from mana.device.renewals import restamper
 from mana.device.replica import OutboxRow, Replica, Tx
-from mana.device.resealing import restamper
 from mana.device.sealing import TARGET_ID, TARGET_TABLE, Sealer
 from mana.device.settings import DeviceSettings
 from mana.device.syncer import CLOCK_OFFSET, Syncer
@@ -85,10 +85,8 @@ _REFUSALS: Final[Mapping[str, str]] = {
     "unknown-path": "The hub does not know this field; it may be older than this device.",
     "cadence-refused": "The hub does not run missions at such times.",
     "change-too-large": "It is larger than the hub takes in one piece.",
-    "not-a-member": "You are no longer in its space, so nothing can be written there.",
-    "flip-outdated": "Who may see the record was changed elsewhere first.",
     "reseal-outdated": "The record was changed elsewhere first.",
-    "id-taken": "Its number is taken by another change.",
+    "hidden": "Its author keeps the record to themselves now.",
     "plaintext-refused": "It would have left this device unsealed, so the hub did not take it.",
     "bad-envelope": "Its seal is not one that the hub knows; this device may be older than the hub.",
     "forged-actor": "It says that somebody else made it.",

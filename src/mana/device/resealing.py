@@ -1,5 +1,4 @@
-"""Seals values anew: what waits under a key or for a visibility that has passed, and, in the
-background, what stands under an older version of a key.
+"""Brings, in the background, what stands under an older version of a key under the newest one.
 
 What is brought under a newer key keeps its stamp, actor and value, so it never beats an edit and
 is nobody's news. Where it stops there is nothing to remember: the records themselves say under
@@ -11,8 +10,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -20,18 +19,16 @@ from mana.crypto.authority import facts_of
 from mana.crypto.envelope import Binding, open_field, parse_envelope, seal_field
 from mana.crypto.primitives import b64
 from mana.crypto.signatures import sign_reseal
-from mana.device.replica import OutboxRow, Tx
+from mana.device.records import RecordBook
+from mana.device.replica import Tx
 from mana.device.replica.rows import read_row
 from mana.device.sealing import KeyPlace, Sealer
 from mana.device.vault import SpaceKeys, random_id
-from mana.domain.actors import actor_from_wire
-from mana.domain.clock import Stamp, next_stamp, observe, parse_stamp
-from mana.domain.encoding import Json
 from mana.domain.errors import Conflict, Forbidden, ManaError, NotFound
 from mana.domain.iterations import ITERATIONS, STEPS
-from mana.domain.records import Entry, Record, Visibility
+from mana.domain.records import Entry, Record
 from mana.domain.spaces import can_manage, can_write
-from mana.domain.tables import Sealing, Table
+from mana.domain.tables import Table
 from mana.protocol.messages import (
     CHANGE_FIELDS_MAX,
     ChangeMessage,
@@ -41,176 +38,10 @@ from mana.protocol.messages import (
 )
 from mana.protocol.replication import Held, HubDistrusted, verdicts
 
-if TYPE_CHECKING:
-    from mana.device.records import RecordBook
-
 RECORDS_PER_BATCH: Final = 200
 _BATCH_BYTES: Final = 2 * 1024 * 1024
 _ENVELOPE: Final = re.compile(rb'"enc:2:([spm])([1-9][0-9]{0,8}):')
 _SEALED: Final = "enc:2:"
-TARGET: Final = ("targetTable", "targetId")
-"""The plain fields by which a record names the one that it is about."""
-
-Differ = Callable[[str, Record, Record, str], bool]
-
-
-# What waits
-
-
-def seal_anew(
-    sealer: Sealer,
-    space_id: str,
-    change: ChangeMessage,
-    before: Record | None,
-    *,
-    stamp: Stamp | None = None,
-    private: bool = False,
-) -> ChangeMessage:
-    """Return an own change under the newest key, for the visibility that its record has.
-
-    `before`: the record as the change finds it; `private`: a new record that must be so. Without
-    `stamp` the change keeps its own, and is returned as it is if nothing about it has passed.
-    Raises ManaError if it does not open here.
-    """
-    table = sealer.catalogue.table(change.table)
-    keys = sealer.keys(space_id)
-    entries = before.entries if before is not None else {}
-    visibility = change.visibility
-    if before is not None and change.op != "flip":
-        visibility = before.visibility
-    if before is None and private:
-        visibility = "private"
-    plain = {path: write.value for path, write in change.fields.items()}
-    place = sealer.place(table, change.id, visibility, entries, plain)
-    version = sealer.version(keys, place)
-    sealed = [
-        str(write.value)
-        for path, write in change.fields.items()
-        if write.value is not None and table.field_at(path).sealed
-    ]
-    current = f"{_SEALED}{place.cls}{version}:"
-    if (
-        stamp is None
-        and visibility == change.visibility
-        and all(value.startswith(current) for value in sealed)
-    ):
-        return change
-    actor = actor_from_wire(change.actor).to_wire()
-    values: dict[str, Json] = {}
-    for path, write in change.fields.items():
-        value = write.value
-        if value is not None and table.field_at(path).sealed:
-            envelope = parse_envelope(str(value))
-            was = "private" if envelope.cls == "p" else "space"
-            old = sealer.place(table, change.id, was, entries, plain)
-            binding = Binding(space_id, change.table, change.id, path, write.at, actor)
-            key = sealer.record_key(keys, old, envelope.version)
-            value = open_field(key, str(value), binding=binding)
-        values[path] = value
-    # All paths of an own change bear one stamp.
-    at = stamp or parse_stamp(next(iter(change.fields.values())).at)
-    draft = msgspec.structs.replace(change, visibility=visibility)
-    return sealer.seal(space_id, draft, place, values, at)
-
-
-def restamper(sealer: Sealer, now_ms: int) -> Callable[[Tx, OutboxRow], ChangeMessage]:
-    """Return how a change that waits is stamped and sealed anew."""
-
-    def anew(tx: Tx, row: OutboxRow) -> ChangeMessage:
-        change = row.message
-        base = tx.base(row.space, change.table, change.id)
-        last = tx.clock(sealer.device.device_id)
-        for path in change.fields:
-            entry = base.record.entries.get(path) if base is not None else None
-            if entry is not None:
-                last = observe(last, parse_stamp(entry.at), hub_ms=now_ms)
-        stamp = next_stamp(last, now_ms=now_ms)
-        before = tx.before(row)
-        record = before.record if before is not None else None
-        private = _is_of_private(sealer, tx, row)
-        again = seal_anew(sealer, row.space, change, record, stamp=stamp, private=private)
-        tx.set_clock(stamp)
-        return again
-
-    return anew
-
-
-def resealer(sealer: Sealer) -> Callable[[Tx, OutboxRow], ChangeMessage]:
-    """Return how a change that waits is sealed anew, under the stamp that it has."""
-
-    def anew(tx: Tx, row: OutboxRow) -> ChangeMessage:
-        try:
-            sealer.catalogue.table(row.message.table)
-        except NotFound:
-            return row.message  # its module is not installed here any more; it goes as it is
-        before = tx.before(row)
-        record = before.record if before is not None else None
-        private = _is_of_private(sealer, tx, row)
-        return seal_anew(sealer, row.space, row.message, record, private=private)
-
-    return anew
-
-
-def _is_of_private(sealer: Sealer, tx: Tx, row: OutboxRow) -> bool:
-    """Say whether a change is about a record that is private by now, as its journal is."""
-    change = row.message
-    if sealer.catalogue.table(change.table).sealing is not Sealing.TARGET:
-        return False
-    named = [change.fields[name].value for name in TARGET if name in change.fields]
-    if len(named) != len(TARGET):
-        return False
-    target = tx.held(row.space, str(named[0]), str(named[1]))
-    return target is not None and target.record.visibility == "private"
-
-
-def renamer(sealer: Sealer, new_id: Callable[[], str]) -> Callable[[Tx, OutboxRow], ChangeMessage]:
-    """Return how a change goes again whose id another account has used."""
-
-    def anew(tx: Tx, row: OutboxRow) -> ChangeMessage:
-        again = msgspec.structs.replace(row.message, change_id=new_id())
-        signed = sealer.catalogue.table(again.table).authority
-        return sealer.sign(again, row.space) if signed else again
-
-    return anew
-
-
-# What is compared
-
-
-def open_entry(
-    sealer: Sealer, space_id: str, record: Record, path: str, entry: Entry
-) -> tuple[bool, Json]:
-    """Return whether an entry of a record opens here, and its value.
-
-    It opens under the class that its envelope names, whatever the record's visibility is by now.
-    """
-    visibility: Visibility = record.visibility
-    if isinstance(entry.value, str) and entry.value.startswith(_SEALED):
-        visibility = "private" if entry.value.startswith(f"{_SEALED}p") else "space"
-    entries = {
-        name: one
-        for name, one in record.entries.items()
-        if not (isinstance(one.value, str) and one.value.startswith(_SEALED))
-    }
-    one_path = replace(record, visibility=visibility, entries={**entries, path: entry})
-    opened = sealer.opened_paths(space_id, one_path)
-    return path in opened, opened.get(path)
-
-
-def differs(sealer: Sealer, space_id: str) -> Differ:
-    """Return how the values of two states of a record are compared, opened."""
-
-    def differ(table: str, before: Record, after: Record, path: str) -> bool:
-        could, was = open_entry(sealer, space_id, before, path, before.entries[path])
-        # What a person wrote and cannot be shown any more is no news to them; what replaced it
-        # and cannot be shown yet is.
-        _, now = open_entry(sealer, space_id, after, path, after.entries[path])
-        return could and was != now
-
-    return differ
-
-
-# What stands under an older key
 
 
 @dataclass(frozen=True, slots=True)

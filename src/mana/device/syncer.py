@@ -21,8 +21,8 @@ from mana.crypto.authority import Authority, authority_among
 from mana.device.errors import ReplicaBroken
 from mana.device.hub_client import HubClient, jittered
 from mana.device.locks import FileLock
+from mana.device.renewals import differs, renamer, resealer, restamper
 from mana.device.replica import HUB_TIME, OutboxRow, Replica, Space, Tx, Watch
-from mana.device.resealing import differs, renamer, resealer, restamper
 from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
 from mana.device.vault import OpenedVault, random_id
