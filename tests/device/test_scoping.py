@@ -487,7 +487,26 @@ async def test_a_rotation_between_answers_leaves_no_former_space_closed(home: Ho
     assert await titles(bob.in_space(space)) == {"Bob's"}
 
 
-@pytest.mark.parametrize("lie", ["foreign private key", "foreign space key", "shorter log"])
+async def test_a_log_never_forgets(home: Household) -> None:
+    """A log that ends before what was seen is refused, at once and after a restart."""
+    ada, bob = await home.person("ada"), await home.person("bob")
+    space = await shared_space(ada)
+    await let_in(ada, space, bob)
+    answer = await answer_of(ada)
+    (info,) = [one for one in answer.spaces if one.space_id == space]
+    shorter = _with(answer, msgspec.structs.replace(info, log=info.log[:1]))
+    for _ in ("at once", "after a restart"):
+        with pytest.raises(HubDistrusted):
+            vault_of(ada).take_spaces(shorter)
+        assert len(vault_of(ada).space(space).members) == 2
+        ada = await _restarted(home, ada)
+    # What another process of this machine kept earlier does not shorten it either.
+    kept = msgspec.json.encode({"spaces": msgspec.to_builtins(shorter.spaces)})
+    vault_of(ada).restore_spaces(kept)
+    assert len(vault_of(ada).space(space).members) == 2
+
+
+@pytest.mark.parametrize("lie", ["foreign private key", "foreign space key"])
 async def test_a_key_that_the_account_did_not_make_is_refused(home: Household, lie: str) -> None:
     """The hub can wrap any key to a public one; none of its own is ever sealed under."""
     ada = await home.person("ada")
@@ -497,14 +516,11 @@ async def test_a_key_that_the_account_did_not_make_is_refused(home: Household, l
     vault = vault_of(again)
     answer = await answer_of(again)
     (info,) = [one for one in answer.spaces if one.space_id == space]
-    if lie == "shorter log":
-        forged = msgspec.structs.replace(info, log=info.log[:1])
-    else:
-        kind = "p" if lie == "foreign private key" else "s"
-        name = SpaceKeyName("p" if kind == "p" else "s", space, 3, vault.account_id)
-        wrapped = wrap_space_key(new_key(), vault.identity.public().hpke_key, name)
-        extra = KeyWrap(kind=kind, version=3, wrapped=wrapped)
-        forged = msgspec.structs.replace(info, wraps=[*info.wraps, extra])
+    kind = "p" if lie == "foreign private key" else "s"
+    name = SpaceKeyName("p" if kind == "p" else "s", space, 3, vault.account_id)
+    wrapped = wrap_space_key(new_key(), vault.identity.public().hpke_key, name)
+    extra = KeyWrap(kind=kind, version=3, wrapped=wrapped)
+    forged = msgspec.structs.replace(info, wraps=[*info.wraps, extra])
     before = dict(vault.spaces)
     with pytest.raises(HubDistrusted):
         vault.take_spaces(_with(answer, forged))
