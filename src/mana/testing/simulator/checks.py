@@ -15,6 +15,7 @@ from mana.device.replica import OutboxRow, Tx
 from mana.domain.encoding import Json
 from mana.domain.errors import ManaError
 from mana.domain.records import Record
+from mana.domain.spaces import MEMBER_NAMES
 from mana.testing.simulator.ledger import (
     SECRET,
     Broken,
@@ -23,6 +24,7 @@ from mana.testing.simulator.ledger import (
     Standing,
     Written,
     paths_of,
+    version_of,
 )
 from mana.testing.simulator.machines import Here, Machine
 from mana.testing.simulator.network import Weather
@@ -108,6 +110,7 @@ async def check_all(world: World) -> None:
             book = (await running.here).book
             await _check_machine(world, machine, book)
             outboxes[machine.name] = await book.inner().replica.read(_outbox)
+    _check_keys(world)
     _check_outboxes(world, outboxes)
     _check_written(world, outboxes)
     _check_order(world)
@@ -209,6 +212,27 @@ def _meanings(facts: SpaceFacts, ref: Ref, path: str) -> list[str]:
 
 def _differs(world: World, written: Written, path: str, value: Json) -> bool:
     return any(paths_of(written, world.tables[written.table], {path: value}))
+
+
+def _check_keys(world: World) -> None:
+    """Who left knows no key that is in use, and nothing stands under an older one."""
+    for facts in world.ledger.spaces.values():
+        if facts.closed:
+            continue
+        newest = facts.entries[-1]
+        members = {one.account_id for one in newest.members}
+        for entry in facts.entries:
+            knew = {one.account_id for one in entry.members}
+            if entry.key_version == newest.key_version and not knew <= members:
+                raise Broken("rotation", f"somebody who left {facts.space_id[:6]} knows its key")
+        for ref, record in facts.records.items():
+            if record.visibility == "private" or (
+                ref[0] == MEMBER_NAMES.name and ref[1] not in members
+            ):
+                continue
+            for path, standing in record.entries.items():
+                if 0 < version_of(standing.value) < newest.key_version:
+                    raise Broken("reseal", f"{path} of {ref} stands under an older key")
 
 
 def _check_outboxes(world: World, outboxes: dict[str, list[OutboxRow]]) -> None:

@@ -21,6 +21,7 @@ from mana.device.spaces import Spaces
 from mana.models.rules import Rules
 from mana.registry.catalogue import Catalogue
 from mana.testing.accounts import CHEAP, PASSWORD
+from mana.testing.simulator.ledger import Broken
 from mana.testing.simulator.loop import Process
 from mana.testing.simulator.network import Network
 from mana.testing.simulator.schedule import Clock
@@ -53,6 +54,8 @@ class BackUp:
 
     path: Path
     order: int
+    opened: int
+    """How often the account had been opened by then."""
 
 
 @dataclass
@@ -71,6 +74,10 @@ class Machine:
     running: list[Running] = field(default_factory=list)
     backups: list[BackUp] = field(default_factory=list)
     starts: int = 0
+    opened: int = 0
+    devices: set[str] = field(default_factory=set)
+    retired: set[str] = field(default_factory=set)
+    """Device ids that this machine must not use again, since it was set back."""
 
     def now_ms(self) -> int:
         """Return what this machine's clock shows."""
@@ -117,6 +124,10 @@ class Machine:
 
     def wired(self, book: RecordBook) -> Here:
         """Return the operations of an opened account, wired as the device does it."""
+        if book.device_id in self.retired:
+            raise Broken("device", f"{self.name} was set back and goes on as {book.device_id}")
+        self.opened += 1
+        self.devices.add(book.device_id)
         opened = Opened(
             book=book,
             hub=book.hub,
@@ -153,16 +164,24 @@ class Machine:
         with contextlib.closing(sqlite3.connect(database)) as here:
             with contextlib.closing(sqlite3.connect(path)) as there:
                 here.backup(there)
-        self.backups.append(BackUp(path, order))
+        self.backups.append(BackUp(path, order, self.opened))
 
-    def set_back(self, backup: BackUp) -> None:
-        """Put an older copy of the database in the place of the one that is there."""
+    def set_back(self, backup: BackUp, *, in_place: bool) -> None:
+        """Put an older copy of the database in the place of the one that is there.
+
+        `in_place`: into the same file, as some tools do, and not by another file of that name.
+        """
         self.kill()
         database = self.database
         if database is None:
             return
         for suffix in ("-wal", "-shm"):
             database.with_name(database.name + suffix).unlink(missing_ok=True)
+        self.retired |= self.devices
+        # A copy of this very opening cannot be told from the original in its own file.
+        if in_place and backup.opened < self.opened:
+            database.write_bytes(backup.path.read_bytes())
+            return
         draft = database.with_suffix(".restored")
         shutil.copyfile(backup.path, draft)
         draft.replace(database)

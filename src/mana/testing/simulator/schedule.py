@@ -18,6 +18,9 @@ MINUTE_S: Final = 60.0
 HOUR_S: Final = 3_600.0
 DAY_S: Final = 86_400.0
 
+CROSSED: Final = frozenset({"remove", "leave", "rerole", "close_space", "flip", "decide", "crash"})
+"""What is worth meeting in the middle of something else."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -95,6 +98,7 @@ WEIGHTS: Final[dict[str, int]] = {
     "forget_space": 1,
     "flip": 6,
     "reseal": 3,
+    "knock": 3,
 }
 
 
@@ -123,7 +127,11 @@ def draw(seed: int, *, steps: int = 90) -> Schedule:
             at_s += dice.random() * 7 * DAY_S
         name = dice.choices(names, weights)[0]
         picks = tuple(dice.randrange(1_000) for _ in range(6))
-        found.append(Step(round(at_s, 3), dice.randrange(len(owners)), name, picks))
+        machine = dice.randrange(len(owners))
+        found.append(Step(round(at_s, 3), machine, name, picks))
+        if name in CROSSED and dice.random() < 0.6:
+            found += _crossing(dice, at_s, len(owners))
+    found.sort(key=lambda step: step.at_s)
     return Schedule(
         seed=seed,
         owners=tuple(owners),
@@ -137,6 +145,17 @@ def draw(seed: int, *, steps: int = 90) -> Schedule:
         shared=dice.choice((0, 1, 1, 2)) if people > 1 else 0,
         mends_clocks=dice.random() < 0.5,
     )
+
+
+def _crossing(dice: random.Random, at_s: float, machines: int) -> list[Step]:
+    """Return what others do at the very time at which something moves."""
+    found = []
+    for _ in range(dice.choice((1, 2, 2, 4))):
+        moment_s = max(0.0, at_s + (dice.random() - 0.3) * dice.choice((0.2, 2.0, 10.0)))
+        name = dice.choice(("sync", "sync", "write", "decide", "collect"))
+        picks = tuple(dice.randrange(1_000) for _ in range(6))
+        found.append(Step(round(moment_s, 3), dice.randrange(machines), name, picks))
+    return found
 
 
 def _clock(dice: random.Random) -> Clock:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from mana.device.editing import Editing
 from mana.device.records import RecordBook, Write
@@ -16,13 +19,14 @@ from mana.domain.actors import person
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import iso_ms
 from mana.domain.encoding import Json
-from mana.domain.errors import ManaError
+from mana.domain.errors import ManaError, NotFound
 from mana.domain.ids import RecordId
 from mana.domain.iterations import STEPS
 from mana.domain.records import View, Visibility
 from mana.domain.spaces import ROLES, SHARED_TYPES
 from mana.domain.tables import DELETED_AT
 from mana.modules.notes.tables import NOTES
+from mana.protocol.messages import PushRequest
 from mana.registry.catalogue import Catalogue
 from mana.testing.simulator.ledger import SECRET, Broken, Ledger, Written, crash_of
 from mana.testing.simulator.loop import Killed, Process, SimulatedLoop
@@ -385,6 +389,27 @@ class World:
         """Bring records under the newest key."""
         await here.resealing.once()
 
+    async def knock(self, machine: Machine, here: Here, picks: Sequence[int]) -> None:
+        """Ask for everything of a space that the account is not in, and write there."""
+        account = here.book.account_id
+        closed = [one for one in self.ledger.spaces.values() if one.role(account) is None]
+        if not closed:
+            return
+        facts = closed[picks[0] % len(closed)]
+        hub, device_id = here.book.hub, here.book.device_id
+        old = [row.change for row in facts.rows if row.account == account][-1:]
+        old += [row.change for row in facts.rows][-1:]
+        again = [msgspec.structs.replace(change, change_id=self.new_id()) for change in old[:1]]
+        push = PushRequest(device_id=device_id, changes=again)
+        for work in (
+            lambda: hub.pull(facts.space_id, 0, 1_000),
+            lambda: hub.state(facts.space_id, None),
+            lambda: hub.space_devices(facts.space_id),
+            lambda: hub.push(facts.space_id, push),
+        ):
+            with contextlib.suppress(NotFound):
+                await work()
+
     # To a machine
 
     def crash(self, machine: Machine, picks: Sequence[int]) -> None:
@@ -404,7 +429,7 @@ class World:
         """Put an older copy in the database's place."""
         if machine.backups:
             backup = machine.backups[picks[0] % len(machine.backups)]
-            machine.set_back(backup)
+            machine.set_back(backup, in_place=picks[1] % 2 == 0)
             self._excuse(machine, backup.order, "the machine was set back")
 
     def wipe(self, machine: Machine, picks: Sequence[int]) -> None:
@@ -554,6 +579,7 @@ _IN_PROCESSES: Final[dict[str, _InProcess]] = {
     "forget_space": World.forget_space,
     "flip": World.flip,
     "reseal": World.reseal,
+    "knock": World.knock,
 }
 _ON_MACHINES: Final[dict[str, Callable[[World, Machine, Sequence[int]], None]]] = {
     "crash": World.crash,
