@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import httpx
@@ -502,6 +503,7 @@ async def test_an_acceptance_counts_once(home: Household) -> None:
     await ada.spaces.remove_member(space_id, bo.id)
     replayed = msgspec.to_builtins(accepted)
     ada.forge("/invitations", lambda body: {"invitations": replayed})
+    ada.place.wire.seen.clear()
     await ada.sync()
     assert len(ada.keys(space_id).members) == 1
     restored: dict[str, Json] = {"deletedAt": None, "secret": view.values["secret"]}
@@ -509,6 +511,8 @@ async def test_an_acceptance_counts_once(home: Household) -> None:
     await ada.book.commit([Write(change, operations(ada.device).opened.person)])
     await ada.sync()
     assert [one.account_id for one in ada.keys(space_id).members] == [ada.id]
+    assert not [path for _, path, _ in ada.place.wire.seen if path.endswith("/members")]
+    assert await ada.book.views(INVITATIONS.name) == []
     ada.honest()
     await let_in(ada, bo, space_id)
     assert len(ada.keys(space_id).members) == 2
@@ -536,6 +540,21 @@ async def test_a_link_ends(home: Household) -> None:
     home.served.clock.now_ms += 2 * 24 * 60 * 60 * 1_000
     with pytest.raises(InvitationEnded):
         await cy.spaces.join(late.link)
+
+
+async def test_an_answer_for_another_invitation_is_not_believed(home: Household) -> None:
+    """A hub that answers an acceptance with another space or invitation is distrusted."""
+    space_id, (ada,) = await family(home)
+    bo = await someone(home, "bo")
+    invitation = await ada.spaces.invite(space_id, "member")
+    for lie in ({"spaceId": "ab" * 32}, {"invitationId": str(uuid.uuid4())}):
+        bo.forge(invitation.invitation_id, partial(_with, lie), method="POST")
+        with pytest.raises(HubDistrusted):
+            await bo.spaces.join(invitation.link)
+
+
+def _with(lie: dict[str, str], body: dict[str, Json]) -> dict[str, Json]:
+    return {**body, **lie}
 
 
 async def test_a_withdrawn_acceptance_waits_for_nobody(home: Household) -> None:

@@ -205,14 +205,10 @@ class Invitations:
         return offer.expires_ms + DAY_MS < self._opened.now_ms()
 
     async def _complete(self, offer: Offer, info: InvitationInfo) -> bool:
-        space = self._moves.space(offer.space_id)
         try:
             newcomer = newcomer_of(offer, info)
         except CryptoFailed:
             self._tell(offer.invitation_id)
-            return False
-        if was_used(space, offer, newcomer.account_id):
-            await self._drop(offer.invitation_id)
             return False
 
         def build(now: SpaceKeys, hand: Hand) -> MembershipAppend | None:
