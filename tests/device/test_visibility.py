@@ -325,3 +325,25 @@ async def test_a_grant_of_a_record_that_became_private_opens_nothing(home: House
     operations(ada).news.moved()
     runs = (await ada.mission(mission)).runs
     assert [one.state for one in runs] == ["done", "skipped"]
+
+
+async def test_what_waited_offline_follows_a_flip(home: Household) -> None:
+    """An approval made offline, before another device made the record private, shows nothing."""
+    planner = ScriptedModel()
+    ada, bob = await two(home)
+    away = (await home.second("ada", model=planner)).in_space(ada.space_id)
+    task, step = await proposed(away, planner)
+    await both(away, ada, bob)
+    wire = home.places[2].wire
+    wire.is_cut = True
+    await away.approve(step)
+    await ada.set_visibility("tasks", task, "private")
+    wire.is_cut = False
+    await both(away, ada, bob)
+    assert (await ada.get("tasks", task)).values.get("completedAt")
+    assert await classes(ada, "tasks", task) == {"p"}
+    (entry,) = await operations(ada).opened.book.views(JOURNAL.name)
+    assert (entry.visibility, await classes(ada, JOURNAL.name, entry.id)) == ("private", {"p"})
+    assert await operations(bob).opened.book.views(JOURNAL.name) == []
+    assert await bob.list("tasks") == []
+    assert await away.refused() == []
