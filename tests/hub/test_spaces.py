@@ -315,6 +315,8 @@ async def test_hostile_entries(database: Database) -> None:
             good, entry=signed_by(bob.account, next_entry(space, ada.account, [], now_ms=START_MS))
         )
         members = list(entry["members"])
+        both = [ada.account, bob.account]
+        turned = rotating(space, ada.account, space.newest.members, both, now_ms=START_MS).append
         cases: list[tuple[str, Person, Any]] = [
             ("SIGNATURE_REJECTED", ada, forged),
             ("SIGNATURE_REJECTED", ada, changed(good, bob.account)),
@@ -332,6 +334,7 @@ async def test_hostile_entries(database: Database) -> None:
             ("BAD_REQUEST", ada, changed(good, ada.account, authorId="ada")),
             ("BAD_REQUEST", ada, changed(good, ada.account, version="v2")),
             ("BAD_REQUEST", ada, changed(good, ada.account, nonce="\x00")),
+            ("BAD_REQUEST", ada, changed(turned, ada.account, keyCheck=b64(b"short"))),
             ("MEMBERSHIP_MOVED", ada, changed(good, ada.account, previous="0" * 64)),
             ("MEMBERSHIP_MOVED", ada, changed(good, ada.account, previous="")),
             ("BAD_REQUEST", ada, {"entry": {"entry": [], "signature": ""}}),
