@@ -87,6 +87,13 @@ CREATE OR REPLACE FUNCTION mana.current_invitation()
 AS $function$ select nullif(pg_catalog.current_setting('app.invitation', true), '') $function$;
 -- execute: mana_app, mana_runner
 
+CREATE OR REPLACE FUNCTION mana.current_space()
+ RETURNS text
+ LANGUAGE sql
+ STABLE PARALLEL SAFE
+AS $function$ select nullif(pg_catalog.current_setting('app.current_space', true), '') $function$;
+-- execute: mana_app, mana_runner
+
 CREATE OR REPLACE FUNCTION mana.login_facts(p_login_key text)
  RETURNS TABLE(account_id text, kdf jsonb, login_hash text)
  LANGUAGE plpgsql
@@ -268,9 +275,11 @@ create policy hides on mana.hidden_records as permissive for insert to mana_app 
   WHERE (s.space_id = hidden_records.space_id))) AND (EXISTS ( SELECT
    FROM mana.records r
   WHERE ((r.space_id = hidden_records.space_id) AND (r.table_name = hidden_records.table_name) AND (r.record_id = hidden_records.record_id) AND (r.author_id = mana.current_account()) AND (r.visibility = 'private'::text))))));
-create policy member on mana.hidden_records as permissive for select to mana_app, mana_runner using ((EXISTS ( SELECT
+create policy member on mana.hidden_records as permissive for select to mana_app, mana_runner using (((space_id = ( SELECT s.space_id
    FROM mana.spaces s
-  WHERE (s.space_id = hidden_records.space_id))));
+  WHERE (s.space_id = mana.current_space()))) OR (EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = hidden_records.space_id)))));
 create policy shows on mana.hidden_records as permissive for delete to mana_app using (((author_id = mana.current_account()) AND (EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = hidden_records.space_id)))));
@@ -403,11 +412,15 @@ create table mana.records (
 );
 alter table mana.records enable row level security;
 alter table mana.records force row level security;
-create policy member on mana.records as permissive for all to mana_app, mana_runner using (((EXISTS ( SELECT
+create policy member on mana.records as permissive for all to mana_app, mana_runner using ((((space_id = ( SELECT s.space_id
    FROM mana.spaces s
-  WHERE (s.space_id = records.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account())))) with check (((EXISTS ( SELECT
+  WHERE (s.space_id = mana.current_space()))) OR (EXISTS ( SELECT
    FROM mana.spaces s
-  WHERE (s.space_id = records.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account()))));
+  WHERE (s.space_id = records.space_id)))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account())))) with check ((((space_id = ( SELECT s.space_id
+   FROM mana.spaces s
+  WHERE (s.space_id = mana.current_space()))) OR (EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = records.space_id)))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account()))));
 grant insert, select, update(visibility), update(fields), update(proofs), update(seq), update(deleted) on mana.records to mana_app;
 grant insert, select, update(fields), update(proofs), update(seq), update(deleted) on mana.records to mana_runner;
 
@@ -454,11 +467,15 @@ create table mana.space_heads (
 );
 alter table mana.space_heads enable row level security;
 alter table mana.space_heads force row level security;
-create policy member on mana.space_heads as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+create policy member on mana.space_heads as permissive for all to mana_app, mana_runner using (((space_id = ( SELECT s.space_id
    FROM mana.spaces s
-  WHERE (s.space_id = space_heads.space_id)))) with check ((EXISTS ( SELECT
+  WHERE (s.space_id = mana.current_space()))) OR (EXISTS ( SELECT
    FROM mana.spaces s
-  WHERE (s.space_id = space_heads.space_id))));
+  WHERE (s.space_id = space_heads.space_id))))) with check (((space_id = ( SELECT s.space_id
+   FROM mana.spaces s
+  WHERE (s.space_id = mana.current_space()))) OR (EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = space_heads.space_id)))));
 grant insert, select, update(seq) on mana.space_heads to mana_app;
 grant select, update(seq) on mana.space_heads to mana_runner;
 
@@ -540,17 +557,20 @@ create table mana.sync_changes (
   constraint sync_changes_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
   constraint sync_changes_visibility_check CHECK ((visibility = ANY (ARRAY['space'::text, 'private'::text])))
 );
-CREATE INDEX sync_changes_of_record ON mana.sync_changes USING btree (space_id, table_name, record_id, seq);
 alter table mana.sync_changes enable row level security;
 alter table mana.sync_changes force row level security;
-create policy member on mana.sync_changes as permissive for select to mana_app, mana_runner using (((EXISTS ( SELECT
+create policy member on mana.sync_changes as permissive for select to mana_app, mana_runner using ((((space_id = ( SELECT s.space_id
    FROM mana.spaces s
-  WHERE (s.space_id = sync_changes.space_id))) AND ((user_id = mana.current_account()) OR (((visibility = 'space'::text) OR (author_id = mana.current_account())) AND (NOT (EXISTS ( SELECT
+  WHERE (s.space_id = mana.current_space()))) OR (EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = sync_changes.space_id)))) AND ((user_id = mana.current_account()) OR (((visibility = 'space'::text) OR (author_id = mana.current_account())) AND (NOT (EXISTS ( SELECT
    FROM mana.hidden_records h
   WHERE ((h.space_id = sync_changes.space_id) AND (h.table_name = sync_changes.table_name) AND (h.record_id = sync_changes.record_id) AND (h.author_id <> mana.current_account())))))))));
-create policy writer on mana.sync_changes as permissive for insert to mana_app, mana_runner with check (((EXISTS ( SELECT
+create policy writer on mana.sync_changes as permissive for insert to mana_app, mana_runner with check ((((space_id = ( SELECT s.space_id
    FROM mana.spaces s
-  WHERE (s.space_id = sync_changes.space_id))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account())) AND (user_id = mana.current_account())));
+  WHERE (s.space_id = mana.current_space()))) OR (EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = sync_changes.space_id)))) AND ((visibility = 'space'::text) OR (author_id = mana.current_account())) AND (user_id = mana.current_account())));
 grant insert, select on mana.sync_changes to mana_app;
 grant insert, select on mana.sync_changes to mana_runner;
 

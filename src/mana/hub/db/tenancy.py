@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import Any, Final, TypeAlias, TypeVar
 
 from mana.domain.errors import Invalid
-from mana.domain.ids import require_uuid
+from mana.domain.ids import SpaceId, require_space_id, require_uuid
 from mana.hub.db.errors import (
     CommitLost,
     DatabaseFailed,
@@ -107,15 +107,20 @@ class Tenancy:
         tenant: Tenant,
         *,
         isolation: Isolation = Isolation.READ_COMMITTED,
+        space: SpaceId | None = None,
         invitation: str | None = None,
     ) -> AsyncIterator[Transaction]:
         """Open a transaction that sees one account's rows; commit, or roll back on any error.
 
+        `space`: the one that it works in, if it is one. Row-level security then looks it up once
+        for each statement, not for each row; that shows no row that was not shown without it.
         `invitation`: the hash of an invitation's token (64 hex digits). The one invitation that
         it fits is seen too, by somebody who is no member of its space yet.
         """
         account = require_uuid(tenant.account, "account id")
         begin = f"{isolation.value}; set local app.current_user_id = '{account}'"
+        if space is not None:
+            begin += f"; set local app.current_space = '{require_space_id(space)}'"
         if invitation is not None:
             if not _HASH.fullmatch(invitation):
                 raise Invalid("the hash of a token is 64 hex digits")

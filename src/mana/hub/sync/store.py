@@ -208,7 +208,7 @@ class SyncStore:
         """Append a batch in a transaction of its own, again if another one came in between."""
 
         async def once() -> PushAnswer:
-            async with self._tenancy.transaction(tenant) as tx:
+            async with self._tenancy.transaction(tenant, space=space_id) as tx:
                 return await self._log.append(
                     tx, space_id, writer, changes, now_ms=now_ms, seen=seen
                 )
@@ -219,7 +219,7 @@ class SyncStore:
         self, tenant: Tenant, space_id: SpaceId, *, after: int, limit: int, now_ms: int
     ) -> PullAnswer:
         """Return the changes after a cursor, in order and without a gap; raise HubBehind."""
-        async with self._tenancy.transaction(tenant) as tx:
+        async with self._tenancy.transaction(tenant, space=space_id) as tx:
             head = await _head(tx, space_id)
             _require_seen(head, after)
             if after == head:
@@ -251,7 +251,7 @@ class SyncStore:
     ) -> bytes:
         """Return a page of the merged records, a `StateAnswer`; the head is read before them."""
         table, _, record_id = (page or "").partition("~")
-        async with self._tenancy.transaction(tenant) as tx:
+        async with self._tenancy.transaction(tenant, space=space_id) as tx:
             head = await _head(tx, space_id)
             found = await tx.all(
                 Q["state_page"], space_id, table, record_id, STATE_PAGE + 1, PAGE_BYTES_MAX
@@ -269,7 +269,7 @@ class SyncStore:
         self, tenant: Tenant, space_id: SpaceId, table: str, record_id: str, *, now_ms: int
     ) -> bytes:
         """Return one merged record, or none, as a `StateAnswer`; the head is read before it."""
-        async with self._tenancy.transaction(tenant) as tx:
+        async with self._tenancy.transaction(tenant, space=space_id) as tx:
             head = await _head(tx, space_id)
             # A malformed name cannot be a row's, and some cannot even be asked for.
             asked = _is_record_id(table) and _is_record_id(record_id)
