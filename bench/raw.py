@@ -79,7 +79,10 @@ class Rows:
         """Run the transaction."""
         person = self._person
         account, space = person.account.account_id, person.space
-        await connection.execute(f"begin; set local app.current_user_id = '{account}'")
+        await connection.execute(
+            f"begin; set local app.current_user_id = '{account}';"
+            f" set local app.current_space = '{space}'"
+        )
         head = await connection.fetchval(_LOCK, space)
         now = datetime.now(UTC)
         await connection.execute(

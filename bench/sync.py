@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
+import asyncpg
 import msgspec
 
 from bench import raw, world
 from bench.world import Client, Hub, Person, sign_up
+from mana.hub.db.pool import SERVER_SETTINGS
 from mana.hub.db.urls import url_as
 from mana.protocol.messages import PullAnswer, PushAnswer
 from mana.testing.postgres import Cluster, Database, connected, run_apart
@@ -68,16 +71,16 @@ def main(options: Sequence[str] = ()) -> None:
     chosen = [option.removeprefix("--only=") for option in options if option.startswith("--only=")]
     parts = chosen[0].split(",") if chosen else PARTS
     with world.durable_cluster() as cluster:
-        run = {
-            "push": lambda: (_push(cluster, scale, True), _push(cluster, scale, False)),
-            "state": lambda: _state(cluster, scale),
-            "history": lambda: _history(cluster, scale),
-            "event": lambda: _event(cluster, scale),
-            "loss": lambda: _loss(cluster, scale),
+        run: dict[str, Callable[[Cluster, Scale], None]] = {
+            "push": _push_both,
+            "state": _state,
+            "history": _history,
+            "event": _event,
+            "loss": _loss,
         }
         for part in parts:
             if part in run:
-                run[part]()
+                run[part](cluster, scale)
     if "device" in parts:
         from bench import replica
 
@@ -109,6 +112,11 @@ class Measured:
     def quantile(self, part: float) -> float:
         ordered = sorted(self.seconds)
         return ordered[min(int(len(ordered) * part), len(ordered) - 1)] * 1_000
+
+
+def _push_both(cluster: Cluster, scale: Scale) -> None:
+    _push(cluster, scale, True)
+    _push(cluster, scale, False)
 
 
 def _push(cluster: Cluster, scale: Scale, synchronous: bool) -> None:
@@ -187,7 +195,9 @@ def _push_round(
         for done in [threads.submit(work, *job) for job in jobs]:
             done.result()
     seconds, after = time.perf_counter() - began, hub.cpu_s()
-    results = [r for answer in answers for r in msgspec.json.decode(answer, type=PushAnswer).results]
+    results = [
+        r for answer in answers for r in msgspec.json.decode(answer, type=PushAnswer).results
+    ]
     assert len(results) == count * clients * size
     assert all(result.status == "accepted" for result in results)
     into.per_s.append(len(results) / seconds)
@@ -228,6 +238,7 @@ def _state(cluster: Cluster, scale: Scale) -> None:
     with _served(cluster) as (hub, database):
         person = sign_up(hub)
         _fill(person, scale.state_records)
+        run_apart(lambda: _settled(database))
         client = person.client()
         path = f"/api/v1/spaces/{person.space}/records"
         ours, deltas, copies, memory = [], [], [], [hub.resident_mib()]
@@ -246,7 +257,7 @@ def _state(cluster: Cluster, scale: Scale) -> None:
                 if page is None:
                     break
             ours.append(time.perf_counter() - began)
-            assert records == scale.state_records
+            assert records == len(person.made)
             memory.append(hub.resident_mib())
             began, after = time.perf_counter(), 0
             while True:
@@ -259,7 +270,7 @@ def _state(cluster: Cluster, scale: Scale) -> None:
                     break
             deltas.append(time.perf_counter() - began)
             copies.append(run_apart(lambda: _copied(database, person)))
-        count = scale.state_records
+        count = len(person.made)
         rate, limit = count / statistics.median(ours), count / statistics.median(copies)
         flat = max(memory[2:]) - memory[1] < 32
         world.table(
@@ -281,10 +292,16 @@ class _Page(msgspec.Struct):
     next: str | None = None
 
 
-async def _copied(database: Database, person: Person) -> float:
-    import asyncpg
+async def _settled(database: Database) -> None:
+    """Let the server's housekeeping be over, as it is some minutes after the writes."""
+    async with connected(database.owner_url) as owner:
+        await owner.execute("vacuum analyze mana.records")
+        await owner.execute("vacuum analyze mana.sync_changes")
 
-    connection = await asyncpg.connect(url_as(database.owner_url, "mana_app"))
+
+async def _copied(database: Database, person: Person) -> float:
+    url = url_as(database.owner_url, "mana_app")
+    connection = await asyncpg.connect(url, server_settings=SERVER_SETTINGS)
     taken = 0
 
     async def sink(data: bytes) -> None:
@@ -294,7 +311,10 @@ async def _copied(database: Database, person: Person) -> float:
     try:
         async with connection.transaction():
             account = person.account.account_id
-            await connection.execute(f"set local app.current_user_id = '{account}'")
+            await connection.execute(
+                f"set local app.current_user_id = '{account}';"
+                f" set local app.current_space = '{person.space}'"
+            )
             began = time.perf_counter()
             await connection.copy_from_query(
                 "select table_name, record_id, author_id, visibility, seq, fields, proofs"
@@ -317,16 +337,14 @@ def _history(cluster: Cluster, scale: Scale) -> None:
         _fill(person, 500)
         client = person.client()
         for total in scale.history:
-            run_apart(lambda: _load(database, person, total))
+            run_apart(partial(_load, database, person, total))
             for body in person.bodies(10, 50):  # what a new size of the tables costs once
                 client.send(client.prepared("POST", person.changes_path, body))
             pushes = []
             for body in person.bodies(60, 50):
                 request = client.prepared("POST", person.changes_path, body)
                 pushes.append(_timed(client, request))
-            answer = client.call("GET", f"{person.changes_path}?after=0&limit=1")
-            head = run_apart(lambda: _head(database, person.space))
-            assert msgspec.json.decode(answer, type=PullAnswer).more
+            head = run_apart(partial(_head, database, person.space))
             empty = client.prepared("GET", f"{person.changes_path}?after={head}")
             hundred = client.prepared("GET", f"{person.changes_path}?after={head // 2}&limit=100")
             figures["push"].append(statistics.median(pushes))
@@ -410,13 +428,7 @@ async def _copy_rows(owner: object, name: str, sample: str, space: str, count: i
     }
     chosen = ", ".join(made.get(c, f"s.{c}").format(types[c]) for c in columns)
     await owner.execute(  # type: ignore[attr-defined]
-        f"with s as materialized (select row_number() over () - 1 as place, t.* from"  # noqa: S608
-        f" (select * from mana.{name} where space_id = $2 and op is distinct from 'x' limit 200) t)"
-        f" insert into mana.{name} ({', '.join(columns)}) select {chosen}"
-        " from generate_series(1, $3::bigint) n (n)"
-        " join s on s.place = n.n % (select count(*) from s)"
-        if name == "sync_changes"
-        else f"with s as materialized (select row_number() over () - 1 as place, t.* from"  # noqa: S608
+        f"with s as materialized (select row_number() over () - 1 as place, t.* from"
         f" (select * from mana.{name} where space_id = $2 limit 200) t)"
         f" insert into mana.{name} ({', '.join(columns)}) select {chosen}"
         " from generate_series(1, $3::bigint) n (n)"
@@ -554,6 +566,3 @@ def _timed(client: Client, request: bytes) -> float:
 
 def _met(aim: str, is_met: bool) -> str:
     return f"{aim}: {'met' if is_met else 'MISSED'}"
-
-
-_Run = Callable[[], object]

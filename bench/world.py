@@ -289,4 +289,7 @@ def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> No
     for line in (heads, *rows):
         cells = [str(cell) for cell in line]
         first = cells[0].ljust(widths[0])
-        print("  " + "  ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]))
+        print(
+            "  "
+            + "  ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))])
+        )
