@@ -68,11 +68,28 @@ RECORDS = ("r0", "r1", "r2")
 PATHS = ("title", "description")
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 FORGED = ("device", "stamped", "author", "late", "version", "id", "visibility", "seen")
-EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "12"))
 
 people = st.sampled_from(NAMES)
 records = st.sampled_from(RECORDS)
 ids = st.integers(0, 1_000)
+
+
+PUSHES = {
+    "name": people,
+    "owner": st.sampled_from(["shared", "shared", "shared", *NAMES]),
+    "forged": st.just(set()) | st.sets(st.sampled_from(FORGED), min_size=1, max_size=2),
+    "device": st.sampled_from([*NAMES, "unknown"]),
+    "stamped": people,
+    "author": people,
+    "record": records,
+    "op": st.sampled_from(["insert", "update", "update", "delete", "flip", "flip", "reseal"]),
+    "visibility": st.sampled_from(["space", "private"]),
+    "late_ms": st.sampled_from([-3_600_000, -1, 0, 1, DRIFT_MS_MAX, DRIFT_MS_MAX + 1]),
+    "version": st.sampled_from([-1, 1]),
+    "known_id": ids,
+    "paths": st.sets(st.sampled_from(PATHS), min_size=1),
+}
 
 
 @dataclass
@@ -234,21 +251,6 @@ class Tenants(RuleBasedStateMachine):
 
     # Writing
 
-    @rule(
-        name=people,
-        owner=st.sampled_from(["shared", *NAMES]),
-        forged=st.just(set()) | st.sets(st.sampled_from(FORGED), min_size=1, max_size=2),
-        device=st.sampled_from([*NAMES, "unknown"]),
-        stamped=people,
-        author=people,
-        record=records,
-        op=st.sampled_from(["insert", "update", "delete", "flip", "reseal"]),
-        visibility=st.sampled_from(["space", "private"]),
-        late_ms=st.sampled_from([-3_600_000, -1, 0, 1, DRIFT_MS_MAX, DRIFT_MS_MAX + 1]),
-        version=st.sampled_from([-1, 1]),
-        known_id=ids,
-        paths=st.sets(st.sampled_from(PATHS), min_size=1),
-    )
     def push(
         self,
         name: str,
@@ -323,6 +325,12 @@ class Tenants(RuleBasedStateMachine):
             assert result.seq is not None
             writer, there = log.changes[result.seq - 1]
             assert (writer, there.change_id, there.id) == (name, change.change_id, record)
+
+    @rule(attempts=st.lists(st.fixed_dictionaries(PUSHES), min_size=8, max_size=16))
+    def push_much(self, attempts: list[dict[str, Any]]) -> None:
+        """Push one after the other: rules are drawn evenly, and most of what happens are pushes."""
+        for attempt in attempts:
+            self.push(**attempt)
 
     def accepted(
         self,
@@ -494,7 +502,7 @@ def test_tenants(machine: type[Tenants]) -> None:
         machine,
         settings=settings(
             max_examples=EXAMPLES,
-            stateful_step_count=40,
+            stateful_step_count=25,
             deadline=None,
             derandomize=True,
             database=None,
