@@ -77,8 +77,8 @@ async def test_the_same_words_are_no_conflict(rig: Rig) -> None:
     await note(here, "n1", title="equal")
     await note(there, "n1", title="equal")
     await lose(here, there, title="equal")
-    assert await Conflicts(here).list() == []
     assert await here.inner().replica.read(lambda tx: tx.overwritten()) == []
+    assert await Conflicts(here).list() == []
 
 
 async def test_a_conflict_can_be_dismissed(rig: Rig) -> None:

@@ -299,6 +299,25 @@ async def test_what_a_person_wrote_here_and_lost_is_kept(replica: Replica) -> No
     ]
 
 
+async def test_the_first_of_two_lost_values_is_kept(replica: Replica) -> None:
+    """Whoever lost a field twice is offered what they had first, and loses nothing by a third."""
+    await take(replica, logged(1, change(1, {"title": "first"}, device=HERE), HERE))
+    await take(replica, logged(2, change(2, {"title": "theirs"})))
+    await take(replica, logged(3, change(3, {"title": "second"}, device=HERE), HERE))
+    await take(replica, logged(4, change(4, {"title": "newest"})))
+    assert await overwritten(replica) == [("n1", {"title": "first"}, {"title": "newest"})]
+
+
+async def test_an_own_newer_edit_in_the_same_page_is_no_loss(replica: Replica) -> None:
+    """Where this device has the last word by the end of a page, nothing was overwritten."""
+    await take(replica, logged(1, change(1, {"title": "mine"}, device=HERE), HERE))
+    theirs = logged(2, change(2, {"title": "theirs"}))
+    assert not await take(
+        replica, theirs, logged(3, change(3, {"title": "again mine"}, device=HERE), HERE)
+    )
+    assert await overwritten(replica) == []
+
+
 async def test_an_offline_edit_that_lost_is_kept(replica: Replica) -> None:
     """An edit that still waits here and is older than what the page brings counts as well."""
     await replica.write(lambda tx: tx.add(SPACE, change(1, {"title": "mine"}, device=HERE)))

@@ -402,8 +402,11 @@ async def test_a_private_record_goes_and_comes_back(rig: Rig) -> None:
     assert await theirs.record("notes", "n1") == await ours.record("notes", "n1")
 
 
-async def test_an_edit_follows_its_record_into_privacy(rig: Rig) -> None:
-    """The author's edit that waits while another device of theirs flips is sealed for the flip."""
+@pytest.mark.parametrize("is_pulled_first", [False, True])
+async def test_an_edit_follows_its_record_into_privacy(rig: Rig, is_pulled_first: bool) -> None:
+    """The author's edit that waits while another device of theirs flips is sealed for the flip,
+    and not beaten by it.
+    """
     ada = await rig.machine().sign_up("ada")
     ours = await shared.found(ada)
     other = await rig.machine().sign_in("ada")
@@ -414,9 +417,17 @@ async def test_an_edit_follows_its_record_into_privacy(rig: Rig) -> None:
     await note(there, "n1", title="edited offline")
     await flip(ours, "n1", "private")
     await ada.sync_now()
+    if is_pulled_first:
+        syncer = other.inner().syncer
+        async with syncer._one_at_a_time:
+            await syncer._pull(ours.space)
+        (row,) = await other.inner().replica.read(lambda tx: tx.unacknowledged())
+        assert row.message.visibility == "private"
+        assert str(row.message.fields["title"].value).startswith("enc:2:p")
     status = await other.sync_now()
     assert (status.waiting, status.refused) == (0, 0)
     await ada.sync_now()
+    assert await titles(ours) == await titles(there) == {"n1": "edited offline"}
     record = await ours.record("notes", "n1")
     assert record == await there.record("notes", "n1")
     assert record is not None

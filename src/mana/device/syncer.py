@@ -717,7 +717,7 @@ class Syncer:
             hub_ms,
             differs(self._sealer, space.space),
         )
-        anew = resealer(self._sealer)
+        anew, restamp = resealer(self._sealer), restamper(self._sealer, hub_ms)
 
         def work(tx: Tx) -> bool | None:
             self._follow_hub(tx, hub_ms)
@@ -736,6 +736,7 @@ class Syncer:
                 hidden=answer.hidden,
                 watch=watch,
                 anew=anew,
+                restamp=restamp,
             )
 
         overwrote = await self._replica.write(work)

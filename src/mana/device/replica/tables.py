@@ -488,10 +488,11 @@ class Tx:
         hidden: Sequence[HiddenRecord] = (),
         watch: Watch | None = None,
         anew: Anew | None = None,
+        restamp: Anew | None = None,
     ) -> bool:
         """Apply a checked page and move the cursor, together.
 
-        `anew` seals what waits over a record that flipped. Says whether an edit of the person
+        `anew` seals what waits over a record that flipped; `restamp` also stamps it. Says whether an edit of the person
         was overwritten that they should know of.
         """
         self._made([logged.change.change_id for logged in changes])
@@ -524,7 +525,8 @@ class Tx:
         self._settle_page(space, page, watch)
         self._refresh(space, [key for key in over if key not in page.after])
         if anew is not None:
-            self._follow_flips(space, page, anew, watch.hub_ms if watch is not None else 0)
+            now_ms = watch.hub_ms if watch is not None else 0
+            self._follow_flips(space, page, anew, restamp or anew, now_ms)
         return watch is not None and self._raise_conflicts(space, page, watch)
 
     def _page(self, space: str, keys: Sequence[Key]) -> _Page:
@@ -594,18 +596,28 @@ class Tx:
         ]
         self._set_bases(space, rows, hub_ms)
 
-    def _follow_flips(self, space: str, page: _Page, anew: Anew, now_ms: int) -> None:
-        """Seal what waits over a record for the visibility that it has by now."""
+    def _follow_flips(
+        self, space: str, page: _Page, anew: Anew, restamp: Anew, now_ms: int
+    ) -> None:
+        """Seal what waits over a record for the visibility that it has by now.
+
+        A flip writes every value again under its own stamp. It must not beat an edit with the
+        very value that the edit replaced, so such an edit is stamped anew.
+        """
         for key, row in page.after.items():
             before = page.before.get(key, (None, None))[0]
             if row is not None and before is not None and before.visibility != row.visibility:
                 waiting = self._outbox(
                     "space = ? and tbl = ? and id = ? and state = 'waiting'", (space, *key)
                 )
+                beaten = [one for one in waiting if _is_beaten_by_flip(one.message, before, row)]
+                self._remake(beaten, restamp, "stale-key", now_ms)
                 # Its journal goes with it: what stood in a private record is private too.
                 mates = [mate for one in waiting for mate in self._waiting_mates(one)]
+                done = {one.position for one in beaten}
                 rows = {one.position: one for one in (*waiting, *mates)}
-                self._remake([rows[place] for place in sorted(rows)], anew, "stale-key", now_ms)
+                left = [rows[place] for place in sorted(rows.keys() - done)]
+                self._remake(left, anew, "stale-key", now_ms)
 
     def take_state(
         self,
@@ -986,6 +998,17 @@ def _same_stamps(before: Row, after: Row) -> bool:
     mine, theirs = before.fields, after.fields
     return mine.keys() == theirs.keys() and all(
         entry.at == theirs[path].at for path, entry in mine.items()
+    )
+
+
+def _is_beaten_by_flip(change: ChangeMessage, before: Row, after: Row) -> bool:
+    """Say whether an edit was newer than all it met, and is not newer than the flip."""
+    if change.op == "flip":
+        return False
+    met = [(write.at, path) for path, write in change.fields.items()]
+    was_newer = all(path not in before.fields or at > before.fields[path].at for at, path in met)
+    return was_newer and any(
+        path in after.fields and at <= after.fields[path].at for at, path in met
     )
 
 
