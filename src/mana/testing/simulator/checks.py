@@ -15,7 +15,7 @@ from mana.device.replica import OutboxRow, Tx
 from mana.domain.encoding import Json
 from mana.domain.errors import ManaError
 from mana.domain.records import Record
-from mana.domain.spaces import MEMBER_NAMES
+from mana.domain.spaces import MEMBER_NAMES, can_write
 from mana.testing.simulator.ledger import (
     SECRET,
     Broken,
@@ -221,13 +221,14 @@ def _check_keys(world: World) -> None:
             continue
         newest = facts.entries[-1]
         members = {one.account_id for one in newest.members}
+        writers = {one.account_id for one in newest.members if can_write(one.role)}
         for entry in facts.entries:
             knew = {one.account_id for one in entry.members}
             if entry.key_version == newest.key_version and not knew <= members:
                 raise Broken("rotation", f"somebody who left {facts.space_id[:6]} knows its key")
         for ref, record in facts.records.items():
             if record.visibility == "private" or (
-                ref[0] == MEMBER_NAMES.name and ref[1] not in members
+                ref[0] == MEMBER_NAMES.name and ref[1] not in writers
             ):
                 continue
             for path, standing in record.entries.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import random
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
@@ -78,7 +79,7 @@ def simulate(schedule: Schedule, *, backend_of: BackendOf = model_hub) -> Report
     """Run a schedule against a hub; by default against the one in memory."""
     loop = SimulatedLoop(random.Random(f"threads {schedule.seed}"))
     catalogue = simulated_catalogue()
-    with _folder() as folder, seeded(schedule.seed), _limits(schedule):
+    with _folder() as folder, seeded(schedule.seed), _limits(schedule), _quiet():
 
         def ledger_of(world: World) -> Ledger:
             limits = Limits(pull=schedule.page, state=schedule.state_page)
@@ -147,3 +148,14 @@ def _limits(schedule: Schedule) -> Iterator[None]:
     """Cut batches where the schedule says."""
     with patch.object(replication, "BATCH_CHANGES_MAX", schedule.batch):
         yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the log of the code under test to itself: here trouble is the rule."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

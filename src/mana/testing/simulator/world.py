@@ -494,7 +494,9 @@ class World:
     ) -> View | None:
         views = sorted(await book.views(table, include_deleted=True), key=lambda view: view.id)
         found = [view for view in views if wanted(view)]
-        return found[pick % len(found)] if found else None
+        # Mostly the same few, so that people meet in them.
+        near = found[:2] if pick % 3 else found
+        return near[pick // 3 % len(near)] if near else None
 
     async def _commit(
         self,
