@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -387,6 +388,25 @@ async def test_the_author_of_a_record_stays(home: Household) -> None:
     ]
     assert sent
     assert {change["authorId"] for change in sent} == {ada.account_id}
+
+
+async def test_a_write_in_the_middle_of_a_pull_is_whole(home: Household) -> None:
+    """What is written while other changes are taken has its author, its stamps and its way out."""
+    ada = await home.person("ada")
+    team = ada.in_space(await shared_space(ada))
+    for number in range(20):
+        await team.create("notes", {"title": f"first {number}"})
+    await ada.sync_now()
+    second = (await home.second("ada")).in_space(team.space_id)
+    writes = [second.create("notes", {"title": f"second {number}"}) for number in range(20)]
+    made = (await asyncio.gather(second.sync_now(), *writes))[1:]
+    await both(second, ada)
+    assert (await second.status()).sync.waiting == 0
+    assert len(await titles(team)) == len(await titles(second)) == 40
+    for record_id in made:
+        view = await team.get("notes", str(record_id))
+        assert view.author_id == ada.account_id
+        assert view.stamps["title"].endswith(operations(second).opened.device_id)
 
 
 # What the hub may say of spaces
