@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mana.device.errors import Locked, Offline, WrongPassword
+from mana.device.errors import Locked, NotYourRecord, Offline, WrongPassword
 from mana.device.views import (
     AgentView,
     Bucket,
@@ -43,10 +43,12 @@ from mana.domain.cadences import MANUAL, Cadence, describe, next_due
 from mana.domain.encoding import Json
 from mana.domain.errors import Conflict as Clash
 from mana.domain.errors import Forbidden, Invalid, NotFound
+from mana.domain.ids import RecordId
 from mana.domain.missions import InputRef
 from mana.domain.policy import PRESETS, SpacePolicy, decide, preset_of
-from mana.domain.records import View
+from mana.domain.records import View, Visibility
 from mana.registry.catalogue import load_catalogue
+from tests.web.fake_spaces import FakeSpaces
 
 RULES = ModelView(
     "rules", "rules (offline)", "Fixed rules on this machine; it understands little.", True
@@ -71,10 +73,20 @@ class KnownAccount:
     unlocked: bool
 
 
-class FakeDevice:
-    """One unlocked account."""
+class FakeDevice(FakeSpaces):
+    """One unlocked account, in one of its spaces; `first` is the one of the personal space."""
 
-    def __init__(self, account_id: str, login: str, display_name: str, *, demo: bool) -> None:
+    def __init__(
+        self,
+        account_id: str,
+        login: str,
+        display_name: str,
+        *,
+        demo: bool,
+        first: FakeDevice | None = None,
+        space_id: str = "",
+    ) -> None:
+        super().__init__(first or self, space_id or f"personal-{account_id}")
         self.account_id = account_id
         self.login = login
         self.display_name = display_name
@@ -82,8 +94,8 @@ class FakeDevice:
         self.locked = False
         self.online = True
         self.run_takes_s = 0.0
-        self._ids = itertools.count(1)
-        self._listeners: list[asyncio.Queue[Notice]] = []
+        self._ids = itertools.count(1) if first is None else first._ids
+        self._listeners: list[asyncio.Queue[Notice]] = [] if first is None else first._listeners
         self._records: dict[str, dict[str, View]] = {"notes": {}, "tasks": {}}
         self._agents: dict[str, AgentView] = {}
         self._missions: dict[str, MissionView] = {}
@@ -99,7 +111,7 @@ class FakeDevice:
         return f"{kind}-{self.account_id}-{next(self._ids)}"
 
     def _check(self) -> None:
-        if self.locked:
+        if self.first.locked:
             raise Locked("the account is locked")
 
     def tell(self, topic: str, *tables: str) -> None:
@@ -120,8 +132,15 @@ class FakeDevice:
         self._listeners.append(queue)
         return self.subscribe_to(queue)
 
+    def _beside(self, space_id: str) -> FakeDevice:
+        names = (self.account_id, self.login, self.display_name)
+        return FakeDevice(*names, demo=self.demo, first=self, space_id=space_id)
+
     async def status(self) -> Status:
         self._check()
+        if self.first is not self:
+            return await self.first.status()
+        waiting = {one.space_id: len(await one.inbox()) for one in self.everywhere()}
         due = [one.next_ms[0] for one in await self.missions() if one.next_ms]
         return Status(
             self.account_id,
@@ -131,19 +150,21 @@ class FakeDevice:
             self.demo,
             self.locked,
             SyncStatus(
-                "online" if self.online else "offline",
+                "online" if self.first.online else "offline",
                 now() - 2_000,
-                0 if self.online else 3,
+                0 if self.first.online else 3,
                 len(self._refused),
+                troubles=self.troubles,
             ),
             RunnerView("runner-1", "9F2C 41B7 D05A E863", (RULES,)),
             RULES,
             min(due, default=None),
-            len(await self.inbox()),
+            sum(waiting.values()),
+            waiting,
         )
 
     async def sync_now(self) -> SyncStatus:
-        if not self.online:
+        if not self.first.online:
             raise Offline("the hub cannot be reached")
         return (await self.status()).sync
 
@@ -160,11 +181,26 @@ class FakeDevice:
             raise NotFound("there is no such record")
         return self._records[table][record_id]
 
-    async def create(self, table: str, values: Mapping[str, Json]) -> str:
+    async def create(
+        self, table: str, values: Mapping[str, Json], *, visibility: Visibility = "space"
+    ) -> str:
         self._check()
         new = self._id(table)
+        mine = View(table, RecordId(new), {}, author_id=self.account_id, visibility=visibility)
+        self._require_writer()
+        self._records[table][new] = mine
         self._write(table, new, values)
         return new
+
+    async def set_visibility(self, table: str, record_id: str, visibility: Visibility) -> None:
+        found = await self.get(table, record_id)
+        self._require_writer()
+        if found.author_id != self.account_id:
+            raise NotYourRecord("somebody else made it")
+        if not self.first.online:
+            raise Offline("the hub cannot be reached")
+        self._records[table][record_id] = replace(found, visibility=visibility)
+        self.tell("records", table)
 
     async def edit(self, table: str, record_id: str, values: Mapping[str, Json]) -> None:
         await self.get(table, record_id)
@@ -181,6 +217,7 @@ class FakeDevice:
         self.tell("records", table)
 
     def _write(self, table: str, record_id: str, values: Mapping[str, Json]) -> None:
+        self._require_writer()
         declared = load_catalogue().table(table)
         for path, value in values.items():
             declared.check(path, value)
@@ -357,7 +394,7 @@ class FakeDevice:
 
     async def run_now(self, mission_id: str) -> RunView | None:
         found = await self.mission(mission_id)
-        if found.runs_on == "hub" and not self.online:
+        if found.runs_on == "hub" and not self.first.online:
             raise Offline("the hub cannot be reached")
         run = RunView(self._id("run"), now(), "manual", "leased", "", "", None, 0, "model")
         if found.runs_on == "hub" and (found.grant is None or found.grant.state != "active"):
@@ -511,7 +548,7 @@ class FakeDevice:
     async def consent(
         self, mission_id: str, *, inputs: Sequence[InputRef] | None = None, days: int = 7
     ) -> Consent:
-        if not self.online:
+        if not self.first.online:
             raise Offline("the hub cannot be reached")
         found = await self.mission(mission_id)
         named = ", ".join(f"“{one.title}”" for one in found.input_titles)
@@ -685,7 +722,7 @@ class FakeDevice:
         )
 
     async def refused(self) -> builtins.list[RefusedChange]:
-        return list(self._refused.values())
+        return [one for each in self.everywhere() for one in each._refused.values()]
 
     async def retry_refused(self, change_id: str) -> None:
         self._refused.pop(change_id)
@@ -709,6 +746,7 @@ class FakeDevice:
             "TOO_LARGE",
             "It is larger than the hub takes.",
             now() - HOUR,
+            self.space_id,
         )
 
 

@@ -40,8 +40,27 @@ _TITLES: Final[tuple[tuple[type[ManaError], str], ...]] = (
 )
 _OWN_TITLES: Final = {
     "DEMO_LINK_USED": "This link has been used",
+    "INVITATION_ENDED": "This invitation does not hold any more",
+    "INVITATION_USED": "This invitation has been used",
+    "LINK_MALFORMED": "This is not a whole link",
+    "OFFLINE": "This needs the hub",
+    "ALREADY_MEMBER": "You are in this space already",
+    "HUB_DISTRUSTED": "The hub is not believed",
     "FOREIGN_REQUEST": "This page is not current any more",
 }
+
+
+_MEMBERSHIP: Final = {
+    "closed": "The space is closed.",
+    "no-owner": "A space always has an owner.",
+    "not-a-member": "They or you are not in this space any more.",
+    "not-invited": "Nobody invited this account into the space.",
+    "role": "Your role in the space does not let you do this.",
+    "rotation": "The key of the space was changed by somebody at the same time.",
+    "too-many": "A space has at most 200 members.",
+    "unchanged": "That is so already.",
+}
+"""What a rule of the membership log says to a person, by `detail.reason`."""
 
 
 class SignedOut(Unauthenticated):
@@ -104,10 +123,11 @@ def problem_of(error: Exception) -> Problem:
     title = _OWN_TITLES.get(error.code) or next(
         (text for kind, text in _TITLES if isinstance(error, kind)), "That did not work"
     )
+    reason = str(error.detail.get("reason")) if error.code == "MEMBERSHIP_REFUSED" else ""
     return Problem(
         status_of(error),
         t(title),
-        _sentence(error.message),
+        t(_MEMBERSHIP[reason]) if reason in _MEMBERSHIP else _sentence(error.message),
         t("Nothing was changed by this; what you saved before is kept."),
         error.advice,
         error.code,

@@ -78,6 +78,40 @@ _STATES: Final = {
     "missed": "missed",
     "revoked": "revoked",
     "stale": "no longer fits",
+    "open": "open",
+    "accepted": "accepted",
+    "joined": "joined",
+    "withdrawn": "withdrawn",
+}
+_SPACE_TYPES: Final = {
+    "personal": "Personal",
+    "brand": "Brand",
+    "club": "Club",
+    "family": "Family",
+    "team": "Team",
+    "practice": "Practice",
+}
+_ROLES: Final = {"owner": "owner", "admin": "admin", "member": "member", "viewer": "viewer"}
+_ROLE_WORDS: Final = {
+    "owner": "does all, also closes it",
+    "admin": "writes, invites, removes",
+    "member": "reads and writes",
+    "viewer": "reads only",
+}
+_TROUBLES: Final = {
+    "CLOCK_AHEAD": "This machine’s clock is ahead of the hub’s.",
+    "DEVICE_UNKNOWN": "The hub does not know this device any more. Sign out, and sign in again.",
+    "FORBIDDEN": "The hub does not let this device in.",
+    "HUB_BEHIND": "The hub was set back to an older state. Nothing is sent; ask whoever runs it.",
+    "HUB_DISTRUSTED": "What the hub says does not fit what this device has checked. It is not"
+    " believed; ask whoever runs it.",
+    "INTERNAL": "Something went wrong inside Mana.",
+    "NOT_FOUND": "The hub does not know it.",
+    "RATE_LIMITED": "Too much at once; it goes on by itself.",
+    "REPLICA_BROKEN": "The local database cannot be read or written.",
+    "SESSION_ENDED": "The hub asks you to sign in again.",
+    "STORAGE_FULL": "The disk of this machine is full.",
+    "UNAVAILABLE": "The hub does not answer at the moment.",
 }
 _PHASES: Final = {
     "queued": "Waiting for its turn",
@@ -124,6 +158,10 @@ def equip(templates: Environment) -> None:
         "effect": partial(_named, _EFFECTS),
         "decision": partial(_named, _DECISIONS),
         "state": partial(_named, _STATES),
+        "space_type": partial(_named, _SPACE_TYPES),
+        "role": partial(_named, _ROLES),
+        "role_words": partial(_named, _ROLE_WORDS),
+        "trouble": lambda code: t(_TROUBLES.get(code, "It is not synced at the moment.")),
         "phase": partial(_named, _PHASES),
         "value": value,
         "title": title,

@@ -16,9 +16,12 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 from markupsafe import Markup
 
-from mana.domain.errors import ManaError, NotFound
+from mana.device.errors import ReadOnlyHere, SpaceLeft
+from mana.domain.errors import Invalid, ManaError, NotFound
 from mana.domain.ids import RecordId, require_record_id
+from mana.domain.records import Visibility
 from mana.web import doors
+from mana.web.places import FOLDER, Place, part, places, space_of, within
 from mana.web.problems import Problem, SignedOut, problem_of
 from mana.web.sessions import Said, Session, Sessions
 
@@ -64,6 +67,12 @@ class Visit:
 
     @property
     def device(self) -> Device:
+        """Return the open account in the space of the address; raise SignedOut or Locked."""
+        wanted = space_of(self.request.url.path)
+        return self.account.in_space(wanted) if wanted else self.account
+
+    @property
+    def account(self) -> Device:
         """Return the open account of this browser; raise SignedOut or Locked."""
         if self.session.account_id is None:
             raise SignedOut("sign in first")
@@ -72,6 +81,34 @@ class Visit:
         except NotFound:
             self.session.account_id = None
             raise SignedOut("sign in first") from None
+
+    @property
+    def at(self) -> str:
+        """Return what the addresses of this page's space begin with."""
+        wanted = space_of(self.request.url.path)
+        return f"{FOLDER}{wanted}" if wanted else ""
+
+    def to(self, path: str) -> str:
+        """Return the address of a page in this page's space."""
+        return (self.at if path == "/" else f"{self.at}{path}") or "/"
+
+    async def place(self) -> Place:
+        """Return the space of this page, with what the person may do there."""
+        wanted = self.device.space_id
+        return next(one for one in await self.places() if one.space_id == wanted)
+
+    async def places(self) -> list[Place]:
+        """Return every space of the account, the personal one first."""
+        account = self.account
+        return places(await account.spaces(), await account.status())
+
+    async def require_writer(self) -> None:
+        """Raise ReadOnlyHere or SpaceLeft before a form is shown that could not be sent."""
+        here = await self.place()
+        if here.left:
+            raise SpaceLeft("you are no longer in this space")
+        if not here.may_write:
+            raise ReadOnlyHere("your role in this space lets you read, not write")
 
     @property
     def is_enhanced(self) -> bool:
@@ -94,21 +131,29 @@ class Visit:
         shared: dict[str, object] = {
             "csrf": self.session.csrf,
             "path": self.request.url.path,
+            "within": within(self.request.url.path),
             "now_ms": now_ms(),
             "said": () if self.is_refresh else self.session.take_said(),
             "decided": self.session.decided,
         }
         if shell:
             device = self.device
+            line = await device.status()
+            spaces = places(await device.spaces(), line)
             shared |= {
-                "status": await device.status(),
+                "status": line,
+                "spaces": spaces,
+                "here": next(one for one in spaces if one.space_id == device.space_id),
+                "space_by_id": {one.space_id: one for one in spaces},
+                "part": part(self.request.url.path),
+                "overwritten": len(await device.conflicts()),
                 "drawer": (await device.inbox())[:20],
             }
         return self.rendered(template, status, shared | values)
 
     def rendered(self, template: str, status: int, values: Mapping[str, object]) -> Page:
         """Return a page from a template and its values."""
-        text = self.web.templates.get_template(template).render(values)
+        text = self.web.templates.get_template(template).render({"at": self.at} | dict(values))
         return self._carrying(Response(text, status_code=status, media_type=HTML))
 
     def locked(self, path: str, trouble: Problem | None = None) -> Page:
@@ -148,11 +193,14 @@ class Visit:
         )
 
     def back(self, form: FormMultiDict, fallback: str) -> str:
-        """Return where a form wants to return to, if that is a page of ours."""
+        """Return where a form wants to return to, if that is a page of ours.
+
+        `fallback` is a page in this page's space.
+        """
         path = str(form.get("back", ""))
         if path.startswith("/") and not path.startswith("//") and "\\" not in path:
             return path
-        return fallback
+        return self.to(fallback)
 
     def sign_in(self, account_id: str) -> None:
         """Tie the browser to an account, under a new session id."""
@@ -214,6 +262,14 @@ def text_of(form: FormMultiDict, name: str) -> str:
     """Return a posted text, with the line ends of browsers made plain."""
     value = form.get(name, "")
     return value.replace("\r\n", "\n") if isinstance(value, str) else ""
+
+
+def visibility_of(form: FormMultiDict) -> Visibility:
+    """Return who may see a record, as it was chosen; everybody in the space if nothing was."""
+    chosen = text_of(form, "visibility")
+    if chosen not in ("", "space", "private"):
+        raise Invalid("a record is for everybody in the space, or for you alone")
+    return "private" if chosen == "private" else "space"
 
 
 def query(path: str, **values: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from litestar import Router
 from litestar.types import ControllerRouterHandler
 
+from mana.web.places import FOLDER
 from mana.web.routes import (
     access,
     agents,
+    conflicts,
     home,
     inbox,
     live,
@@ -16,13 +19,13 @@ from mana.web.routes import (
     notes,
     palette,
     settings,
+    spaces,
     tasks,
     timeline,
     welcome,
 )
 
-ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
-    *welcome.ROUTES,
+IN_SPACE: Final[tuple[ControllerRouterHandler, ...]] = (
     *home.ROUTES,
     *notes.ROUTES,
     *tasks.ROUTES,
@@ -31,7 +34,16 @@ ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
     *missions.ROUTES,
     *timeline.ROUTES,
     *access.ROUTES,
+    *spaces.ROUTES,
+    *conflicts.ROUTES,
     *settings.ROUTES,
     *palette.ROUTES,
+)
+"""What there is in every space, under its own address; without one, in the personal space."""
+
+ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
+    *welcome.ROUTES,
+    *IN_SPACE,
     *live.ROUTES,
+    Router(f"{FOLDER}{{space_id:str}}", route_handlers=[home.scene, *IN_SPACE]),
 )

@@ -27,6 +27,7 @@ async def agents(visit: Visiting) -> Page:
 @get("/agents/new")
 async def new_agent(visit: Visiting) -> Page:
     """Show the form of a new agent."""
+    await visit.require_writer()
     return await visit.page("agent_new.html", presets=tuple(PRESETS))
 
 
@@ -63,7 +64,7 @@ async def create_agent(visit: Visiting) -> Page:
         preset=text_of(form, "preset") or "standard",
         tokens_per_day_max=_tokens(form),
     )
-    return visit.go(f"/agents/{new_id}", t("The agent is there. Give it a mission."))
+    return visit.go(visit.to(f"/agents/{new_id}"), t("The agent is there. Give it a mission."))
 
 
 @post("/agents/{agent_id:str}")
@@ -78,7 +79,7 @@ async def save_agent(visit: Visiting, agent_id: Named) -> Page:
         system_prompt=text_of(form, "system_prompt").strip(),
         tokens_per_day_max=_tokens(form),
     )
-    return visit.go(f"/agents/{agent_id}", t("Saved."))
+    return visit.go(visit.to(f"/agents/{agent_id}"), t("Saved."))
 
 
 @post("/agents/{agent_id:str}/memory")
@@ -86,7 +87,7 @@ async def save_memory(visit: Visiting, agent_id: Named) -> Page:
     """Write what an agent remembers."""
     form = await visit.form()
     await visit.device.edit_agent(record_id(agent_id), memory=text_of(form, "memory"))
-    return visit.go(f"/agents/{agent_id}", t("Its memory is saved."))
+    return visit.go(visit.to(f"/agents/{agent_id}"), t("Its memory is saved."))
 
 
 @post("/agents/{agent_id:str}/preset")
@@ -94,7 +95,7 @@ async def choose_preset(visit: Visiting, agent_id: Named) -> Page:
     """Give an agent a preset's policy."""
     form = await visit.form()
     await visit.device.edit_agent(record_id(agent_id), preset=text_of(form, "preset"))
-    return visit.go(f"/agents/{agent_id}", t("What it may do is saved."))
+    return visit.go(visit.to(f"/agents/{agent_id}"), t("What it may do is saved."))
 
 
 @post("/agents/{agent_id:str}/policy")
@@ -110,7 +111,7 @@ async def save_policy(visit: Visiting, agent_id: Named) -> Page:
         if chosen:
             by_tool[tool.name] = _decision(chosen)
     await visit.device.edit_agent(record_id(agent_id), policy=Policy(by_effect, by_tool))
-    return visit.go(f"/agents/{agent_id}", t("What it may do is saved."))
+    return visit.go(visit.to(f"/agents/{agent_id}"), t("What it may do is saved."))
 
 
 @post("/agents/{agent_id:str}/state")
@@ -129,7 +130,7 @@ async def set_state(visit: Visiting, agent_id: Named) -> Page:
         said = t("Archived. Nothing happens in its name any more.")
     else:
         raise Invalid("an agent is active, paused or archived")
-    return visit.go(f"/agents/{agent_id}", said)
+    return visit.go(visit.to(f"/agents/{agent_id}"), said)
 
 
 def _name(form: FormMultiDict) -> str:

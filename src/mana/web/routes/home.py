@@ -26,6 +26,12 @@ async def home_page(visit: Visit) -> Page:
     )
 
 
+@get("/")
+async def scene(visit: Visiting) -> Page:
+    """Show the scene of the space that the address names."""
+    return await home_page(visit)
+
+
 @get("/menu")
 async def menu(visit: Visiting) -> Page:
     """Show the parts that have no place in a phone's bottom bar."""

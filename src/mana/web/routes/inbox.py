@@ -53,7 +53,7 @@ async def approve(visit: Visiting, step_id: Named) -> Page:
     return visit.go(
         visit.back(form, "/inbox"),
         t("Done."),
-        undo="/timeline/revert",
+        undo=visit.to("/timeline/revert"),
         target=f"step:{step_id}",
     )
 
@@ -83,8 +83,10 @@ async def approve_ticked(visit: Visiting) -> Page:
             visit.session.decide(step_id, now_ms())
             done += 1
     if not done:
-        return visit.go("/inbox", t("Nothing was ticked that could be approved."))
-    return visit.go("/inbox", counted(done, "1 proposal is done.", "{n} proposals are done."))
+        return visit.go(visit.to("/inbox"), t("Nothing was ticked that could be approved."))
+    return visit.go(
+        visit.to("/inbox"), counted(done, "1 proposal is done.", "{n} proposals are done.")
+    )
 
 
 ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (

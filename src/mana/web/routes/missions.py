@@ -34,6 +34,7 @@ async def missions(visit: Visiting) -> Page:
 
 
 async def _form_page(visit: Visit, mission: MissionView | None) -> Page:
+    await visit.require_writer()
     device = visit.device
     agents = [one for one in await device.agents() if one.state != "archived"]
     return await visit.page(
@@ -94,8 +95,8 @@ async def create_mission(visit: Visiting) -> Page:
         runs_on=place,
     )
     if place == RUNS_ON_HUB:
-        return visit.go(f"/missions/{new_id}/grant")
-    return visit.go(f"/missions/{new_id}", t("The mission is there."))
+        return visit.go(visit.to(f"/missions/{new_id}/grant"))
+    return visit.go(visit.to(f"/missions/{new_id}"), t("The mission is there."))
 
 
 @post("/missions/{mission_id:str}")
@@ -120,7 +121,7 @@ async def save_mission(visit: Visiting, mission_id: Named) -> Page:
     place = _place(form)
     if (place == RUNS_ON_HUB) != (found.runs_on == RUNS_ON_HUB):
         await device.edit_mission(found.mission_id, runs_on=place)
-    return visit.go(f"/missions/{mission_id}", t("Saved."))
+    return visit.go(visit.to(f"/missions/{mission_id}"), t("Saved."))
 
 
 @post("/missions/{mission_id:str}/state")
@@ -135,7 +136,7 @@ async def set_state(visit: Visiting, mission_id: Named) -> Page:
     else:
         raise Invalid("a mission is active or paused")
     said = t("It goes on.") if wanted == "active" else t("Paused. Nothing runs until you go on.")
-    return visit.go(f"/missions/{mission_id}", said)
+    return visit.go(visit.to(f"/missions/{mission_id}"), said)
 
 
 @post("/missions/{mission_id:str}/delete")
@@ -144,7 +145,7 @@ async def delete_mission(visit: Visiting, mission_id: Named) -> Page:
     found = await visit.device.mission(record_id(mission_id))
     await visit.device.delete_mission(found.mission_id)
     said = t("“{title}” is deleted, and its grant revoked.", title=found.title)
-    return visit.go("/missions", said)
+    return visit.go(visit.to("/missions"), said)
 
 
 @post("/missions/{mission_id:str}/run")
@@ -161,12 +162,15 @@ async def run_now(visit: Visiting, mission_id: Named) -> Page:
 async def stop_run(visit: Visiting, mission_id: Named) -> Page:
     """Stop a run of this device."""
     await visit.device.stop_run(record_id(mission_id))
-    return visit.go(f"/missions/{mission_id}", t("Stopped. What it had not done is not done."))
+    return visit.go(
+        visit.to(f"/missions/{mission_id}"), t("Stopped. What it had not done is not done.")
+    )
 
 
 @get("/missions/{mission_id:str}/grant")
 async def consent(visit: Visiting, mission_id: Named) -> Page:
     """Ask whether the mission may work while the person is away."""
+    await visit.require_writer()
     device = visit.device
     found = await device.mission(record_id(mission_id))
     asked = visit.request.query_params.get("days", "")
@@ -201,12 +205,16 @@ async def grant(visit: Visiting, mission_id: Named) -> Page:
     device, wanted = visit.device, record_id(mission_id)
     if text_of(form, "where") == RUNS_HERE:
         await device.edit_mission(wanted, runs_on=RUNS_HERE)
-        return visit.go(f"/missions/{mission_id}", t("It works only while this device is on."))
+        return visit.go(
+            visit.to(f"/missions/{mission_id}"), t("It works only while this device is on.")
+        )
     typed = text_of(form, "days")
     if typed not in {str(number) for number in DAYS_SHOWN}:
         raise Invalid("a grant lasts 1, 7 or 30 days")
     await device.grant(wanted, days=int(typed))
-    return visit.go(f"/missions/{mission_id}", t("Granted. You can end it here at any moment."))
+    return visit.go(
+        visit.to(f"/missions/{mission_id}"), t("Granted. You can end it here at any moment.")
+    )
 
 
 async def _inputs(visit: Visit, form: FormMultiDict) -> tuple[InputRef, ...]:

@@ -11,8 +11,9 @@ from litestar.types import ControllerRouterHandler
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 from mana.domain.records import View
+from mana.web.routes.sharing import author_name, set_visibility
 from mana.web.showing import title
-from mana.web.visits import Named, Page, Visiting, record_id, text_of
+from mana.web.visits import Named, Page, Visiting, record_id, text_of, visibility_of
 from mana.web.words import t
 
 TABLE: Final = "notes"
@@ -41,14 +42,15 @@ async def notes(visit: Visiting) -> Page:
 @get("/notes/new")
 async def new_note(visit: Visiting) -> Page:
     """Show an empty note."""
-    return await visit.page("note.html", note=None)
+    await visit.require_writer()
+    return await visit.page("note.html", note=None, by="")
 
 
 @get("/notes/{note_id:str}")
 async def note(visit: Visiting, note_id: Named) -> Page:
     """Show one note, ready to be changed."""
     found = await visit.device.get(TABLE, record_id(note_id))
-    return await visit.page("note.html", note=found)
+    return await visit.page("note.html", note=found, by=await author_name(visit, found))
 
 
 @post("/notes")
@@ -56,7 +58,7 @@ async def create_note(visit: Visiting) -> Page:
     """Write a new note."""
     form = await visit.form()
     values = _values(text_of(form, "title"), text_of(form, "content"))
-    new_id = await visit.device.create(TABLE, values)
+    new_id = await visit.device.create(TABLE, values, visibility=visibility_of(form))
     return visit.go(visit.back(form, f"/notes/{new_id}"), t("The note is saved."))
 
 
@@ -88,14 +90,21 @@ async def delete_note(visit: Visiting, note_id: Named) -> Page:
     found = await visit.device.get(TABLE, record_id(note_id))
     await visit.device.delete(TABLE, found.id)
     said = t("“{title}” is deleted.", title=title(found))
-    return visit.go("/notes", said, undo=f"/notes/{note_id}/restore")
+    return visit.go(visit.to("/notes"), said, undo=visit.to(f"/notes/{note_id}/restore"))
 
 
 @post("/notes/{note_id:str}/restore")
 async def restore_note(visit: Visiting, note_id: Named) -> Page:
     """Bring a deleted note back."""
     await visit.device.restore(TABLE, record_id(note_id))
-    return visit.go(f"/notes/{note_id}", t("The note is back."))
+    return visit.go(visit.to(f"/notes/{note_id}"), t("The note is back."))
+
+
+@post("/notes/{note_id:str}/visibility")
+async def set_note_visibility(visit: Visiting, note_id: Named) -> Page:
+    """Make a note private, or share it with its space."""
+    form = await visit.form()
+    return await set_visibility(visit, form, TABLE, note_id)
 
 
 def _values(title_typed: str, content: str) -> dict[str, Json]:
@@ -113,4 +122,5 @@ ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
     pin_note,
     delete_note,
     restore_note,
+    set_note_visibility,
 )

@@ -8,6 +8,7 @@ from typing import Final
 from litestar import get
 from litestar.types import ControllerRouterHandler
 
+from mana.web.places import Place
 from mana.web.showing import title
 from mana.web.visits import Page, Visiting
 from mana.web.words import t
@@ -25,10 +26,12 @@ class Command:
     path: str
     posts: bool = False
     hint: str = ""
+    everywhere: bool = False
 
 
-def _fixed() -> list[Command]:
-    return [
+def _fixed(here: Place) -> list[Command]:
+    """Return what can always be done in a space; what its role does not let write is left out."""
+    found = [
         Command("house", t("Go to Home"), "/"),
         Command("inbox", t("Go to Inbox"), "/inbox"),
         Command("notebook-text", t("Go to Notes"), "/notes"),
@@ -38,6 +41,9 @@ def _fixed() -> list[Command]:
         Command("history", t("Go to Timeline"), "/timeline"),
         Command("eye", t("Go to Data access"), "/data-access"),
         Command("settings", t("Go to Settings"), "/settings"),
+        Command("users", t("Go to Spaces"), "/spaces"),
+        Command("users", t("Create a space"), "/spaces/new"),
+        Command("users", t("Join a space by a link"), "/join"),
         Command("plus", t("Write a note"), "/notes/new"),
         Command("plus", t("Add a task"), "/tasks#new-task"),
         Command("plus", t("Create a mission"), "/missions/new"),
@@ -45,6 +51,16 @@ def _fixed() -> list[Command]:
         Command("refresh-cw", t("Sync now"), "/sync", posts=True),
         Command("lock", t("Lock"), "/lock", posts=True),
     ]
+    return [one for one in found if here.may_write or one.icon != "plus"]
+
+
+def _to_spaces(spaces: list[Place], here: Place) -> list[Command]:
+    found = []
+    for one in spaces:
+        if one.space_id != here.space_id:
+            text = t("Switch to {space}", space=one.name).unescape()
+            found.append(Command("users", text, one.at or "/", everywhere=True))
+    return found
 
 
 @get("/palette")
@@ -52,12 +68,14 @@ async def palette(visit: Visiting) -> Page:
     """Return the commands and records in whose text every typed word stands."""
     words = visit.request.query_params.get("q", "").casefold().split()
     device = visit.device
-    commands = _fixed()
+    here = await visit.place()
+    commands = _fixed(here) + _to_spaces(await visit.places(), here)
     for mission in await device.missions():
         run = t("Run “{title}” now", title=mission.title)
-        commands.append(
-            Command("play", run.unescape(), f"/missions/{mission.mission_id}/run", True)
-        )
+        if here.may_write:
+            commands.append(
+                Command("play", run.unescape(), f"/missions/{mission.mission_id}/run", True)
+            )
         commands.append(
             Command("target", mission.title, f"/missions/{mission.mission_id}", hint=t("mission"))
         )

@@ -35,7 +35,7 @@ async def set_name(visit: Visiting) -> Page:
     if not name:
         raise Invalid("a name is needed")
     await visit.device.set_display_name(name)
-    return visit.go("/settings", t("Saved."))
+    return visit.go(visit.to("/settings"), t("Saved."))
 
 
 @post("/sync")
@@ -55,14 +55,14 @@ async def sync_now(visit: Visiting) -> Page:
 async def retry_refused(visit: Visiting, change_id: Named) -> Page:
     """Send a refused change again."""
     await visit.device.retry_refused(change_id)
-    return visit.go("/settings", t("It is sent again."))
+    return visit.go(visit.to("/settings"), t("It is sent again."))
 
 
 @post("/refused/{change_id:str}/drop")
 async def drop_refused(visit: Visiting, change_id: Named) -> Page:
     """Forget a refused change."""
     await visit.device.drop_refused(change_id)
-    return visit.go("/settings", t("Dropped. The record shows what the hub holds."))
+    return visit.go(visit.to("/settings"), t("Dropped. The record shows what the hub holds."))
 
 
 @post("/lock")
@@ -84,7 +84,7 @@ async def sign_out(visit: Visiting) -> Page:
         if force or error.code not in WAITING:
             raise
         visit.session.say(trouble(problem_of(error)))
-        return visit.go("/settings?waiting=1#leave")
+        return visit.go(visit.to("/settings?waiting=1#leave"))
     visit.sign_out()
     visit.web.sessions.leave(account_id)
     return visit.go("/", t("Signed out. This device no longer holds your data."))

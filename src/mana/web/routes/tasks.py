@@ -13,8 +13,9 @@ from litestar.types import ControllerRouterHandler
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 from mana.domain.records import View
+from mana.web.routes.sharing import author_name, set_visibility
 from mana.web.showing import title
-from mana.web.visits import Named, Page, Visiting, record_id, text_of
+from mana.web.visits import Named, Page, Visiting, record_id, text_of, visibility_of
 from mana.web.words import t
 
 TABLE: Final = "tasks"
@@ -47,7 +48,7 @@ async def tasks(visit: Visiting) -> Page:
 async def task(visit: Visiting, task_id: Named) -> Page:
     """Show one task, ready to be changed."""
     found = await visit.device.get(TABLE, record_id(task_id))
-    return await visit.page("task.html", task=found)
+    return await visit.page("task.html", task=found, by=await author_name(visit, found))
 
 
 @post("/tasks")
@@ -56,7 +57,9 @@ async def add_task(visit: Visiting) -> Page:
     form = await visit.form()
     typed = _values(form)
     values = {name: value for name, value in typed.items() if value not in (None, "")}
-    await visit.device.create(TABLE, {**values, "isCompleted": False})
+    await visit.device.create(
+        TABLE, {**values, "isCompleted": False}, visibility=visibility_of(form)
+    )
     return visit.go(visit.back(form, "/tasks"))
 
 
@@ -87,7 +90,7 @@ async def check_task(visit: Visiting, task_id: Named) -> Page:
     if not done:
         return visit.go(visit.back(form, "/tasks"))
     said = t("“{title}” is done.", title=title(found))
-    return visit.go(visit.back(form, "/tasks"), said, undo=f"/tasks/{task_id}/check")
+    return visit.go(visit.back(form, "/tasks"), said, undo=visit.to(f"/tasks/{task_id}/check"))
 
 
 @post("/tasks/{task_id:str}/delete")
@@ -97,14 +100,21 @@ async def delete_task(visit: Visiting, task_id: Named) -> Page:
     found = await visit.device.get(TABLE, record_id(task_id))
     await visit.device.delete(TABLE, found.id)
     said = t("“{title}” is deleted.", title=title(found))
-    return visit.go(visit.back(form, "/tasks"), said, undo=f"/tasks/{task_id}/restore")
+    return visit.go(visit.back(form, "/tasks"), said, undo=visit.to(f"/tasks/{task_id}/restore"))
 
 
 @post("/tasks/{task_id:str}/restore")
 async def restore_task(visit: Visiting, task_id: Named) -> Page:
     """Bring a deleted task back."""
     await visit.device.restore(TABLE, record_id(task_id))
-    return visit.go("/tasks", t("The task is back."))
+    return visit.go(visit.to("/tasks"), t("The task is back."))
+
+
+@post("/tasks/{task_id:str}/visibility")
+async def set_task_visibility(visit: Visiting, task_id: Named) -> Page:
+    """Make a task private, or share it with its space."""
+    form = await visit.form()
+    return await set_visibility(visit, form, TABLE, task_id)
 
 
 def _values(form: FormMultiDict) -> dict[str, Json]:
@@ -127,4 +137,5 @@ ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
     check_task,
     delete_task,
     restore_task,
+    set_task_visibility,
 )

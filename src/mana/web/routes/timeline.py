@@ -32,6 +32,7 @@ async def timeline(visit: Visiting) -> Page:
 @get("/timeline/revert")
 async def preview(visit: Visiting) -> Page:
     """Show what a revert would restore and what it would leave."""
+    await visit.require_writer()
     target = _target(visit.request.query_params.get("target", ""))
     found = await visit.device.revert_preview(target)
     return await visit.page("revert.html", preview=found, redo=target.startswith("revert:"))

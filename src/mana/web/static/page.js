@@ -187,17 +187,13 @@
   const visibleDrawer = () => Boolean($(".drawer"));
   const drawerWanted = () => { try { return localStorage.getItem("mana-inbox") === "open"; } catch { return false; } };
   const toggleDrawer = () => {
-    if (!visibleDrawer() || innerWidth < 601) { go("/inbox"); return; }
+    if (!visibleDrawer() || innerWidth < 601) { follow(".nav-inbox a"); return; }
     const open = document.documentElement.classList.toggle("inbox-open");
     try { localStorage.setItem("mana-inbox", open ? "open" : ""); } catch { /* private window */ }
     if (open) $(".drawer a, .drawer button")?.focus();
     else $("#main")?.focus();
   };
-  const go = (path) => {
-    const link = $(`a[href="${path}"]`);
-    if (link) link.click();
-    else location.href = path;
-  };
+  const follow = (selector) => $(selector)?.click();
   const openDialog = (id) => {
     const dialog = document.getElementById(id);
     if (!dialog || dialog.open) return;
@@ -209,13 +205,42 @@
     }
   };
   document.addEventListener("click", (event) => {
+    all("[data-menu][open]").forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; });
     const target = event.target.closest("button, dialog, summary");
     if (!target) return;
     if (target.dataset.open) openDialog(target.dataset.open);
     else if ("drawer" in target.dataset) toggleDrawer();
+    else if (target.dataset.copy) copy(target);
     else if ("later" in target.dataset) later(target.closest("[data-proposal]"));
     else if (target.tagName === "DIALOG" && event.target === target) target.close();
   });
+
+  const copy = async (button) => {
+    const field = document.getElementById(button.dataset.copy);
+    try {
+      await navigator.clipboard.writeText(field.value);
+    } catch {
+      // A page of another machine has no clipboard; the old way has.
+      field.select();
+      if (!document.execCommand("copy")) return;
+    }
+    const words = button.textContent;
+    button.textContent = button.dataset.copied;
+    setTimeout(() => { button.textContent = words; }, 2000);
+  };
+
+  /* A link of an invitation that was opened here: its secret leaves the address at once, and
+     waits in memory for the form that posts it to this device. */
+  const INVITED = /^#1\.[0-9a-f]{64}\.[0-9a-f-]{36}\.[\w-]{43}\.[0-9a-f]{64}$/;
+  let invited = "";
+  const takeInvitation = () => {
+    if (INVITED.test(location.hash)) {
+      invited = `${location.origin}/join${location.hash}`;
+      history.replaceState(history.state, "", location.pathname + location.search);
+    }
+    const field = $("#join-link");
+    if (field && invited && !field.value) { field.value = invited; invited = ""; }
+  };
 
   /* The palette: typed words choose, arrows move, Enter does. */
   const options = () => all("#palette-list [role=option]");
@@ -289,7 +314,9 @@
     }
     if (event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
     if (key === "Escape") {
-      if (typing(event.target)) event.target.blur();
+      const menu = $("[data-menu][open]");
+      if (menu) { menu.open = false; $("summary", menu)?.focus(); }
+      else if (typing(event.target)) event.target.blur();
       else if (document.documentElement.classList.contains("inbox-open") && visibleDrawer()) toggleDrawer();
       else $("details.reject[open]")?.removeAttribute("open");
       return;
@@ -301,13 +328,18 @@
   const onKey = (key) => {
     if (Date.now() - prefix < 1500 && "hntm".includes(key)) {
       prefix = 0;
-      go({ h: "/", n: "/notes", t: "/tasks", m: "/missions" }[key]);
+      follow(`.rail a[data-go="${key}"]`);
       return true;
     }
     if (key === "g") { prefix = Date.now(); return true; }
     if (!$("#page.shell")) return false;
     if (key === "i") { toggleDrawer(); return true; }
     if (key === "?") { openDialog("keys"); return true; }
+    if (key === "s") {
+      const menu = all("[data-menu]").find((one) => one.getClientRects().length);
+      if (menu) { menu.open = true; $("a", menu)?.focus(); }
+      return Boolean(menu);
+    }
     if (/^[1-9]$/.test(key)) {
       const wanted = all("[data-card]")[Number(key) - 1];
       wanted?.focus();
@@ -361,6 +393,8 @@
         else toast.remove();
       }, 10000);
     });
+    all("[data-copy]").forEach((button) => { button.hidden = false; });
+    takeInvitation();
     countTicked();
     listen();
   };
@@ -368,6 +402,7 @@
     document.documentElement.classList.toggle("inbox-open", drawerWanted() && visibleDrawer());
     prepare();
   });
+  window.addEventListener("hashchange", takeInvitation);
   window.addEventListener("pagehide", () => { stream?.close(); stream = null; });
   window.addEventListener("pageshow", (event) => { if (event.persisted) { prepare(); soon(); } });
 })();
