@@ -8,6 +8,7 @@ are those of docs/scaling.md. CPU is that of the hub (or of the raw client) and 
 from __future__ import annotations
 
 import asyncio
+import re
 import statistics
 import threading
 import time
@@ -25,11 +26,12 @@ from bench import raw, world
 from bench.world import Client, Hub, Person, sign_up
 from mana.hub.db.pool import SERVER_SETTINGS
 from mana.hub.db.urls import url_as
-from mana.protocol.messages import PullAnswer, PushAnswer
+from mana.protocol.messages import PullAnswer, PushAnswer, StateAnswer
 from mana.testing.postgres import Cluster, Database, connected, run_apart
 
 PARTS: Final = ("push", "state", "history", "event", "loss", "device")
 CLIENTS: Final = 8
+_NEXT: Final = re.compile(rb'"next":"([^"]+)"}$')
 
 
 @dataclass(frozen=True)
@@ -244,20 +246,21 @@ def _state(cluster: Cluster, scale: Scale) -> None:
         ours, deltas, copies, memory = [], [], [], [hub.resident_mib()]
         size = 0
         for _ in range(scale.rounds):
-            began, page, records, size = time.perf_counter(), None, 0, 0
+            began, query = time.perf_counter(), ""
+            pages: list[bytes] = []
             while True:
-                query = "" if page is None else f"?page={page}"
                 status, answer = client.send(client.prepared("GET", path + query))
                 assert status == 200, answer[:300]
-                size += len(answer)
-                # Where the next page begins stands at the end, so that a reader need not parse.
-                tail = msgspec.json.decode(answer, type=_Page)
-                records += answer.count(b'"visibility":')
-                page = tail.next
-                if page is None:
+                pages.append(answer)
+                # Where the next page begins stands at the end: what comes after is the device's.
+                tail = _NEXT.search(answer, len(answer) - 400)
+                if tail is None:
                     break
+                query = f"?page={tail[1].decode()}"
             ours.append(time.perf_counter() - began)
-            assert records == len(person.made)
+            size = sum(map(len, pages))
+            decoded = [msgspec.json.decode(one, type=StateAnswer) for one in pages]
+            assert sum(len(one.records) for one in decoded) == len(person.made)
             memory.append(hub.resident_mib())
             began, after = time.perf_counter(), 0
             while True:
@@ -286,10 +289,6 @@ def _state(cluster: Cluster, scale: Scale) -> None:
                  "1.00", "", ""],
             ],
         )  # fmt: skip
-
-
-class _Page(msgspec.Struct):
-    next: str | None = None
 
 
 async def _settled(database: Database) -> None:
@@ -335,15 +334,14 @@ def _history(cluster: Cluster, scale: Scale) -> None:
     with _served(cluster) as (hub, database):
         person = sign_up(hub)
         _fill(person, 500)
-        client = person.client()
         for total in scale.history:
             run_apart(partial(_load, database, person, total))
+            client = person.client()  # the hub has closed one that was idle meanwhile
             for body in person.bodies(10, 50):  # what a new size of the tables costs once
                 client.send(client.prepared("POST", person.changes_path, body))
             pushes = []
             for body in person.bodies(60, 50):
-                request = client.prepared("POST", person.changes_path, body)
-                pushes.append(_timed(client, request))
+                pushes.append(_timed(client, client.prepared("POST", person.changes_path, body)))
             head = run_apart(partial(_head, database, person.space))
             empty = client.prepared("GET", f"{person.changes_path}?after={head}")
             hundred = client.prepared("GET", f"{person.changes_path}?after={head // 2}&limit=100")
@@ -353,12 +351,12 @@ def _history(cluster: Cluster, scale: Scale) -> None:
     base = {name: values[0] for name, values in figures.items()}
     rows = []
     for number, total in enumerate(scale.history):
-        push, empty, pull = (figures[name][number] for name in ("push", "empty", "pull"))
+        push, none, pull = (figures[name][number] for name in ("push", "empty", "pull"))
         ratios = [figures[name][number] / base[name] for name in figures]
         rows.append([
-            f"{total:,}", f"{push * 1e3:.2f}", f"{50 / push:,.0f}", f"{empty * 1e3:.2f}",
+            f"{total:,}", f"{push * 1e3:.2f}", f"{50 / push:,.0f}", f"{none * 1e3:.2f}",
             f"{pull * 1e3:.2f}", " ".join(f"{ratio:.2f}" for ratio in ratios),
-            _met("empty <= 2 ms", empty <= 0.002) + ", " + _met("<= 1.2", max(ratios) <= 1.2),
+            _met("empty <= 2 ms", none <= 0.002) + ", " + _met("<= 1.2", max(ratios) <= 1.2),
         ])  # fmt: skip
     world.table(
         "history: rows of everybody",

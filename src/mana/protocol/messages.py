@@ -17,7 +17,7 @@ BATCH_CHANGES_MAX: Final = 500
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 CHANGE_FIELDS_MAX: Final = 200
 PULL_LIMIT_MAX: Final = 1_000
-STATE_PAGE: Final = 500
+STATE_PAGE: Final = 1_000
 
 Json: TypeAlias = Any
 """A JSON value; the codec accepts any, and the domain checks what it may be."""
