@@ -453,7 +453,8 @@ async def flip(book, record_id: str, visibility: str) -> None:
         place = inner.sealer.place(table, record_id, visibility, record.entries, values)
         last = tx.clock(inner.sealer.device.device_id)
         newest = max(parse_stamp(entry.at).wall_ms for entry in record.entries.values())
-        stamp = next_stamp(last, now_ms=max(newest, last.wall_ms) + 1)
+        # Later than what others write offline meanwhile.
+        stamp = next_stamp(last, now_ms=max(newest, last.wall_ms) + 30_000)
         tx.set_clock(stamp)
         draft = ChangeMessage(
             change_id=str(uuid.uuid4()),
