@@ -361,3 +361,33 @@ async def test_odd_names_are_refused(made: Household, field: str) -> None:
             assert answer.status_code in (200, 400, 404, 405), (operation, text, answer.text)
             if answer.status_code == 200:
                 assert answer.json()["records"] == []
+
+
+RUNNERS = {
+    "GET /health": "200",
+    "GET /metrics": "200",
+    "POST /internal/tick": "401 UNAUTHENTICATED",
+    "GET /api/v1/me/ai-audit": "200",
+}
+"""The runner's own endpoints, and what an account gets that has no service key."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_the_runner_shows_nobody_elses_rows(made: Household, name: str) -> None:
+    """What the runner serves by itself names, like the hub, nothing that is another's."""
+    secrets = await secrets_of(made, name)
+    if name != "out":
+        secrets -= {made.space.space_id}
+    person = made.people[name]
+    async with made.in_space("ada").runner() as runner:
+        assert {f"{one.method} {one.path}" for one in runner.endpoints} == set(RUNNERS)
+        transport = httpx.ASGITransport(app=runner.asgi)
+        async with httpx.AsyncClient(transport=transport, base_url="http://runner.test") as http:
+            for operation, wants in RUNNERS.items():
+                method, _, path = operation.partition(" ")
+                headers = {"authorization": f"Bearer {person.tokens.access_token}"}
+                answer = await http.request(method, path, headers=headers)
+                assert said(answer) == wants, operation
+                assert {one for one in secrets if one in answer.text} == set(), operation
+            rows = (await http.get("/api/v1/me/ai-audit", headers=headers)).json()["rows"]
+            assert bool(rows) == (name == "ada")
