@@ -253,8 +253,8 @@ alter table mana.devices enable row level security;
 alter table mana.devices force row level security;
 create policy own on mana.devices as permissive for all to mana_app, mana_runner using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
 create policy shared on mana.devices as permissive for select to mana_app, mana_runner using ((EXISTS ( SELECT
-   FROM mana.spaces s
-  WHERE (devices.account_id = ANY (s.members)))));
+   FROM mana.memberships m
+  WHERE (m.account_id = devices.account_id))));
 grant insert, select on mana.devices to mana_app;
 grant select on mana.devices to mana_runner;
 

@@ -57,3 +57,8 @@ alter table mana.records set (toast_tuple_target = 8160, fillfactor = 90);
 alter table mana.records alter column fields set storage external;
 -- One row is written again with every batch of its space.
 alter table mana.space_heads set (fillfactor = 50);
+
+-- The devices of those who share a space with us: found by their memberships, of which we see
+-- those in our spaces, and not by a look at every space that there is.
+alter policy shared on mana.devices
+  using (exists (select from mana.memberships m where m.account_id = devices.account_id));
