@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
@@ -19,7 +20,7 @@ from mana.domain.clock import iso_ms
 from mana.domain.errors import Forbidden, Invalid, NotFound
 from mana.domain.ids import AccountId, SpaceId, require_record_id, require_uuid
 from mana.domain.tables import Table
-from mana.hub.db import Row, Tenancy, Transaction, load_queries, retried
+from mana.hub.db import Isolation, Row, Tenancy, Transaction, load_queries, retried
 from mana.hub.sync.apply import Batch, Logged, MergedRecord, RecordRef, apply_batch, ref_of
 from mana.hub.sync.rows import (
     LOG_COLUMNS,
@@ -219,7 +220,7 @@ class SyncStore:
         self, tenant: Tenant, space_id: SpaceId, *, after: int, limit: int, now_ms: int
     ) -> PullAnswer:
         """Return the changes after a cursor, in order and without a gap; raise HubBehind."""
-        async with self._tenancy.transaction(tenant, space=space_id) as tx:
+        async with self._reading(tenant, space_id) as tx:
             head = await _head(tx, space_id)
             _require_seen(head, after)
             if after == head:
@@ -251,7 +252,7 @@ class SyncStore:
     ) -> bytes:
         """Return a page of the merged records, a `StateAnswer`; the head is read before them."""
         table, _, record_id = (page or "").partition("~")
-        async with self._tenancy.transaction(tenant, space=space_id) as tx:
+        async with self._reading(tenant, space_id) as tx:
             head = await _head(tx, space_id)
             found = await tx.all(
                 Q["state_page"], space_id, table, record_id, STATE_PAGE + 1, PAGE_BYTES_MAX
@@ -269,12 +270,22 @@ class SyncStore:
         self, tenant: Tenant, space_id: SpaceId, table: str, record_id: str, *, now_ms: int
     ) -> bytes:
         """Return one merged record, or none, as a `StateAnswer`; the head is read before it."""
-        async with self._tenancy.transaction(tenant, space=space_id) as tx:
+        async with self._reading(tenant, space_id) as tx:
             head = await _head(tx, space_id)
             # A malformed name cannot be a row's, and some cannot even be asked for.
             asked = _is_record_id(table) and _is_record_id(record_id)
             rows = await tx.all(Q["state_of"], space_id, table, record_id) if asked else []
         return state_answer(rows, head=head, hub_time=iso_ms(now_ms))
+
+    def _reading(
+        self, tenant: Tenant, space_id: SpaceId
+    ) -> AbstractAsyncContextManager[Transaction]:
+        """Open a transaction that reads of one moment.
+
+        Whoever is put out of the space between the head and the rows would else be told that
+        there is nothing up to the head; when they join again they would go on from there.
+        """
+        return self._tenancy.transaction(tenant, isolation=Isolation.ONE_MOMENT, space=space_id)
 
     async def heads(self, tenant: Tenant) -> dict[SpaceId, int]:
         """Return the spaces of the account, with their heads."""
