@@ -12,7 +12,8 @@ import functools
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any, Final
 from unittest.mock import patch
@@ -24,7 +25,13 @@ _REAL: Final = os.urandom
 def seeded(seed: object) -> Iterator[random.Random]:
     """Draw every id, key and iv of this process from `seed`; lend the source."""
     source = random.Random(f"dice {seed}")
-    draw: Callable[[int], bytes] = source.randbytes
+    thread = threading.current_thread()
+
+    def draw(count: int) -> bytes:
+        # A real hub runs in a thread of its own; what it draws must not move what devices draw.
+        own = threading.current_thread() is thread
+        return source.randbytes(count) if own else _REAL(count)
+
     before = random.getstate()
     random.seed(f"back-off {seed}")
     changed = [function for function in _functions() if _draws(function)]

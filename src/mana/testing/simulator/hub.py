@@ -20,7 +20,8 @@ import msgspec
 from mana.crypto.invitations import token_hash
 from mana.crypto.primitives import unb64
 from mana.crypto.signatures import VerifyKey
-from mana.domain.clock import iso_ms, parse_iso_ms
+from mana.domain.clock import DRIFT_MS_MAX, iso_ms, parse_iso_ms
+from mana.domain.encoding import Json
 from mana.domain.errors import (
     Conflict,
     Forbidden,
@@ -44,6 +45,7 @@ from mana.hub.accounts.founding import (
     identity_keys,
 )
 from mana.hub.http.problems import problem_for
+from mana.hub.invitations.service import LIFE_MS_MAX
 from mana.hub.spaces.moving import (
     Acceptance,
     Head,
@@ -114,10 +116,17 @@ class _Account:
 @dataclass
 class _Session:
     account: str
-    refresh: str
-    previous: str = ""
-    rotated_ms: int = 0
     ended: bool = False
+
+
+@dataclass
+class _Refresh:
+    """A refresh token: what it came of, when it was used, and whether another took its place."""
+
+    session: _Session
+    parent: str
+    used_ms: int | None = None
+    replaced: bool = False
 
 
 @dataclass
@@ -191,7 +200,7 @@ class Space:
                 invitations[name] = msgspec.structs.replace(one, state="withdrawn")
         return replace(
             self,
-            log=[*self.log, append.entry],
+            log=[*self.log, _stored(append.entry)],
             entries=[*self.entries, move.entry],
             wraps=wraps,
             invitations=invitations,
@@ -237,7 +246,7 @@ class ModelHub:
         self.accounts: dict[str, _Account] = {}
         self.spaces: dict[str, Space] = {}
         self._departures: dict[tuple[str, str], Departure] = {}
-        self._sessions: list[_Session] = []
+        self._refreshes: dict[str, _Refresh] = {}
         self._tokens: dict[str, tuple[_Session, int]] = {}
         self._numbers = itertools.count(1)
 
@@ -319,21 +328,17 @@ class ModelHub:
             raise Unauthenticated("no valid access token")
         return session.account
 
-    def _tokens_of(self, call: _Call, session: _Session) -> Tokens:
-        access = f"access-{next(self._numbers)}"
+    def _tokens_of(self, call: _Call, session: _Session, parent: str = "") -> Tokens:
+        access, refresh = f"access-{next(self._numbers)}", f"refresh-{next(self._numbers)}"
         until_ms = self.now_ms() + TOKEN_MS
         call.writes.append(lambda: self._tokens.update({access: (session, until_ms)}))
+        call.writes.append(lambda: self._refreshes.update({refresh: _Refresh(session, parent)}))
         return Tokens(
             account_id=session.account,
             access_token=access,
-            refresh_token=session.refresh,
+            refresh_token=refresh,
             expires_in=TOKEN_MS // 1_000,
         )
-
-    def _begin(self, call: _Call, account: str) -> Tokens:
-        session = _Session(account, f"refresh-{next(self._numbers)}")
-        call.writes.append(lambda: self._sessions.append(session))
-        return self._tokens_of(call, session)
 
     def _sign_up(self, call: _Call) -> Tokens:
         checked = check_sign_up(call.message(SignUpRequest), floor=CHEAP)
@@ -343,7 +348,7 @@ class ModelHub:
         spaces = [_founded(found) for found in checked.spaces]
         call.writes.append(lambda: self.accounts.update({checked.account: made}))
         call.writes.append(lambda: self.spaces.update({one.space_id: one for one in spaces}))
-        return self._begin(call, checked.account)
+        return self._tokens_of(call, _Session(checked.account))
 
     def _of_login(self, login: str) -> _Account:
         for account in self.accounts.values():
@@ -359,30 +364,28 @@ class ModelHub:
         account = self._of_login(request.login)
         if account.request.login_key != request.login_key:
             raise InvalidCredentials("login or password is wrong")
-        return self._begin(call, account.request.account_id)
+        return self._tokens_of(call, _Session(account.request.account_id))
 
     def _refresh(self, call: _Call) -> Tokens:
-        given = call.message(RefreshRequest).refresh_token
-        for session in self._sessions:
-            if session.ended or given not in (session.refresh, session.previous):
-                continue
-            late = self.now_ms() - session.rotated_ms > GRACE_MS
-            if given == session.previous and late:
-                call.writes.append(lambda session=session: setattr(session, "ended", True))  # type: ignore[misc]
-                for write in call.writes:
-                    write()  # the end of a session stands although the call fails
-                break
-            new = f"refresh-{next(self._numbers)}"
-
-            def rotate(
-                session: _Session = session, new: str = new, at: int = self.now_ms()
-            ) -> None:
-                session.previous, session.refresh, session.rotated_ms = session.refresh, new, at
-
-            call.writes.append(rotate)
-            tokens = self._tokens_of(call, session)
-            return msgspec.structs.replace(tokens, refresh_token=new)
-        raise SessionEnded("the session has ended")
+        given, now_ms = call.message(RefreshRequest).refresh_token, self.now_ms()
+        held = self._refreshes.get(given)
+        if held is None or held.session.ended:
+            raise SessionEnded("the session has ended")
+        children = [one for one in self._refreshes.values() if one.parent == given]
+        if held.used_ms is None and not held.replaced:
+            call.writes.append(lambda: setattr(held, "used_ms", now_ms))
+        elif (
+            held.replaced
+            or held.used_ms is None
+            or held.used_ms <= now_ms - GRACE_MS
+            or any(one.used_ms is not None for one in children)
+        ):
+            held.session.ended = True  # it stands although the call fails
+            raise SessionEnded("the session has ended")
+        else:
+            for child in children:
+                call.writes.append(partial(setattr, child, "replaced", True))
+        return self._tokens_of(call, held.session, given)
 
     def _vault(self, call: _Call) -> Vault:
         request = self.accounts[call.account].request
@@ -474,7 +477,7 @@ class ModelHub:
         call.writes.append(lambda: self.spaces.__delitem__(space.space_id))
 
     def _depart(self, call: _Call, space: Space, move: Move) -> None:
-        log = [*space.log, move.signed]
+        log = [*space.log, _stored(move.signed)]
         gone: dict[tuple[str, str], Departure] = {
             (name, space.space_id): Departure(space_id=space.space_id, log=log)
             for name in move.gone
@@ -537,17 +540,23 @@ class ModelHub:
         space = self._managed(call)
         made: NewInvitation = call.message(NewInvitation)
         if space.type not in SHARED_TYPES:
-            raise Invalid("a space of one person is not shared")
+            raise SpaceUndeletable("a space of one person is never shared")
+        if made.role == "admin" and space.role(call.account) != "owner":
+            raise Forbidden("the role may not invite to this role")
+        now_ms, expires_ms = self.now_ms(), parse_iso_ms(made.expires_at)
+        if not now_ms < expires_ms <= now_ms + LIFE_MS_MAX + DRIFT_MS_MAX:
+            raise Invalid("an invitation ends within 30 days")
+        held = space.invitations.get(made.invitation_id)
+        if held is not None:
+            return self._standing(held)
         info = InvitationInfo(
             invitation_id=made.invitation_id,
             space_id=space.space_id,
             role=made.role,
             state="open",
             created_by=call.account,
-            expires_at=made.expires_at,
+            expires_at=iso_ms(min(expires_ms, now_ms + LIFE_MS_MAX)),
         )
-        if made.invitation_id in space.invitations:
-            raise _AlreadyExists("this invitation exists")
         call.writes.append(lambda: space.invitations.update({made.invitation_id: info}))
         call.writes.append(
             lambda: space.hash_by_invitation.update({made.invitation_id: made.token_hash})
@@ -565,7 +574,9 @@ class ModelHub:
         if found is None:
             raise NotFound("there is no such invitation")
         gone = msgspec.structs.replace(found, state="withdrawn")
-        if found.state in ("open", "accepted"):
+        if found.state == "joined":
+            raise Conflict("somebody joined by this invitation")
+        if found.state != "withdrawn":
             call.writes.append(lambda: space.invitations.update({found.invitation_id: gone}))
 
     def _accept(self, call: _Call) -> InvitationInfo:
@@ -575,6 +586,8 @@ class ModelHub:
         if space is None or found is None:
             raise NotFound("there is no such invitation")
         found = self._standing(found)
+        if found.state == "joined" and found.account_id == call.account:
+            return found
         if token_hash(unb64(accepted.token)) != space.hash_by_invitation[found.invitation_id]:
             raise NotFound("there is no such invitation")
         if found.account_id not in (None, call.account):
@@ -754,10 +767,27 @@ def _state_of(merged: MergedRecord) -> StateRecord:
     )
 
 
+def _stored(signed: SignedEntry) -> SignedEntry:
+    """Return an entry as the database gives it back: the same, with its names in another order."""
+
+    def ordered(value: Json) -> Json:
+        if isinstance(value, list):
+            return [ordered(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: ordered(value[name]) for name in sorted(value, key=lambda one: (len(one), one))
+        }
+
+    return msgspec.structs.replace(signed, entry=ordered(signed.entry))
+
+
 def _founded(found: CheckedSpace) -> Space:
     owner = found.entry.author_id
     wraps = {(owner, wrap.kind, wrap.version): wrap.wrapped for wrap in found.new.wraps}
-    return Space(found.space_id, found.entry.space_type, [found.new.first], [found.entry], wraps)
+    return Space(
+        found.space_id, found.entry.space_type, [_stored(found.new.first)], [found.entry], wraps
+    )
 
 
 def _closing() -> MembershipRefused:

@@ -124,7 +124,7 @@ class Network:
             self.say(f"{label}: hub dies {'before' if dies_before else 'after'} the commit")
             return None
         if answer is not None:
-            self.say(f"{label}: {answer.status}")
+            self.say(f"{label}: {_word(answer)}")
         return answer
 
     def _wander(self, label: str, request: HubRequest, after_s: float) -> None:
@@ -135,7 +135,7 @@ class Network:
         def arrive() -> None:
             if self.now_ms() >= self.hub_down_until_ms:
                 answer = self.backend.handle(request)
-                self.say(f"{label}: again, {answer.status if answer else 0}")
+                self.say(f"{label}: again, {_word(answer)}")
 
         loop.call_later(after_s, arrive)
 
@@ -169,6 +169,12 @@ class _Transport(httpx.AsyncBaseTransport):
             error.request = request
             raise
         return httpx.Response(answer.status, content=answer.body, request=request)
+
+
+def _word(answer: HubAnswer | None) -> str:
+    if answer is None:
+        return "nothing"
+    return "ok" if answer.status < 300 else str(answer.status)
 
 
 def _short(target: str) -> str:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from unittest.mock import patch
 
+from mana.domain.encoding import Json, canonical_json
 from mana.protocol import replication
 from mana.registry.catalogue import Catalogue
 from mana.testing.simulator.checks import check_all, settle
 from mana.testing.simulator.dice import seeded
 from mana.testing.simulator.hub import Limits, ModelHub
-from mana.testing.simulator.ledger import Broken, Ledger, crash_of
+from mana.testing.simulator.ledger import Broken, Ledger, crash_of, version_of
 from mana.testing.simulator.loop import SimulatedLoop, Stalled
 from mana.testing.simulator.network import Backend
 from mana.testing.simulator.schedule import Schedule, draw
@@ -42,6 +43,8 @@ class Report:
     rounds: int
     requests: int
     changes: int
+    result: str = ""
+    """A digest of every record as it stands in the end, but for the bytes of seals."""
 
     @property
     def kept(self) -> bool:
@@ -110,7 +113,24 @@ def simulate(schedule: Schedule, *, backend_of: BackendOf = model_hub) -> Report
         rounds,
         world.ledger.requests,
         sum(len(facts.rows) for facts in world.ledger.spaces.values()),
+        _result(world.ledger),
     )
+
+
+def _result(ledger: Ledger) -> str:
+    lines = [
+        f"{facts.space_id} {len(facts.entries)} {ref} {record.author} {record.visibility} {path}"
+        f" {entry.at} {entry.change_id} {entry.seq} {_told(entry.value)}"
+        for facts in ledger.spaces.values()
+        for ref, record in sorted(facts.records.items())
+        for path, entry in sorted(record.entries.items())
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _told(value: Json) -> str:
+    """Return a value as far as two runs have it in common: not the bytes of a seal."""
+    return canonical_json(value).decode() if version_of(value) == 0 else str(value)[:8]
 
 
 async def _course(world: World) -> int:
