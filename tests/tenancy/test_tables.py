@@ -28,6 +28,7 @@ from tests.tenancy.rows import (
     HUBS_OWN,
     PEOPLE,
     RULES,
+    SHARED,
     Column,
     May,
     Rule,
@@ -41,6 +42,8 @@ pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
 REFUSED = asyncpg.InsufficientPrivilegeError
+NAMED = ("", SHARED, PEOPLE["ada"][-1] * 64)
+"""Spaces that a transaction names: none, the shared one, Ada's own."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,14 @@ def seeded(postgres: Cluster) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def tenant(connection: asyncpg.Connection, who: str) -> AsyncIterator[None]:
-    """Be in a transaction of one account, and take everything back at its end."""
-    await connection.execute(f"begin; set local app.current_user_id = '{who}'")
+async def tenant(connection: asyncpg.Connection, who: str, space: str = "") -> AsyncIterator[None]:
+    """Be in a transaction of one account, and take everything back at its end.
+
+    `space` is the one that the transaction says it works in, which must gain it nothing.
+    """
+    await connection.execute(
+        f"begin; set local app.current_user_id = '{who}'; set local app.current_space = '{space}'"
+    )
     try:
         yield
     finally:
@@ -168,12 +176,13 @@ async def test_the_hubs_own_tables(database: Database) -> None:
                     await serving.fetch(f"select from {table}")
 
 
+@pytest.mark.parametrize("space", NAMED, ids=["none", "shared", "personal"])
 @pytest.mark.parametrize("person", PEOPLE)
-async def test_sees_exactly_what_is_theirs(seeded: Seeded, person: str) -> None:
+async def test_sees_exactly_what_is_theirs(seeded: Seeded, person: str, space: str) -> None:
     """Under each serving role an account sees every row that it may, and no other."""
     who = PEOPLE[person]
     for url in (seeded.database.app_url, seeded.database.runner_url):
-        async with connected(url) as serving, tenant(serving, who):
+        async with connected(url) as serving, tenant(serving, who, space):
             for table, rule in RULES.items():
                 columns = seeded.tables[table]
                 is_runner = url == seeded.database.runner_url
@@ -186,16 +195,17 @@ async def test_nobody_sees_nothing(seeded: Seeded) -> None:
     """A transaction without an account, or with an unknown one, sees no row of any table."""
     unknown = "00000000-0000-4000-8000-ffffffffffff"
     for who in ("", unknown):
-        async with connected(seeded.database.app_url) as serving, tenant(serving, who):
+        async with connected(seeded.database.app_url) as serving, tenant(serving, who, SHARED):
             for table in RULES:
                 assert await serving.fetch(f"select from {table}") == [], table
 
 
+@pytest.mark.parametrize("space", NAMED, ids=["none", "shared", "personal"])
 @pytest.mark.parametrize("person", PEOPLE)
-async def test_removes_only_what_is_theirs(seeded: Seeded, person: str) -> None:
+async def test_removes_only_what_is_theirs(seeded: Seeded, person: str, space: str) -> None:
     """A statement that removes everything removes what the account may, and nothing else."""
     who = PEOPLE[person]
-    async with connected(seeded.database.app_url) as serving, tenant(serving, who):
+    async with connected(seeded.database.app_url) as serving, tenant(serving, who, space):
         for table, rule in RULES.items():
             columns = seeded.tables[table]
             async with taken_back(serving):
@@ -205,11 +215,12 @@ async def test_removes_only_what_is_theirs(seeded: Seeded, person: str) -> None:
             assert gone == expected(table, columns, rule.deletes or rule.reads, who), table
 
 
+@pytest.mark.parametrize("space", NAMED, ids=["none", "shared", "personal"])
 @pytest.mark.parametrize("person", PEOPLE)
-async def test_changes_only_what_is_theirs(seeded: Seeded, person: str) -> None:
+async def test_changes_only_what_is_theirs(seeded: Seeded, person: str, space: str) -> None:
     """Of the rows that an account sees, it can change those that it may, and no other."""
     who = PEOPLE[person]
-    async with connected(seeded.database.app_url) as serving, tenant(serving, who):
+    async with connected(seeded.database.app_url) as serving, tenant(serving, who, space):
         for table, rule in RULES.items():
             columns = seeded.tables[table]
             may = rule.updates or rule.reads
@@ -230,11 +241,12 @@ async def test_changes_only_what_is_theirs(seeded: Seeded, person: str) -> None:
             assert changed == expected(table, columns, may, who), table
 
 
+@pytest.mark.parametrize("space", NAMED, ids=["none", "shared", "personal"])
 @pytest.mark.parametrize("person", PEOPLE)
-async def test_adds_nothing_for_others(seeded: Seeded, person: str) -> None:
+async def test_adds_nothing_for_others(seeded: Seeded, person: str, space: str) -> None:
     """A row that stands in another's name or space is refused before anything else is looked at."""
     who = PEOPLE[person]
-    async with connected(seeded.database.app_url) as serving, tenant(serving, who):
+    async with connected(seeded.database.app_url) as serving, tenant(serving, who, space):
         for table, rule in RULES.items():
             columns = seeded.tables[table]
             may = rule.inserts or rule.reads
