@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -20,7 +21,15 @@ from mana.domain.clock import iso_ms
 from mana.domain.errors import Forbidden, Invalid, NotFound
 from mana.domain.ids import AccountId, SpaceId, require_record_id, require_uuid
 from mana.domain.tables import Table
-from mana.hub.db import Isolation, Row, Tenancy, Transaction, load_queries, retried
+from mana.hub.db import (
+    AccessRefused,
+    Isolation,
+    Row,
+    Tenancy,
+    Transaction,
+    load_queries,
+    retried,
+)
 from mana.hub.sync.apply import Batch, Logged, MergedRecord, RecordRef, apply_batch, ref_of
 from mana.hub.sync.rows import (
     LOG_COLUMNS,
@@ -91,11 +100,13 @@ class ChangeLog:
         *,
         now_ms: int,
         seen: int = 0,
+        asks_for_taken: bool = True,
     ) -> PushAnswer:
         """Refuse or append each change; raise NotFound where the account is no member.
 
         `seen`: the last place in the log that the writer knows; raise HubBehind if there is no
-        such place. The space's head is locked until the transaction ends: keep what follows
+        such place. Without `asks_for_taken` ids are not asked for before they are used: if one is
+        another member's hidden record's, raise AccessRefused. The space's head is locked until the transaction ends: keep what follows
         short.
         """
         head = await tx.value(Q["lock"], space_id)
@@ -128,7 +139,7 @@ class ChangeLog:
         missing = [ref for ref in refs if ref not in standing]
         # In a space that was ever shared, one who left may have private records still.
         taken = frozenset[RecordRef]()
-        if missing and not row["alone"]:
+        if missing and asks_for_taken and not row["alone"]:
             taken = await _taken(tx, space_id, missing)
         batch = apply_batch(
             changes,
@@ -208,13 +219,24 @@ class SyncStore:
     ) -> PushAnswer:
         """Append a batch in a transaction of its own, again if another one came in between."""
 
-        async def once() -> PushAnswer:
+        async def once(*, asks_for_taken: bool) -> PushAnswer:
             async with self._tenancy.transaction(tenant, space=space_id) as tx:
                 return await self._log.append(
-                    tx, space_id, writer, changes, now_ms=now_ms, seen=seen
+                    tx,
+                    space_id,
+                    writer,
+                    changes,
+                    now_ms=now_ms,
+                    seen=seen,
+                    asks_for_taken=asks_for_taken,
                 )
 
-        return await retried(once)
+        try:
+            return await retried(partial(once, asks_for_taken=False))
+        except AccessRefused:
+            # Row-level security does not write over a row that it hides. That an id is taken is
+            # rare, and to ask for every new one costs as much as to write it.
+            return await retried(partial(once, asks_for_taken=True))
 
     async def pull(
         self, tenant: Tenant, space_id: SpaceId, *, after: int, limit: int, now_ms: int
