@@ -269,24 +269,28 @@ def _check_written(world: World, outboxes: dict[str, list[OutboxRow]]) -> None:
 
 
 def _check_order(world: World) -> None:
-    """What one machine wrote to one record is in the log in the order in which it was written."""
-    last: dict[tuple[str, str, str, str], tuple[int, int]] = {}
+    """What one device wrote to one record is in the log in the order in which it was written.
+
+    Not what was refused once: what came after it had no reason to wait.
+    """
+    last: dict[tuple[str, str, str, str], str] = {}
     stamps: dict[str, str] = {}
     for facts in world.ledger.spaces.values():
         for row in facts.rows:
             change = row.change
+            if change.op == "reseal":
+                continue
+            at = max(write.at for write in change.fields.values())
             written = world.ledger.written.get(change.change_id)
-            if written is not None and not written.excused:
-                key = (row.device, facts.space_id, change.table, change.id)
-                before = last.get(key, (0, 0))
-                if written.order < before[0] and not written.retried:
+            key = (row.device, facts.space_id, change.table, change.id)
+            if written is not None and not written.retried:
+                if at < last.get(key, ""):
                     raise Broken("order", f"{change.change_id} came after what was written later")
-                last[key] = (max(before[0], written.order), row.seq)
-            if change.op != "reseal":
-                for write in change.fields.values():
-                    other = stamps.setdefault(write.at, change.change_id)
-                    if other != change.change_id:
-                        raise Broken("stamp", f"{write.at} was given to two changes")
+                last[key] = at
+            for write in change.fields.values():
+                other = stamps.setdefault(write.at, change.change_id)
+                if other != change.change_id:
+                    raise Broken("stamp", f"{write.at} was given to two changes")
 
 
 def _check_files(world: World) -> None:
