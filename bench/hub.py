@@ -14,7 +14,7 @@ import uvloop
 
 from mana.cli.lifelines import announcer, stop_event
 from mana.crypto.passwords import HashCost
-from mana.hub.app import build, serve
+from mana.hub.app import build, serve, settle_memory
 from mana.hub.settings import HubSettings
 from mana.testing.accounts import CHEAP
 
@@ -30,8 +30,10 @@ async def run() -> None:
 
     announce = announcer(os.environ, "hub")
     with stop_event(os.environ) as stopping:
+        hub = build(settings)
+        settle_memory()
         await serve(
-            build(settings),
+            hub,
             host="127.0.0.1",
             port=0,
             ready=lambda port: announce({"port": port}),

@@ -9,7 +9,7 @@ import uvloop
 
 from mana.cli.lifelines import announcer, stop_event
 from mana.cli.places import Places
-from mana.hub.app import build, serve
+from mana.hub.app import build, serve, settle_memory
 from mana.hub.schema.store import addresses
 from mana.hub.settings import HubSettings
 
@@ -31,8 +31,10 @@ def _database() -> str:
 async def _serve(settings: HubSettings) -> None:
     announce = announcer(os.environ, "hub")
     with stop_event(os.environ) as stopping:
+        built = build(settings)
+        settle_memory()
         await serve(
-            build(settings),
+            built,
             host=settings.host,
             port=settings.port,
             ready=lambda port: announce({"url": f"http://{settings.host}:{port}"}),
