@@ -87,7 +87,7 @@ def drawn(dice: random.Random) -> dict[str, Any]:
         "record": dice.choice(RECORDS),
         "op": dice.choice(["insert", "update", "update", "delete", "flip", "flip", "reseal"]),
         "visibility": dice.choice(["space", "private"]),
-        "late_ms": dice.choice([-3_600_000, -1, 0, 1, DRIFT_MS_MAX, DRIFT_MS_MAX + 1]),
+        "late_ms": dice.choice([-3_600_000, DRIFT_MS_MAX, DRIFT_MS_MAX + 1]),
         "version": dice.choice([-1, 1]),
         "known_id": dice.randrange(1_000),
         "paths": set(dice.sample(PATHS, dice.randint(1, 2))),
@@ -510,6 +510,7 @@ def machine(postgres: Cluster) -> type[Tenants]:
     return Tenants
 
 
+@pytest.mark.timeout(300)
 def test_tenants(machine: type[Tenants]) -> None:
     """In whatever order two members and an outsider write, read, come and go, with whatever they
     forge, nobody writes or reads what is not theirs and the hub never fails."""

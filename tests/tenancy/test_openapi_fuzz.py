@@ -108,6 +108,7 @@ def aimed(case: Any, target: Target, dice: st.DataObject) -> None:
             case.body["spaceId"] = dice.draw(st.sampled_from(target.names["spaceId"]))
 
 
+@pytest.mark.timeout(300)
 def test_no_failure_and_no_row_of_another(target: Target) -> None:
     """No request makes the hub fail, get an answer that its description does not have, or read
     a word that is somebody else's."""
