@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 import msgspec
 
+from mana.crypto.primitives import b64
 from mana.domain.actors import actor_from_wire
 from mana.domain.merge import merge_entries
 from mana.domain.records import Entry
@@ -70,13 +71,16 @@ class Client:
     async def ask(self, method: str, path: str, body: object = None) -> bytes:
         """Ask one hub after the other until one answers; what stands in the way is a fault."""
         content = None if body is None else msgspec.json.encode(body)
-        headers = {"authorization": f"Bearer {self.token}"}
         while True:
             hub = self.dice.choice(self.hubs)
+            headers = {"authorization": f"Bearer {self.token}"}
             try:
                 answer = await self.http.request(
                     method, hub.url + path, content=content, headers=headers
                 )
+                if answer.status_code == 401:  # a long run outlives its tokens
+                    await self._log_in(hub)
+                    continue
             except httpx.TransportError:
                 await asyncio.sleep(PAUSE_S)
                 continue
@@ -85,6 +89,12 @@ class Client:
                 continue
             assert answer.status_code == 200, (answer.text, hub.failures)
             return answer.content
+
+    async def _log_in(self, hub: HubProcess) -> None:
+        body = {"login": self.account.login, "loginKey": b64(self.account.login_key)}
+        answer = await self.http.post(f"{hub.url}/api/v1/auth/login", json=body)
+        if answer.status_code == 200:
+            self.token = answer.json()["accessToken"]
 
     @property
     def space(self) -> str:
