@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -330,24 +330,40 @@ async def _copied(database: Database, person: Person) -> float:
 
 
 def _history(cluster: Cluster, scale: Scale) -> None:
-    figures: dict[str, list[float]] = {"push": [], "empty": [], "pull": []}
-    with _served(cluster) as (hub, database):
-        person = sign_up(hub)
-        _fill(person, 500)
+    names = ("push", "empty", "pull")
+    taken: dict[tuple[str, int], list[float]] = {}
+    with ExitStack() as stack:
+        sides = []
         for total in scale.history:
+            hub, database = stack.enter_context(_served(cluster))
+            person = sign_up(hub)
+            _fill(person, 500)
             run_apart(partial(_load, database, person, total))
-            client = person.client()  # the hub has closed one that was idle meanwhile
-            for body in person.bodies(10, 50):  # what a new size of the tables costs once
-                client.send(client.prepared("POST", person.changes_path, body))
-            pushes = []
-            for body in person.bodies(60, 50):
-                pushes.append(_timed(client, client.prepared("POST", person.changes_path, body)))
-            head = run_apart(partial(_head, database, person.space))
-            empty = client.prepared("GET", f"{person.changes_path}?after={head}")
-            hundred = client.prepared("GET", f"{person.changes_path}?after={head // 2}&limit=100")
-            figures["push"].append(statistics.median(pushes))
-            figures["empty"].append(statistics.median(_timed(client, empty) for _ in range(300)))
-            figures["pull"].append(statistics.median(_timed(client, hundred) for _ in range(100)))
+            sides.append((total, person, database))
+        # The sizes take turns, so that what else the machine does is in all of them.
+        for number in range(scale.rounds * 4 + 1):
+            for total, person, database in sides:
+                client = person.client()
+                head = run_apart(partial(_head, database, person.space))
+                prepared = {
+                    "push": [
+                        client.prepared("POST", person.changes_path, body)
+                        for body in person.bodies(5, 50)
+                    ],
+                    "empty": [client.prepared("GET", f"{person.changes_path}?after={head}")] * 20,
+                    "pull": [
+                        client.prepared("GET", f"{person.changes_path}?after={head // 2}&limit=100")
+                    ]
+                    * 8,
+                }
+                for name in ("empty", "pull", "push"):
+                    seconds = [_timed(client, request) for request in prepared[name]]
+                    if number:  # the first round pays for what each hub does once
+                        taken.setdefault((name, total), []).extend(seconds)
+                client.close()
+    figures = {
+        name: [statistics.median(taken[name, total]) for total in scale.history] for name in names
+    }
     base = {name: values[0] for name, values in figures.items()}
     rows = []
     for number, total in enumerate(scale.history):
