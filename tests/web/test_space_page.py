@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import pytest
@@ -84,6 +85,17 @@ def test_the_secret_of_a_link_stays_here(demo_page: Page, served: Served) -> Non
     expect(demo_page).to_have_url(f"{served.url}/join")
     demo_page.locator("#accept").click()
     expect(demo_page.locator("#joining")).to_contain_text("Waits until a device of the person")
+    fresh = demo_page.context.browser
+    assert fresh is not None
+    other = fresh.new_context().new_page()
+    other.on("request", lambda request: asked.append(request.url))
+    other.goto(f"{served.url}/join#{fragment}")
+    expect(other.locator("#invited")).to_contain_text("You were invited to a space.")
+    other.locator("#sign-up-login").fill("bo")
+    other.locator("#sign-up-password").fill("four quiet herons")
+    other.locator("#sign-up").click()
+    expect(other.locator("#join-link")).to_have_value(re.compile(fragment.replace(".", "[.]")))
+    other.context.close()
     assert not any("s" * 43 in url for url in asked)
     assert "s" * 43 not in demo_page.content()
 

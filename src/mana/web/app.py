@@ -21,6 +21,7 @@ from litestar.types import ControllerRouterHandler
 
 from mana.domain.errors import ManaError
 from mana.web import doors, showing
+from mana.web.places import within
 from mana.web.problems import (
     ForeignHost,
     ForeignRequest,
@@ -169,7 +170,8 @@ def _shown(
         return _bare(problem)
     visit = Visit(web, request, session)
     if isinstance(error, SignedOut):
-        return visit.go("/")
+        # The browser keeps the fragment of a link, and the page what it says, until then.
+        return visit.go("/?then=join" if within(request.url.path) == "/join" else "/")
     values: dict[str, object] = {
         "csrf": session.csrf,
         "problem": problem,

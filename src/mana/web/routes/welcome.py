@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from litestar import get, post
+from litestar.datastructures import FormMultiDict
 from litestar.types import ControllerRouterHandler
 
 from mana.domain.errors import Invalid, ManaError
@@ -15,7 +16,12 @@ from mana.web.words import t
 
 
 async def welcome_page(
-    visit: Visit, *, error: ManaError | None = None, part: str = "", **typed: str
+    visit: Visit,
+    *,
+    error: ManaError | None = None,
+    part: str = "",
+    then: str = "",
+    **typed: str,
 ) -> Page:
     """Return the first page; with an error, beside the part that it belongs to."""
     accounts = visit.host.accounts()
@@ -29,6 +35,7 @@ async def welcome_page(
         demo=demo,
         problem=problem,
         part=part,
+        back="/join" if then == "join" else "",
         typed={"login": "", "display_name": "", **typed},
     )
     if problem is not None:
@@ -41,7 +48,7 @@ async def welcome_page(
 async def first(visit: Visiting) -> Page:
     """Show the scene of whoever is signed in, else the first page."""
     if visit.session.account_id is None:
-        return await welcome_page(visit)
+        return await welcome_page(visit, then=visit.request.query_params.get("then", ""))
     return await home_page(visit)
 
 
@@ -77,10 +84,11 @@ async def sign_up(visit: Visiting) -> Page:
         )
     except ManaError as error:
         return await welcome_page(
-            visit, error=error, part="sign-up", login=login, display_name=name
+            visit, error=error, part="sign-up", then=_then(form), login=login, display_name=name
         )
     visit.sign_in(device.account_id)
-    return visit.go("/", t("Your account is made. Write a first note, or add a task."))
+    said = t("Your account is made. Write a first note, or add a task.")
+    return visit.go(visit.back(form, "/"), "" if _then(form) else said)
 
 
 @post("/sign-in")
@@ -93,9 +101,14 @@ async def sign_in(visit: Visiting) -> Page:
     except ManaError as error:
         if "back" in form and visit.session.account_id is not None:
             return visit.locked(visit.back(form, "/"), problem_of(error))
-        return await welcome_page(visit, error=error, part="sign-in", login=login)
+        return await welcome_page(visit, error=error, part="sign-in", then=_then(form), login=login)
     visit.sign_in(device.account_id)
     return visit.go(visit.back(form, "/"))
+
+
+def _then(form: FormMultiDict) -> str:
+    """Return what was begun before somebody had to sign in."""
+    return "join" if text_of(form, "back") == "/join" else ""
 
 
 @post("/demo")
