@@ -41,6 +41,7 @@ PARKED: Final = frozenset(
         "flip-outdated",
         "immutable",
         "role",
+        "hidden",
         "not-a-member",
     }
 )
