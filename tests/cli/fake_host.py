@@ -11,16 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mana.device.errors import Locked, Offline, WrongPassword
+from mana.device.errors import Locked, Offline, VisibilityFixed, WrongPassword
 from mana.device.inbox import ProposalMoved
+from mana.device.invitations import LinkMalformed
 from mana.device.views import (
     AgentView,
     Bucket,
     Cited,
+    ConflictView,
     Consent,
     DataAccess,
     FieldDiff,
     GrantView,
+    InvitationView,
+    MemberView,
     MissionView,
     ModelView,
     Proposal,
@@ -30,6 +34,7 @@ from mana.device.views import (
     RevertPreview,
     RunnerView,
     RunView,
+    SpaceView,
     Status,
     SyncStatus,
     TimelineLine,
@@ -41,8 +46,9 @@ from mana.domain.errors import Conflict, NotFound
 from mana.domain.ids import DeviceId, RecordId, derived_id, step_id
 from mana.domain.missions import InputRef
 from mana.domain.policy import PRESETS
-from mana.domain.records import View
+from mana.domain.records import View, Visibility
 from mana.domain.tools import Outcome
+from tests.cli.fake_spaces import FINGERPRINT, FakeSpace, empty_contents
 
 NOW_MS = 1_795_244_580_000
 """Saturday 21 November 2026, 07:03 UTC."""
@@ -63,9 +69,17 @@ class Known:
 
 
 class FakeDevice:
-    """One account in memory."""
+    """One account in memory, in its personal space."""
 
-    def __init__(self, login: str, *, mode: str = "standard", demo: bool = False) -> None:
+    def __init__(
+        self,
+        login: str,
+        *,
+        mode: str = "standard",
+        demo: bool = False,
+        shared: dict[str, FakeSpace] | None = None,
+        friends: builtins.list[str] | None = None,
+    ) -> None:
         self.login = login
         self.account_id = derived_id("fake-account", login)
         self.mode, self.demo = mode, demo
@@ -77,18 +91,28 @@ class FakeDevice:
         self.pushes = 0
         self._made = 0
         self._now_ms = NOW_MS
-        self.tables: dict[str, dict[str, View]] = {"notes": {}, "tasks": {}}
-        self.agent_views: dict[str, AgentView] = {}
-        self.mission_views: dict[str, MissionView] = {}
-        self.grant_views: dict[str, GrantView] = {}
-        self.proposals: dict[str, Proposal] = {}
-        self.reverted: set[str] = set()
-        self.moved: set[str] = set()
+        self.tables: dict[str, dict[str, View]]
+        self.agent_views: dict[str, AgentView]
+        self.mission_views: dict[str, MissionView]
+        self.grant_views: dict[str, GrantView]
+        self.proposals: dict[str, Proposal]
+        self.reverted: set[str]
+        self.moved: set[str]
+        self.__dict__.update(empty_contents())
         self.refused_changes: dict[str, RefusedChange] = {}
+        self.overwritten: dict[str, ConflictView] = {}
+        self.troubles: dict[str, str] = {}
+        self.space_id = self.personal_id = derived_id("fake-space", login)
+        self.shared = shared if shared is not None else {}
+        self.friends = friends if friends is not None else []
 
     # The account
 
     async def status(self) -> Status:
+        waiting = {
+            one.space_id: len(await self.in_space(one.space_id).inbox())
+            for one in await self.spaces()
+        }
         return Status(
             account_id=self.account_id,
             login=self.login,
@@ -100,12 +124,14 @@ class FakeDevice:
             runner=RunnerView("key-1", "1f3a 77c0 9e42", (RULES,)),
             device_model=RULES,
             next_run_ms=None,
-            to_decide=len(await self.inbox()),
+            to_decide=sum(waiting.values()),
+            to_decide_by_space=waiting,
         )
 
     async def sync_now(self) -> SyncStatus:
         if not self.online:
             raise Offline("the hub cannot be reached")
+        self._let_in()
         self.waiting = 0
         self.pushes += 1
         return self._sync()
@@ -118,7 +144,129 @@ class FakeDevice:
 
     def _sync(self) -> SyncStatus:
         link = "online" if self.online else "offline"
-        return SyncStatus(link, NOW_MS, self.waiting, len(self.refused_changes))
+        refused = len(self.refused_changes)
+        return SyncStatus(link, NOW_MS, self.waiting, refused, troubles=self.troubles)
+
+    # Spaces
+
+    async def spaces(self) -> builtins.list[SpaceView]:
+        views = [
+            one.view(self.account_id)
+            for one in self.shared.values()
+            if self.account_id in one.members or self.account_id in one.former
+        ]
+        own = SpaceView(self.personal_id, "personal", "Personal", "owner", 1)
+        return [own, *sorted(views, key=lambda one: (one.left, one.name, one.space_id))]
+
+    def in_space(self, space_id: str) -> FakeDevice:
+        if space_id == self.personal_id:
+            return self
+        if space_id not in self.shared:
+            raise NotFound("this account has no such space")
+        return _InSpace(self, self.shared[space_id])
+
+    @property
+    def here(self) -> FakeSpace:
+        return self.shared[self.space_id]
+
+    async def create_space(self, name: str, space_type: str, *, description: str = "") -> str:
+        self._hub()
+        space_id = self._id("space").replace("-", "") * 2
+        made = FakeSpace(space_id, space_type, name, description, {})
+        made.take(self.account_id, self.display_name, "owner")
+        self.shared[space_id] = made
+        return space_id
+
+    async def edit_space(self, name: str | None = None, description: str | None = None) -> None:
+        self.here.name = self.here.name if name is None else name
+        self.here.description = self.here.description if description is None else description
+        self.waiting += 1
+
+    async def members(self) -> builtins.list[MemberView]:
+        if self.space_id == self.personal_id:
+            sign = FINGERPRINT.format(1)
+            return [MemberView(self.account_id, self.display_name, "owner", sign, own=True)]
+        return [
+            replace(one, own=one.account_id == self.account_id)
+            for one in self.here.members.values()
+        ]
+
+    async def set_role(self, account_id: str, role: str) -> None:
+        self._hub()
+        self.here.give_role(account_id, role)
+
+    async def remove_member(self, account_id: str) -> None:
+        self._hub()
+        self.here.put_out(account_id)
+
+    async def transfer(self, account_id: str) -> None:
+        self._hub()
+        self.here.give_role(account_id, "owner")
+        self.here.give_role(self.account_id, "admin")
+
+    async def leave(self) -> None:
+        self._hub()
+        self.here.put_out(self.account_id)
+
+    async def close_space(self) -> None:
+        self._hub()
+        self.here.closed = True
+
+    async def forget_space(self) -> None:
+        self.here.require_former(self.account_id)
+        self.here.former.discard(self.account_id)
+        self.here.members.pop(self.account_id, None)
+
+    async def invite(self, role: str, *, days: int = 7, label: str = "") -> InvitationView:
+        self._hub()
+        return self.here.invite(role, expires_ms=NOW_MS + days * 86_400_000, label=label)
+
+    async def invitations(self) -> builtins.list[InvitationView]:
+        self._hub()
+        return builtins.list(self.here.invitations.values())[::-1]
+
+    async def withdraw_invitation(self, invitation_id: str) -> None:
+        self._hub()
+        one = self.here.invitations[invitation_id]
+        self.here.invitations[invitation_id] = replace(one, state="withdrawn", link="")
+
+    async def join(self, link: str) -> InvitationView:
+        """Accept: whoever made the invitation lets this account in at its next sync."""
+        self._hub()
+        for space in self.shared.values():
+            for ident, one in space.invitations.items():
+                if one.state == "open" and one.link == link.strip():
+                    sign = FINGERPRINT.format(len(space.members) + 1)
+                    taken = replace(one, state="accepted", link="", fingerprint=sign)
+                    space.invitations[ident] = taken
+                    space.accepted[ident] = self.account_id, self.display_name
+                    return taken
+        raise LinkMalformed("this is not a link of an invitation")
+
+    async def joining(self) -> builtins.list[InvitationView]:
+        self._hub()
+        return [
+            one
+            for space in self.shared.values()
+            for ident, one in space.invitations.items()
+            if one.state == "accepted" and space.accepted[ident][0] == self.account_id
+        ]
+
+    def _let_in(self) -> None:
+        for space in self.shared.values():
+            role = space.view(self.account_id).role
+            for ident, one in builtins.list(space.invitations.items()):
+                if one.state == "open" and self.friends and role:
+                    name = self.friends.pop(0)
+                    space.accepted[ident] = derived_id("fake-account", name.casefold()), name
+                elif one.state != "accepted" or role not in ("owner", "admin"):
+                    continue
+                space.invitations[ident] = replace(one, state="joined", link="")
+                space.take(*space.accepted[ident], one.role)
+
+    def _hub(self) -> None:
+        if not self.online:
+            raise Offline("the hub cannot be reached")
 
     # Records
 
@@ -132,14 +280,27 @@ class FakeDevice:
             raise NotFound("no record of this id is on this device")
         return self.tables[table][record_id]
 
-    async def create(self, table: str, values: Mapping[str, Json]) -> str:
+    async def create(
+        self, table: str, values: Mapping[str, Json], *, visibility: Visibility = "space"
+    ) -> str:
         self._open()
+        self._require_shared(visibility)
         defaults: dict[str, Json] = (
             {"priority": "medium", "isCompleted": False} if table == "tasks" else {}
         )
         record_id = RecordId(self._id("record"))
-        self._write(View(table, record_id, {}), {**defaults, **values})
+        view = replace(View(table, record_id, {}), visibility=visibility)
+        self._write(view, {**defaults, **values})
         return record_id
+
+    async def set_visibility(self, table: str, record_id: str, visibility: Visibility) -> None:
+        self._hub()
+        self._require_shared("private")
+        self._write(replace(await self.get(table, record_id), visibility=visibility), {})
+
+    def _require_shared(self, visibility: Visibility) -> None:
+        if visibility == "private" and self.space_id == self.personal_id:
+            raise VisibilityFixed("nobody else reads your own space")
 
     async def edit(self, table: str, record_id: str, values: Mapping[str, Json]) -> None:
         self._write(await self.get(table, record_id), values)
@@ -500,6 +661,17 @@ class FakeDevice:
     async def drop_refused(self, change_id: str) -> None:
         del self.refused_changes[change_id]
 
+    async def conflicts(self) -> builtins.list[ConflictView]:
+        return builtins.list(self.overwritten.values())
+
+    async def restore_conflict(self, conflict_id: str) -> None:
+        one = self.overwritten.pop(conflict_id)
+        device = self.in_space(one.space_id)
+        await device.edit(one.table, one.record_id, {each.field: each.was for each in one.fields})
+
+    async def dismiss_conflict(self, conflict_id: str) -> None:
+        del self.overwritten[conflict_id]
+
     def _cited(self, inputs: Sequence[InputRef]) -> tuple[Cited, ...]:
         return tuple(
             Cited(ref.table, ref.id, self.tables[ref.table][ref.id].text("title")) for ref in inputs
@@ -514,6 +686,19 @@ class FakeDevice:
             raise Locked("the account is locked")
 
 
+class _InSpace(FakeDevice):
+    """The same account in a shared space: its own contents there, all else its own."""
+
+    def __init__(self, root: FakeDevice, space: FakeSpace) -> None:
+        self.__dict__.update(space.contents, root=root, space_id=space.space_id)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["root"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["root"], name, value)
+
+
 @dataclass
 class FakeHost:
     """A device host in memory. Closing it locks its accounts, as the end of a process does."""
@@ -521,6 +706,9 @@ class FakeHost:
     passwords: dict[str, str] = field(default_factory=dict)
     devices: dict[str, FakeDevice] = field(default_factory=dict)
     hub: dict[str, FakeDevice] = field(default_factory=dict)
+    shared: dict[str, FakeSpace] = field(default_factory=dict)
+    friends: list[str] = field(default_factory=list)
+    """Who uses the next open invitation, each when the inviter's device syncs."""
     closed: int = 0
 
     def accounts(self) -> list[Known]:
@@ -543,7 +731,9 @@ class FakeHost:
         if login in self.devices:
             raise Conflict("this login is taken")
         self.passwords[login] = password
-        self.devices[login] = FakeDevice(login, mode=mode, demo=demo)
+        self.devices[login] = FakeDevice(
+            login, mode=mode, demo=demo, shared=self.shared, friends=self.friends
+        )
         self.devices[login].display_name = display_name
         self.hub[login] = self.devices[login]
         return self.devices[login]

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mana.cli.main import COMMANDS
+from mana.device.views import ConflictView, OverwrittenField
+from tests.cli.fake_host import NOW_MS
+from tests.cli.fake_spaces import FakeSpace
 from tests.cli.terminal import Terminal
 from tests.docs.console import matches, read_steps
 
 PAGE = Path(__file__).parents[2] / "docs" / "terminal.md"
+LINK = "http://192.168.1.20:3050/join#1.…"
+"""The link of another person's invitation, as the page shows one."""
 SERVING = {"up", "demo", "hub", "runner", "device"}
 
 
 def test_every_command_of_the_page_does_what_it_shows() -> None:
     """The page can be followed from its first command to its last."""
+    overwritten: dict[str, ConflictView] = {}
     terminal = Terminal()
+    terminal.host.friends += ["Bo", "Cleo"]
+    choir = FakeSpace("cc" * 32, "club", "Bo's choir", "", {})
+    choir.take("bo", "Bo", "owner")
+    made = choir.invite("viewer", expires_ms=NOW_MS + 86_400_000, label="Ada")
+    choir.invitations[made.invitation_id] = replace(made, link=LINK)
+    terminal.host.shared[choir.space_id] = choir
     for step in read_steps(PAGE):
+        if step.command == "mana conflict list" and not overwritten:
+            overwritten.update(_overwritten(terminal))
         printed = terminal.type(step.command)
         assert (printed.status, printed.err) == (0, ""), (str(step), printed)
         step.require(printed.out)
+
+
+def _overwritten(terminal: Terminal) -> dict[str, ConflictView]:
+    """Let another device have replaced the title of a note; return what stands to be seen."""
+    device = terminal.device
+    diary = next(
+        ident for ident, view in device.tables["notes"].items() if view.text("title") == "Diary"
+    )
+    field = OverwrittenField("title", "Title", "Diary of November", "Diary")
+    device.overwritten["1"] = ConflictView(
+        "1", device.space_id, "notes", diary, "Diary", "Bo", NOW_MS - 60_000, (field,)
+    )
+    return device.overwritten
 
 
 def test_the_page_knows_every_command() -> None:

@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "account": ("account", "Accounts: create, sign in, invite, remove."),
     "status": ("status", "Show account, sync, runner, model and what waits for you."),
     "sync": ("status", "Send and fetch once, now."),
+    "space": ("space", "Spaces: what you share with others, and who is in them."),
     "note": ("note", "Notes: titled texts."),
     "task": ("task", "Tasks: things to do."),
     "agent": ("agent", "Agents: who works for you, and what each may do."),
@@ -40,6 +41,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "redo": ("timeline", "Take a revert back."),
     "audit": ("audit", "Show what the runner read, and whether the record of it is whole."),
     "refused": ("refused", "Changes that the hub refused."),
+    "conflict": ("conflict", "What you wrote and somebody's newer edit replaced."),
     "hub": ("hub", "Serve the hub on the database that MANA_DATABASE_URL names."),
     "runner": ("runner", "Serve the runner on the database that MANA_DATABASE_URL names."),
     "device": (

@@ -30,10 +30,12 @@ class NameAmbiguous(Conflict):
     code = "NAME_AMBIGUOUS"
     advice = "Give the id, or more of its beginning."
 
-    def __init__(self, what: str, ids: Sequence[str]) -> None:
-        shown = ", ".join(ids[:CANDIDATES_MAX])
+    def __init__(self, what: str, ids: Sequence[str], shown: Sequence[str] | None = None) -> None:
+        """Name the things that fit, by `shown` where their ids alone would say little."""
+        words = ", ".join((ids if shown is None else shown)[:CANDIDATES_MAX])
         more = f" and {len(ids) - CANDIDATES_MAX} more" if len(ids) > CANDIDATES_MAX else ""
-        super().__init__(f"more than one {what} fits: {shown}{more}", detail={"ids": list(ids)})
+        super().__init__(f"more than one {what} fits: {words}{more}", detail={"ids": list(ids)})
+        self.ids = tuple(ids)
 
 
 def resolve(query: str, named: Iterable[tuple[str, str]], what: str) -> str:

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec,
 
 import typer
 
+from mana.cli.naming import NameUnknown
 from mana.cli.output import Answer, Block, Line, as_text, show
+from mana.cli.spaces import PERSONAL, called, find_space, space_of
 from mana.cli.text import counted, one_line
 from mana.domain.errors import Conflict, Invalid, NotFound, Unauthenticated, Unavailable
 
@@ -40,6 +42,8 @@ DEMO: Final = "demo"
 PULL_S_MAX: Final = 3.0
 PUSH_S_MAX: Final = 6.0
 PASSWORD_BYTES_MAX: Final = 4_096
+GROUP_OPTIONS: Final = "mana.group_options"
+"""Where a group that is a command too leaves its options for the command that follows it."""
 
 AccountOption = Annotated[
     str | None,
@@ -47,6 +51,14 @@ AccountOption = Annotated[
         "--account",
         metavar="LOGIN",
         help="Which account of this device, if there are several. Default: MANA_ACCOUNT.",
+    ),
+]
+SpaceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--space",
+        metavar="SPACE",
+        help="In which space: name, id or start of an id. Default: MANA_SPACE, or your own.",
     ),
 ]
 JsonOption = Annotated[
@@ -253,26 +265,31 @@ async def synced(device: Device, *, seconds_max: float) -> SyncStatus | None:
 
 
 def on_account(
-    *, fresh: bool = True, is_default: bool = False
+    *, fresh: bool = True, is_default: bool = False, in_space: bool = True
 ) -> Callable[[_Command[Device, _P]], Callable[..., None]]:
     """Make a command of an async function of an unlocked account.
 
     `fresh`: what others wrote is pulled first, if the hub can be reached. After a write it is
     pushed; without the hub it is kept, which is said and is no error. `is_default`: it is what a
-    group does where no command of it is named.
+    group does where no command of it is named. `in_space`: it works in the space that `--space`
+    or MANA_SPACE names, and takes that option; else it is of the whole account.
     """
 
     def decorate(command: _Command[Device, _P]) -> Callable[..., None]:
-        async def run(ctx: typer.Context, account: str | None, given: Mapping[str, Any]) -> Answer:
+        async def run(ctx: typer.Context, asked: _Asked, given: Mapping[str, Any]) -> Answer:
             around = surroundings(ctx)
             async with opened_host(around) as host:
-                device = await opened_device(host, around, account)
+                device = await opened_device(host, around, asked.account)
                 if fresh:
                     await synced(device, seconds_max=PULL_S_MAX)
+                if in_space:
+                    device = await _placed(device, around, asked.space, fresh=fresh)
                 answer = await _called(command, device, around, given)
+                if in_space:
+                    answer = await _told_where(device, answer)
                 return await _sent(device, answer) if answer.wrote else answer
 
-        return _typer_command(command, run, is_default=is_default)
+        return _typer_command(command, run, is_default=is_default, in_space=in_space)
 
     return decorate
 
@@ -280,15 +297,43 @@ def on_account(
 def on_host(command: _Command[DeviceHost, _P]) -> Callable[..., None]:
     """Make a command of an async function of this device's host, with nothing unlocked."""
 
-    async def run(ctx: typer.Context, account: str | None, given: Mapping[str, Any]) -> Answer:
+    async def run(ctx: typer.Context, asked: _Asked, given: Mapping[str, Any]) -> Answer:
         around = surroundings(ctx)
         async with opened_host(around) as host:
-            asked = dict(given)
+            extra = dict(given)
             if "account" in inspect.signature(command).parameters:
-                asked["account"] = account
-            return await _called(command, host, around, asked)
+                extra["account"] = asked.account
+            return await _called(command, host, around, extra)
 
     return _typer_command(command, run)
+
+
+async def _placed(
+    device: Device, around: Surroundings, space: str | None, *, fresh: bool
+) -> Device:
+    """Return the account in the space that is meant; raise NameUnknown or NameAmbiguous."""
+    named = (space or around.environ.get("MANA_SPACE", "")).strip()
+    if not named:
+        return device
+    try:
+        found = await find_space(device, named)
+    except NameUnknown:
+        if fresh:
+            raise
+        # It may have been joined since this device last heard of the hub.
+        await synced(device, seconds_max=PULL_S_MAX)
+        found = await find_space(device, named)
+    return device.in_space(found.space_id)
+
+
+async def _told_where(device: Device, answer: Answer) -> Answer:
+    """Say in which space something was written, where others read it too."""
+    blocks = list(answer.blocks)
+    if answer.wrote:
+        here = await space_of(device)
+        if here.type != PERSONAL:
+            blocks.append(Line(f"In “{called(here)}”.", "quiet"))
+    return Answer({**answer.document, "spaceId": device.space_id}, blocks, wrote=answer.wrote)
 
 
 async def _called(
@@ -326,20 +371,41 @@ async def _sent(device: Device, answer: Answer) -> Answer:
     return Answer({**answer.document, "sync": told}, [*answer.blocks, *words])
 
 
-_Run = Callable[[typer.Context, "str | None", Mapping[str, Any]], Coroutine[Any, Any, Answer]]
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Whose and where a command is to work, as the person named it."""
+
+    account: str | None
+    space: str | None
+
+    def after(self, group: _Asked) -> _Asked:
+        """Return this with what was named before the command, as in `mana inbox --space X list`."""
+        return _Asked(self.account or group.account, self.space or group.space)
+
+
+_Run = Callable[[typer.Context, _Asked, Mapping[str, Any]], Coroutine[Any, Any, Answer]]
 
 
 def _typer_command(
-    command: Callable[..., object], run: _Run, *, is_default: bool = False
+    command: Callable[..., object], run: _Run, *, is_default: bool = False, in_space: bool = False
 ) -> Callable[..., None]:
-    """Return what Typer sees: the function's own parameters, then `--account` and `--json`."""
+    """Return what Typer sees: the function's own parameters, then those that commands share."""
     own = inspect.signature(command)
     subject, *names = own.parameters
     hints = _hints(command, names)
 
-    def called(ctx: typer.Context, account: str | None, as_json: bool, **given: Any) -> None:
-        if not (is_default and ctx.invoked_subcommand):
-            show(asyncio.run(run(ctx, account, given)), as_json=as_json)
+    def entry(
+        ctx: typer.Context,
+        account: str | None,
+        as_json: bool,
+        space_named: str | None = None,
+        **given: Any,
+    ) -> None:
+        asked = _Asked(account, space_named).after(ctx.meta.get(GROUP_OPTIONS, _Asked(None, None)))
+        if is_default and ctx.invoked_subcommand:
+            ctx.meta[GROUP_OPTIONS] = asked
+        else:
+            show(asyncio.run(run(ctx, asked, given)), as_json=as_json)
 
     hidden = {subject, "around", "account"}
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -350,14 +416,19 @@ def _typer_command(
             for name in names
             if name not in hidden
         ),
+        *(
+            [inspect.Parameter("space_named", keyword, default=None, annotation=SpaceOption)]
+            if in_space
+            else []
+        ),
         inspect.Parameter("account", keyword, default=None, annotation=AccountOption),
         inspect.Parameter("as_json", keyword, default=False, annotation=JsonOption),
     ]
-    called.__name__ = command.__name__
-    called.__doc__ = command.__doc__
-    called.__annotations__ = {one.name: one.annotation for one in parameters}
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return called
+    entry.__name__ = command.__name__
+    entry.__doc__ = command.__doc__
+    entry.__annotations__ = {one.name: one.annotation for one in parameters}
+    entry.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return entry
 
 
 def _hints(command: Callable[..., object], names: list[str]) -> dict[str, Any]:

@@ -65,9 +65,9 @@ def _field_blocks(field: FieldDiff) -> list[Block]:
         return [Line(f"    {field.name}:", "quiet"), *_word_blocks(field.words)]
     blocks: list[Block] = []
     if field.before is not None:
-        blocks.append(Line(f"  - {field.name}: {_value(field.before)}", "gone"))
+        blocks.append(Line(f"  - {field.name}: {value_words(field.before)}", "gone"))
     if field.after is not None:
-        blocks.append(Line(f"  + {field.name}: {_value(field.after)}", "new"))
+        blocks.append(Line(f"  + {field.name}: {value_words(field.after)}", "new"))
     return blocks
 
 
@@ -88,6 +88,7 @@ def _excerpt(text: str) -> str:
     return text if len(text) <= 160 else f"{text[:70].rstrip()} […] {text[-70:].lstrip()}"
 
 
-def _value(value: Json) -> str:
+def value_words(value: Json) -> str:
+    """Return a value of a field, its further lines set in."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.replace("\n", "\n    ")

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Annotated
+
+import typer
 
 from mana.cli.naming import resolve, shorts
 from mana.cli.output import Answer, Block, Facts, Line, Rows, record_document
+from mana.cli.spaces import PERSONAL, called, option, space_of
 from mana.cli.text import when
 from mana.device.desk import Device
 from mana.domain.clock import parse_stamp
 from mana.domain.records import View
 
 TitleOf = Callable[[View], str]
+
+
+class Visible(StrEnum):
+    """Who sees a record of a shared space."""
+
+    PRIVATE = "private"
+    SPACE = "space"
+
+
+PrivateOption = Annotated[bool, typer.Option("--private", help="In a shared space: for you alone.")]
+VisibleArgument = Annotated[
+    Visible,
+    typer.Argument(
+        metavar="private|space", help="private: you alone. space: every member of the space."
+    ),
+]
 
 
 async def find(
@@ -37,6 +58,28 @@ def written(view: View, *, now_ms: int) -> str:
     """Return when a record was last written, in words."""
     stamp = view.written_at
     return when(parse_stamp(stamp).wall_ms, now_ms=now_ms) if stamp else ""
+
+
+def is_private(view: View) -> bool:
+    """Say whether a record is for the person alone."""
+    return view.visibility == "private"
+
+
+async def seen_by(device: Device, view: View) -> str:
+    """Return who else sees a record, in words; empty where nobody else ever does."""
+    here = await space_of(device)
+    if here.type == PERSONAL:
+        return ""
+    return "you alone" if is_private(view) else f"everybody in “{called(here)}”"
+
+
+def with_seen_by(shown: Rows, views: Sequence[View]) -> Rows:
+    """Return rows of records with who sees each, if any is for the person alone."""
+    if not any(map(is_private, views)):
+        return shown
+    seen = ["you alone" if is_private(view) else "all" for view in views]
+    rows = [(row[0], who, *row[1:]) for row, who in zip(shown.rows, seen, strict=True)]
+    return Rows((shown.head[0], "SEEN BY", *shown.head[1:]), rows, shown.flexible + 1)
 
 
 def listed(name: str, views: Sequence[View], rows: Rows, *, nothing: str) -> Answer:
@@ -65,7 +108,8 @@ async def wrote(device: Device, name: str, table: str, record_id: str, words: st
 async def removed(device: Device, view: View, *, name: str, shown_title: str) -> Answer:
     """Delete a record and say how to bring it back."""
     await device.delete(view.table, view.id)
-    words = f"Deleted {name} “{shown_title}”. Bring it back: mana {name} restore {view.id}"
+    again = f"mana {name} restore {view.id}{await option(device)}"
+    words = f"Deleted {name} “{shown_title}”. Bring it back: {again}"
     return await wrote(device, name, view.table, view.id, words)
 
 
@@ -73,3 +117,17 @@ async def brought_back(device: Device, view: View, *, name: str, shown_title: st
     """Restore a deleted record."""
     await device.restore(view.table, view.id)
     return await wrote(device, name, view.table, view.id, f"Restored {name} “{shown_title}”.")
+
+
+async def made_visible(
+    device: Device, view: View, to: Visible, *, name: str, shown_title: str
+) -> Answer:
+    """Make a record private, or share it with its space. Needs the hub."""
+    await device.set_visibility(view.table, view.id, to.value)
+    here = called(await space_of(device))
+    words = (
+        f"Only you see {name} “{shown_title}” from now on. What others read before stays read."
+        if to is Visible.PRIVATE
+        else f"Everybody in “{here}” sees {name} “{shown_title}” from now on."
+    )
+    return await wrote(device, name, view.table, view.id, words)

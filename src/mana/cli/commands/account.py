@@ -103,7 +103,7 @@ async def list_accounts(host: DeviceHost) -> Answer:
 
 
 @account.command("rename")
-@on_account()
+@on_account(in_space=False)
 async def rename(
     device: Device, name: Annotated[str, typer.Argument(help="How you are addressed.")]
 ) -> Answer:
@@ -116,7 +116,7 @@ async def rename(
 
 
 @account.command()
-@on_account(fresh=False)
+@on_account(fresh=False, in_space=False)
 async def invite(device: Device) -> Answer:
     """Make an invitation to this hub, for one account; administrators only."""
     made = await device.create_invite()

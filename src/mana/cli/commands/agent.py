@@ -10,6 +10,7 @@ import typer
 from mana.cli.naming import resolve, shorts
 from mana.cli.opening import on_account
 from mana.cli.output import Answer, Block, Facts, Line, Rows
+from mana.cli.spaces import option
 from mana.cli.text import agent_words, counted, one_line
 from mana.device.desk import Device
 from mana.device.views import AgentView
@@ -94,7 +95,11 @@ async def list_agents(device: Device) -> Answer:
     ]
     blocks: list[Block] = [Rows(("ID", "STATE", "POLICY", "MISSIONS", "NAME"), rows, flexible=4)]
     if not agents:
-        blocks = [Line("No agents yet. Create one: mana agent create NAME", "quiet")]
+        blocks = [
+            Line(
+                f"No agents yet. Create one: mana agent create NAME{await option(device)}", "quiet"
+            )
+        ]
     return Answer({"agents": agents}, blocks)
 
 

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from mana.cli.commands.grant import grant_blocks
-from mana.cli.commands.mission import find_mission
+from mana.cli.naming import resolve
 from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Line
 from mana.cli.text import counted, one_line, when
 from mana.device.desk import Device
 
 
-@on_account()
+@on_account(in_space=False)
 async def audit(
     device: Device,
     around: Surroundings,
@@ -27,7 +27,7 @@ async def audit(
     ] = None,
 ) -> Answer:
     """Show what the runner read, and whether the record of it is whole."""
-    mission_id = (await find_mission(device, mission)).mission_id if mission else None
+    mission_id = await _mission_id(device, mission) if mission else None
     access = await device.data_access(mission_id=mission_id, limit=limit, before=before)
     now_ms = around.now_ms()
     active = [one for one in access.grants if one.state == "active"]
@@ -47,3 +47,13 @@ async def audit(
         oldest = min(reading.seq for reading in access.readings)
         blocks.append(Line(f"Older: mana audit --before {oldest}", "quiet"))
     return Answer({"dataAccess": access}, blocks)
+
+
+async def _mission_id(device: Device, named: str) -> str:
+    """Return the mission that is named, of any space: readings are those of the whole account."""
+    pairs = [
+        (one.mission_id, one.title)
+        for space in await device.spaces()
+        for one in await device.in_space(space.space_id).missions()
+    ]
+    return resolve(named, pairs, "mission")

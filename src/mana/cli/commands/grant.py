@@ -10,6 +10,7 @@ from mana.cli.commands.mission import find_mission, grant_words
 from mana.cli.naming import PREFIX_MIN, NameUnknown, resolve, shorts
 from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Line, Rows
+from mana.cli.spaces import option
 from mana.cli.text import counted, left, one_line
 from mana.device.desk import Device
 from mana.device.views import Consent, GrantView
@@ -53,7 +54,8 @@ async def give(
     around.confirm("Grant this?", yes=yes)
     given = await device.grant(one.mission_id, days=days)
     words = f"Granted: “{one_line(one.title, 80)}” {grant_words(given, now_ms=around.now_ms())}."
-    blocks: list[Block] = [words, Line(f"End it: mana grant revoke {given.grant_id}", "quiet")]
+    command = f"mana grant revoke {given.grant_id}{await option(device)}"
+    blocks: list[Block] = [words, Line(f"End it: {command}", "quiet")]
     return Answer({"consent": consent, "grant": given}, blocks, wrote=True)
 
 

@@ -11,7 +11,8 @@ from mana.cli.naming import NameUnknown, resolve_step, short_step
 from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Line, Rows, to_json
 from mana.cli.proposals import diff_blocks, proposal_blocks
-from mana.cli.text import agent_words, one_line, when
+from mana.cli.spaces import names_by_id, option
+from mana.cli.text import agent_words, counted, one_line, when
 from mana.device.desk import Device
 from mana.device.views import Proposal
 from mana.domain.errors import Conflict
@@ -47,8 +48,11 @@ async def _list(device: Device, around: Surroundings, *, decided: bool) -> Answe
         nothing = "Nothing was decided yet." if decided else "Nothing to decide."
         blocks = [Line(nothing, "quiet")]
     elif not decided:
-        hint = "Look closer: mana inbox show STEP. Then: mana approve STEP, or mana reject STEP"
+        at = await option(device)
+        hint = f"Look closer: mana inbox show STEP{at}. Then: mana approve STEP{at}, or mana reject STEP{at}"
         blocks.append(Line(hint, "quiet"))
+    if not decided:
+        blocks += await _elsewhere(device)
     return Answer({"proposals": proposals}, blocks)
 
 
@@ -101,7 +105,7 @@ async def approve(
     blocks: list[Block] = [f"Approved: {one_line(one.sentence)}", *diff_blocks(one.diffs)]
     if one.trouble:
         blocks.append(one.trouble)
-    blocks.append(Line(f"Undo it: mana revert step:{one.step_id}", "quiet"))
+    blocks.append(Line(f"Undo it: mana revert step:{one.step_id}{await option(device)}", "quiet"))
     return Answer({"proposal": one}, blocks, wrote=True)
 
 
@@ -114,6 +118,21 @@ async def reject(
     """Reject a proposal; the agent is told why."""
     one = await device.reject(await _meant(device, step), reason=reason)
     return Answer({"proposal": one}, [f"Rejected: {one_line(one.sentence)}"], wrote=True)
+
+
+async def _elsewhere(device: Device) -> list[Block]:
+    """Return that proposals wait in other spaces too, and how to see them."""
+    names = await names_by_id(device)
+    waiting = (await device.status()).to_decide_by_space
+    return [
+        Line(
+            f"{counted(number, 'proposal')} in “{names[space_id]}”:"
+            f" mana inbox{await option(device.in_space(space_id)) or ' --space personal'}",
+            "quiet",
+        )
+        for space_id, number in waiting.items()
+        if number and space_id != device.space_id and space_id in names
+    ]
 
 
 async def _meant(device: Device, step: str) -> str:

@@ -12,6 +12,7 @@ from mana.cli.commands.agent import find_agent
 from mana.cli.naming import resolve, resolve_input, shorts
 from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Facts, Line, Rows
+from mana.cli.spaces import option
 from mana.cli.text import counted, left, one_line, when
 from mana.device.desk import Device
 from mana.device.views import GrantView, MissionView, RunView
@@ -93,7 +94,7 @@ async def create(
     made = await device.mission(mission_id)
     blocks: list[Block] = [f"Created mission “{one_line(made.title, 80)}”: {sentence(made)}"]
     if made.runs_on == Place.HUB.value and made.inputs:
-        command = f"mana grant give {mission_id}"
+        command = f"mana grant give {mission_id}{await option(device)}"
         blocks.append(Line(f"It may read nothing yet. To let it: {command}", "quiet"))
     return Answer({"mission": made}, blocks, wrote=True)
 
@@ -119,7 +120,7 @@ async def list_missions(device: Device, around: Surroundings) -> Answer:
     head = ("ID", "STATE", "AGENT", "WHEN", "NEXT", "TITLE")
     blocks: list[Block] = [Rows(head, rows, flexible=5)]
     if not missions:
-        command = "mana mission create TITLE --agent NAME --objective TEXT"
+        command = f"mana mission create TITLE --agent NAME --objective TEXT{await option(device)}"
         blocks = [Line(f"No missions yet. Create one: {command}", "quiet")]
     return Answer({"missions": missions}, blocks)
 
@@ -243,7 +244,7 @@ async def run(device: Device, around: Surroundings, named: MissionArgument) -> A
     waiting = len(await device.inbox())
     blocks: list[Block] = [_run_words(one, ran)]
     if waiting:
-        blocks.append(f"{counted(waiting, 'proposal')} to decide: mana inbox")
+        blocks.append(f"{counted(waiting, 'proposal')} to decide: mana inbox{await option(device)}")
     return Answer({"missionId": one.mission_id, "run": ran}, blocks, wrote=one.runs_here)
 
 

@@ -8,7 +8,22 @@ import typer
 
 from mana.cli.opening import Surroundings, on_account, read_standard_input
 from mana.cli.output import Answer, Rows
-from mana.cli.records import brought_back, find, listed, removed, short_ids, shown, written, wrote
+from mana.cli.records import (
+    PrivateOption,
+    Visible,
+    VisibleArgument,
+    brought_back,
+    find,
+    listed,
+    made_visible,
+    removed,
+    seen_by,
+    short_ids,
+    shown,
+    with_seen_by,
+    written,
+    wrote,
+)
 from mana.cli.text import one_line
 from mana.device.desk import Device
 from mana.domain.encoding import Json
@@ -32,12 +47,14 @@ async def add(
     device: Device,
     title: Annotated[str, typer.Argument(help="The title.")],
     content: ContentOption = None,
+    private: PrivateOption = False,
 ) -> Answer:
     """Write a new note."""
     if not title.strip():
         raise Invalid("a note needs a title")
     values: dict[str, Json] = {"title": title.strip(), "content": _given(content) or ""}
-    record_id = await device.create(TABLE, values)
+    visibility = Visible.PRIVATE if private else Visible.SPACE
+    record_id = await device.create(TABLE, values, visibility=visibility.value)
     return await wrote(device, "note", TABLE, record_id, f"Added note “{one_line(title, 80)}”.")
 
 
@@ -67,9 +84,8 @@ async def list_notes(
         if deleted
         else "No notes yet. Write one: mana note add TITLE"
     )
-    return listed(
-        "notes", views, Rows(("ID", "TITLE", "WRITTEN"), rows, flexible=1), nothing=nothing
-    )
+    shown_rows = with_seen_by(Rows(("ID", "TITLE", "WRITTEN"), rows, flexible=1), views)
+    return listed("notes", views, shown_rows, nothing=nothing)
 
 
 @note.command()
@@ -77,7 +93,11 @@ async def list_notes(
 async def show(device: Device, around: Surroundings, named: NoteArgument) -> Answer:
     """Show a note with its text."""
     view = await find(device, TABLE, named, what="note", title=title_of)
-    facts = [("Id", view.id), ("Written", written(view, now_ms=around.now_ms()))]
+    facts = [
+        ("Id", view.id),
+        ("Written", written(view, now_ms=around.now_ms())),
+        ("Seen by", await seen_by(device, view)),
+    ]
     return shown("note", view, title_of(view), facts, view.text("content"))
 
 
@@ -133,6 +153,15 @@ async def restore(device: Device, named: NoteArgument) -> Answer:
     """Bring a deleted note back."""
     view = await find(device, TABLE, named, what="deleted note", title=title_of, deleted=True)
     return await brought_back(device, view, name="note", shown_title=one_line(title_of(view), 80))
+
+
+@note.command()
+@on_account()
+async def visibility(device: Device, named: NoteArgument, to: VisibleArgument) -> Answer:
+    """Say who sees a note of yours in a shared space. Needs the hub."""
+    view = await find(device, TABLE, named, what="note", title=title_of)
+    title = one_line(title_of(view), 80)
+    return await made_visible(device, view, to, name="note", shown_title=title)
 
 
 def title_of(view: View) -> str:

@@ -9,6 +9,7 @@ import typer
 from mana.cli.naming import resolve, shorts
 from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Line, Rows
+from mana.cli.spaces import names_by_id
 from mana.cli.text import one_line, when
 from mana.device.desk import Device
 from mana.device.views import RefusedChange
@@ -23,16 +24,18 @@ ChangeArgument = Annotated[
 
 
 @refused.command("list")
-@on_account()
+@on_account(in_space=False)
 async def list_refused(device: Device, around: Surroundings) -> Answer:
     """List changes that the hub refused, and why."""
     changes = await device.refused()
     ids = shorts(one.change_id for one in changes)
     now_ms = around.now_ms()
+    spaces = await names_by_id(device)
     rows = [
         (
             ids[one.change_id],
             when(one.at_ms, now_ms=now_ms),
+            spaces.get(one.space_id, ""),
             one.table,
             one.code,
             one.title,
@@ -41,7 +44,7 @@ async def list_refused(device: Device, around: Surroundings) -> Answer:
         for one in changes
     ]
     blocks: list[Block] = [
-        Rows(("CHANGE", "WHEN", "TABLE", "CODE", "TITLE", "WHY"), rows, flexible=4)
+        Rows(("CHANGE", "WHEN", "SPACE", "TABLE", "CODE", "TITLE", "WHY"), rows, flexible=5)
     ]
     if not changes:
         blocks = [Line("The hub refused nothing.", "quiet")]
@@ -49,7 +52,7 @@ async def list_refused(device: Device, around: Surroundings) -> Answer:
 
 
 @refused.command()
-@on_account()
+@on_account(in_space=False)
 async def retry(device: Device, change: ChangeArgument) -> Answer:
     """Send a refused change again."""
     one = await _found(device, change)
@@ -59,7 +62,7 @@ async def retry(device: Device, change: ChangeArgument) -> Answer:
 
 
 @refused.command()
-@on_account()
+@on_account(in_space=False)
 async def drop(
     device: Device,
     around: Surroundings,

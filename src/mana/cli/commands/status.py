@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from mana.cli.opening import PUSH_S_MAX, Surroundings, on_account
 from mana.cli.output import Answer, Block, Facts, Line
+from mana.cli.spaces import PERSONAL, called, state_words
 from mana.cli.text import counted, one_line, when
 from mana.device.desk import Device
-from mana.device.views import ModelView, Status, SyncStatus
+from mana.device.views import ModelView, SpaceView, Status, SyncStatus
 from mana.domain.errors import Unavailable
+
+OFFLINE: Final = "OFFLINE"
+"""No trouble of one space: the line on sync says it of all."""
 
 
 class HubSlow(Unavailable):
@@ -19,10 +24,11 @@ class HubSlow(Unavailable):
     advice = "What you wrote is kept; try again later."
 
 
-@on_account()
+@on_account(in_space=False)
 async def status(device: Device, around: Surroundings) -> Answer:
     """Show account, sync, runner, model and what waits for you."""
     now = await device.status()
+    spaces = await device.spaces()
     now_ms = around.now_ms()
     name = f" ({one_line(now.display_name, 80)})" if now.display_name else ""
     pairs = [
@@ -32,16 +38,20 @@ async def status(device: Device, around: Surroundings) -> Answer:
         ("Runner", _runner_words(now)),
         ("Model here", model_words(now.device_model)),
         ("Next run", when(now.next_run_ms, now_ms=now_ms) if now.next_run_ms else "none"),
-        ("To decide", f"{counted(now.to_decide, 'proposal')}" if now.to_decide else "nothing"),
+        ("Spaces", _spaces_words(spaces)),
+        ("To decide", _to_decide_words(now, spaces)),
     ]
     blocks: list[Block] = [Facts(pairs)]
+    for one in spaces:
+        if (code := now.sync.troubles.get(one.space_id, OFFLINE)) != OFFLINE:
+            blocks.append(f"“{called(one)}” is not synced: {one_line(code)}")
     if now.sync.refused:
         hint = f"The hub refused {counted(now.sync.refused, 'change')}: mana refused list"
         blocks.append(Line(hint, "quiet"))
-    return Answer({"status": now}, blocks)
+    return Answer({"status": now, "spaces": spaces}, blocks)
 
 
-@on_account(fresh=False)
+@on_account(fresh=False, in_space=False)
 async def sync(device: Device, around: Surroundings) -> Answer:
     """Send and fetch once, now."""
     try:
@@ -74,6 +84,24 @@ def model_words(model: ModelView) -> str:
     # A description may open with the name; nobody wants to read it twice.
     about = model.description.removeprefix(name).lstrip(": ")
     return one_line(f"{name}, {where}: {about}").rstrip(": ")
+
+
+def _spaces_words(spaces: list[SpaceView]) -> str:
+    """Return the shared spaces with what the person is in each; empty if there is none."""
+    return ", ".join(
+        f"{called(one)} ({state_words(one)})" for one in spaces if one.type != PERSONAL
+    )
+
+
+def _to_decide_words(now: Status, spaces: list[SpaceView]) -> str:
+    """Return how much waits for a decision, and in which spaces."""
+    if not now.to_decide:
+        return "nothing"
+    counts = [(one, now.to_decide_by_space.get(one.space_id, 0)) for one in spaces]
+    shared = [
+        f"{number} in “{called(one)}”" for one, number in counts if number and one.type != PERSONAL
+    ]
+    return ", ".join([counted(now.to_decide, "proposal"), *shared])
 
 
 def _runner_words(now: Status) -> str:

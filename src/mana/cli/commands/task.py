@@ -11,7 +11,22 @@ import typer
 from mana.cli.cadences import day_from_words
 from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Rows
-from mana.cli.records import brought_back, find, listed, removed, short_ids, shown, written, wrote
+from mana.cli.records import (
+    PrivateOption,
+    Visible,
+    VisibleArgument,
+    brought_back,
+    find,
+    listed,
+    made_visible,
+    removed,
+    seen_by,
+    short_ids,
+    shown,
+    with_seen_by,
+    written,
+    wrote,
+)
 from mana.cli.text import one_line
 from mana.device.desk import Device
 from mana.domain.encoding import Json
@@ -59,13 +74,15 @@ async def add(
     due: DueOption = None,
     priority: PriorityOption = None,
     description: DescriptionOption = None,
+    private: PrivateOption = False,
 ) -> Answer:
     """Write a new task."""
     if not title.strip():
         raise Invalid("a task needs a title")
     values: dict[str, Json] = {"title": title.strip()}
     values |= _values(around, due, priority, description)
-    record_id = await device.create(TABLE, values)
+    visibility = Visible.PRIVATE if private else Visible.SPACE
+    record_id = await device.create(TABLE, values, visibility=visibility.value)
     day = values.get("dueDate")
     due_words = f", due {day}" if day else ""
     words = f"Added task “{one_line(title, 80)}”{due_words}."
@@ -107,7 +124,8 @@ async def list_tasks(
         else "No such tasks."
     )
     head = ("ID", "STATE", "DUE", "PRIORITY", "TITLE")
-    return listed("tasks", views, Rows(head, rows, flexible=4), nothing=nothing)
+    shown_rows = with_seen_by(Rows(head, rows, flexible=4), views)
+    return listed("tasks", views, shown_rows, nothing=nothing)
 
 
 @task.command()
@@ -121,6 +139,7 @@ async def show(device: Device, around: Surroundings, named: TaskArgument) -> Ans
         ("Due", _due_words(view, _today(around).isoformat())),
         ("Priority", view.text("priority")),
         ("Written", written(view, now_ms=around.now_ms())),
+        ("Seen by", await seen_by(device, view)),
     ]
     return shown("task", view, title_of(view), facts, view.text("description"))
 
@@ -187,6 +206,15 @@ async def restore(device: Device, named: TaskArgument) -> Answer:
     """Bring a deleted task back."""
     view = await find(device, TABLE, named, what="deleted task", title=title_of, deleted=True)
     return await brought_back(device, view, name="task", shown_title=one_line(title_of(view), 80))
+
+
+@task.command()
+@on_account()
+async def visibility(device: Device, named: TaskArgument, to: VisibleArgument) -> Answer:
+    """Say who sees a task of yours in a shared space. Needs the hub."""
+    view = await find(device, TABLE, named, what="task", title=title_of)
+    title = one_line(title_of(view), 80)
+    return await made_visible(device, view, to, name="task", shown_title=title)
 
 
 def title_of(view: View) -> str:

@@ -12,6 +12,7 @@ from mana.cli.naming import PREFIX_MIN, NameAmbiguous, NameUnknown, resolve_step
 from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Line
 from mana.cli.proposals import diff_blocks
+from mana.cli.spaces import option
 from mana.cli.text import agent_words, counted, one_line, when
 from mana.device.desk import Device
 from mana.device.views import Bucket, Conflict, RecordDiff, RevertPreview, TimelineLine
@@ -80,7 +81,7 @@ async def revert(
     done = await device.revert(found)
     blocks = _revert_blocks((done,), "Reverted", "Left")
     if done.restored:
-        blocks.append(Line(f"Take it back: mana redo {found}", "quiet"))
+        blocks.append(Line(f"Take it back: mana redo {found}{await option(device)}", "quiet"))
     return Answer({"preview": False, "revert": done}, blocks, wrote=bool(done.restored))
 
 
