@@ -159,11 +159,12 @@ class FakeDevice:
         return [own, *sorted(views, key=lambda one: (one.left, one.name, one.space_id))]
 
     def in_space(self, space_id: str) -> FakeDevice:
+        root = self.__dict__.get("root", self)
         if space_id == self.personal_id:
-            return self
+            return root
         if space_id not in self.shared:
             raise NotFound("this account has no such space")
-        return _InSpace(self, self.shared[space_id])
+        return _InSpace(root, self.shared[space_id])
 
     @property
     def here(self) -> FakeSpace:
