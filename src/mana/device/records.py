@@ -762,7 +762,7 @@ class RecordBook:
 def _require_kept(tx: Tx, space_id: str) -> None:
     """Raise SpaceLeft if another process of this machine has learned that the account is out."""
     kept = tx.space(space_id)
-    if kept is not None and kept.state == "left":
+    if kept is None or kept.state == "left":  # or removed from this device
         raise SpaceLeft("the account is no longer in this space")
 
 
