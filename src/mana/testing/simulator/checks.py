@@ -270,24 +270,25 @@ def _check_written(world: World, outboxes: dict[str, list[OutboxRow]]) -> None:
 
 
 def _check_order(world: World) -> None:
-    """What one device wrote to one record is in the log in the order in which it was written.
+    """What one device wrote to one path is in the log in the order in which it was written.
 
     Not what was refused once: what came after it had no reason to wait.
     """
-    last: dict[tuple[str, str, str, str], str] = {}
+    last: dict[tuple[str, str, str, str, str], str] = {}
     stamps: dict[str, str] = {}
     for facts in world.ledger.spaces.values():
         for row in facts.rows:
             change = row.change
             if change.op == "reseal":
                 continue
-            at = max(write.at for write in change.fields.values())
             written = world.ledger.written.get(change.change_id)
-            key = (row.device, facts.space_id, change.table, change.id)
-            if written is not None and not written.retried:
-                if at < last.get(key, ""):
+            for path, write in change.fields.items():
+                key = (row.device, facts.space_id, change.table, change.id, path)
+                if written is None or written.retried:
+                    continue
+                if write.at < last.get(key, ""):
                     raise Broken("order", f"{change.change_id} came after what was written later")
-                last[key] = at
+                last[key] = write.at
             for write in change.fields.values():
                 other = stamps.setdefault(write.at, change.change_id)
                 if other != change.change_id:
