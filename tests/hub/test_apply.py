@@ -16,8 +16,8 @@ from mana.domain.clock import Stamp
 from mana.domain.ids import AccountId, DeviceId, SpaceId
 from mana.domain.tables import Choice, Document, Field, Shape, Table, Whole, guarded, plain
 from mana.hub.sync.apply import Batch, Logged, MergedRecord, RecordRef, apply_batch, ref_of
-from mana.hub.sync.rows import log_row_of as log_row
 from mana.hub.sync.rows import StoredRecord, logged_of, merged_of, row_of, state_of
+from mana.hub.sync.rows import log_row_of as log_row
 from mana.hub.sync.validate import Place, Writer, WriterKind
 from mana.protocol.codec import encode
 from mana.protocol.messages import ChangeMessage, FieldWrite
