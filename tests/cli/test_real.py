@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mana.cli.instance import started
 from mana.cli.places import Places
+from tests.cli.shell import Shell
 
-PASSWORD = "correct horse battery staple"
 HEAVY = ("litestar", "asyncpg", "uvicorn", "jinja2", "mana.hub", "mana.web")
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres]
-
-
-@dataclass
-class Shell:
-    """Runs `mana` as a process of its own on one device."""
-
-    environ: dict[str, str]
-
-    async def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-W", "error", "-m", "mana.cli.main", *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env=self.environ,
-            timeout=100,
-            check=False,
-        )
-
-    async def ok(self, *arguments: str, stdin: str = "") -> str:
-        done = await self.run(*arguments, stdin=stdin)
-        assert (done.returncode, done.stderr) == (0, ""), (arguments, done)
-        return done.stdout
-
-    async def json(self, *arguments: str) -> Any:
-        return json.loads(await self.ok(*arguments, "--json"))
 
 
 @pytest.fixture
@@ -58,15 +28,7 @@ async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
     environ = {**os.environ, "MANA_HOME": str(places.home), "TICK_INTERVAL_MS": "1000"}
     said: list[str] = []
     async with started(places, environ, say=said.append, with_device=False) as running:
-        yield Shell(
-            {
-                **os.environ,
-                "MANA_HOME": str(tmp_path / "device"),
-                "MANA_HUB_URL": running.hub_url,
-                "MANA_PASSWORD": PASSWORD,
-                "PYTHONWARNINGS": "error",
-            }
-        )
+        yield Shell.at(tmp_path / "device", running.hub_url)
 
 
 @pytest.mark.anyio
