@@ -52,6 +52,7 @@ class FakeSpaces:
         self.overwritten: dict[str, ConflictView] = {}
         self.troubles: dict[str, str] = {}
         self.used_links: set[str] = set()
+        self.asked = 0
 
     def everywhere(self) -> Sequence[FakeDevice]:
         """Return the devices of all spaces."""
@@ -78,6 +79,7 @@ class FakeSpaces:
             raise ReadOnlyHere("the account's role does not let it write")
 
     def _require_hub(self) -> None:
+        self.asked += 1
         self.first._check()
         if not self.first.online:
             raise Offline("the hub cannot be reached")

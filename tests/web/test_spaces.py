@@ -8,18 +8,20 @@ import re
 import httpx
 import pytest
 
-from mana.device.views import RefusedChange
+from mana.device.errors import Offline
+from mana.device.views import InvitationView, RefusedChange
 from mana.domain.spaces import MembershipRefused
 from mana.web.places import part, space_of, within
 from mana.web.problems import problem_of
 from tests.web.fake_device import FakeDevice, FakeHost, seed
 from tests.web.fake_spaces import LINK, seed_family
-from tests.web.test_requests import NASTY, app_of, in_demo, post, token, visitor
+from tests.web.test_requests import NASTY, app_of, in_demo, post, visitor
 
 PAGES = ("/notes", "/notes/new", "/tasks", "/inbox", "/agents", "/agents/new", "/missions")
 MORE = ("/missions/new", "/timeline", "/data-access", "/settings", "/menu", "/space", "/spaces")
 REST = ("/spaces/new", "/join", "/conflicts")
 OFFERED = re.compile(r'<form method="post" action="([^"]+)"')
+FORMS = re.compile(r'href="(/s/[^"]*/(?:new|edit|grant|revert)\b)(?<!/spaces/new)')
 ANYWHERE = re.compile(r"^(/lock|/leave|/sign-out|/demo/remove)$")
 ACCOUNT = re.compile(r"^/(settings/[a-z-]+|sync|refused/.*|conflicts/.*|grants/.*|spaces|join)$")
 SECRET = LINK.partition("#")[2]
@@ -42,7 +44,7 @@ async def filled(device: FakeDevice) -> list[str]:
 
 
 async def offered(client: httpx.AsyncClient, device: FakeDevice, paths: list[str]) -> set[str]:
-    """Return the posts to the space that its pages offer, without its prefix."""
+    """Return the posts and the forms that a space's pages offer, without its prefix."""
     found = set()
     for path in paths:
         answer = await client.get(at(device) + path)
@@ -53,6 +55,7 @@ async def offered(client: httpx.AsyncClient, device: FakeDevice, paths: list[str
             if not ANYWHERE.match(action):
                 assert space_of(action) == device.space_id, (path, action)
                 found.add(within(action))
+        found |= {within(link) for link in FORMS.findall(answer.text)}
     return found
 
 
@@ -208,7 +211,6 @@ async def test_names_of_others_are_never_markup() -> None:
         for action in ("role", "remove"):
             await post(client, f"{at(space)}/space/members/x/{action}", role="viewer")
             assert "<script>alert" not in (await client.get("/spaces")).text
-        members = (await client.get(f"{at(space)}/space")).text
         space.let_in("y", "\u202eada", "member")
         members = (await client.get(f"{at(space)}/space")).text
         assert "<bdi>\u202eada</bdi>" in members
@@ -278,6 +280,9 @@ async def test_a_space_is_founded_shared_and_ended_without_scripts() -> None:
         space.let_in("bo", "Bo", "viewer")
         await post(client, f"{place}/members/bo/role", role="member")
         assert (await space.members())[1].role == "member"
+        shown = (await client.get(place)).text
+        assert "You are its only owner." in shown
+        assert f'action="{place}/leave"' not in shown
         stuck = await post(client, f"{place}/leave")
         assert "A space always has an owner." in stuck.text
         wrong = await post(client, f"{place}/close", name="Gardens")
@@ -315,9 +320,7 @@ async def test_joining_tells_what_happens_and_keeps_the_secret() -> None:
         assert "This invitation has been used" in again.text
         half = await post(client, "/join", link=LINK.partition("#")[0])
         assert "Copy the whole link" in half.text
-        device.waiting_to_join[:] = [
-            type(device.waiting_to_join[0])("i", "c" * 64, "member", "refused", 0)
-        ]
+        device.waiting_to_join[:] = [InvitationView("i", "c" * 64, "member", "refused", 0)]
         assert "does not match what your link says" in (await client.get("/spaces")).text
 
 
@@ -330,6 +333,7 @@ async def test_invitations_say_how_they_stand() -> None:
         family = await seed_family(device)
         family.invited("refused", label="Eve")
         family.invited("open", label="Olaf’s")
+        family.invited("accepted", label="Late", link=LINK)
         text = (await client.get(f"{at(family)}/space")).text
         assert "without the secret of its link" in text
         assert "77AA 10C4 5E0B 9D21" in text
@@ -339,20 +343,32 @@ async def test_invitations_say_how_they_stand() -> None:
 
 
 @pytest.mark.anyio
-async def test_without_the_hub_the_page_says_what_needs_it() -> None:
+async def test_without_the_hub_the_page_says_what_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Offline, a space is shown with what is known here, and what has to wait is named."""
     host = FakeHost()
     async with visitor(app_of(host)) as client:
         device = await in_demo(client, host)
         family = await seed_family(device)
         device.online = False
+        before = family.asked
         text = (await client.get(f"{at(family)}/space")).text
+        assert family.asked == before
         assert "Inviting, roles, removing, leaving and closing need it" in text
         assert "Open invitations are shown when the hub can be reached." in text
         assert "it is not known what you wait" in (await client.get("/spaces")).text
         answer = await post(client, f"{at(family)}/space/members/bo/remove")
         assert "This needs the hub" in answer.text
         assert len(await family.members()) == 3
+
+        async def gone() -> list[InvitationView]:
+            raise Offline("the hub has just gone")
+
+        device.online = True
+        monkeypatch.setattr(family, "invitations", gone)
+        text = (await client.get(f"{at(family)}/space")).text
+        assert "Open invitations are shown when the hub can be reached." in text
 
 
 @pytest.mark.anyio
@@ -421,4 +437,3 @@ def test_rules_of_membership_are_said_in_words(reason: str) -> None:
     problem = problem_of(MembershipRefused("the log refuses", detail={"reason": reason}))
     assert "log" not in problem.happened
     assert problem.advice
-    assert token is not None

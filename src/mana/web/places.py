@@ -118,6 +118,6 @@ def roles_for(place: Place, member: MemberView) -> tuple[Role, ...]:
     return ("member", "viewer") if member.role in ("member", "viewer") else ()
 
 
-def may_leave(place: Place, members: Sequence[MemberView]) -> bool:
+def may_leave(members: Sequence[MemberView]) -> bool:
     """Say whether the space has an owner without this person."""
-    return not place.left and any(one.role == "owner" and not one.own for one in members)
+    return any(one.role == "owner" and not one.own for one in members)

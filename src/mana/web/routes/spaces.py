@@ -91,7 +91,7 @@ async def space(visit: Visiting) -> Page:
         "space.html",
         members=members,
         roles={one.account_id: roles_for(here, one) for one in members},
-        leaves=may_leave(here, members),
+        leaves=may_leave(members),
         invitations=[one for one in known if one.state not in ENDED],
         ended=[one for one in known if one.state in ENDED],
         unknown=invitations is None,
