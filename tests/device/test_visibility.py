@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import httpx
+import msgspec
 import pytest
 
 from mana.device.desk import Device
@@ -18,10 +20,22 @@ from mana.device.errors import (
     VisibilityFixed,
 )
 from mana.device.opened import InputPrivate
+from mana.domain.clock import iso_ms, next_stamp, parse_stamp
+from mana.domain.errors import ManaError
 from mana.domain.iterations import JOURNAL
 from mana.domain.missions import InputRef
-from mana.domain.records import Visibility
+from mana.domain.records import Record, Visibility
 from mana.planning.ports import Model
+from mana.protocol.messages import (
+    ChangeMessage,
+    FieldWrite,
+    LoggedChange,
+    PullAnswer,
+    PushAnswer,
+    PushRequest,
+    PushResult,
+)
+from mana.protocol.replication import HubDistrusted
 from mana.testing.models import ScriptedModel, calling, says
 from mana.testing.postgres import Database
 from tests.device.household import (
@@ -347,3 +361,160 @@ async def test_what_waited_offline_follows_a_flip(home: Household) -> None:
     assert await operations(bob).opened.book.views(JOURNAL.name) == []
     assert await bob.list("tasks") == []
     assert await away.refused() == []
+
+
+# A hub that lies about who may see a record
+
+
+def says_after(
+    home: Household, place: int, space: str, forge: Callable[[PullAnswer], ChangeMessage | None]
+) -> None:
+    """Let the hub put a change of its own behind each page of a space's log for one device."""
+
+    async def lie(request: httpx.Request, under: httpx.AsyncBaseTransport) -> httpx.Response | None:
+        path = request.url.path
+        if path == "/api/v1/live":
+            raise httpx.ConnectError("no live stream in this test", request=request)
+        if request.method != "GET" or path != f"/api/v1/spaces/{space}/changes":
+            return None
+        answer = await under.handle_async_request(request)
+        if answer.status_code != 200:
+            return answer
+        page = msgspec.json.decode(await answer.aread(), type=PullAnswer)
+        made = forge(page)
+        if made is None:
+            return httpx.Response(200, content=msgspec.json.encode(page), request=request)
+        seq = page.cursor + 1
+        logged = LoggedChange(seq=seq, change=made, device_id=str(uuid.uuid4()))
+        lied = msgspec.structs.replace(page, changes=[*page.changes, logged], cursor=seq)
+        return httpx.Response(200, content=msgspec.json.encode(lied), request=request)
+
+    home.places[place].wire.on_request = lie
+
+
+def forged(record: Record, op: str, author: str, *, whole: bool) -> ChangeMessage:
+    """Return a change that would show a record to everybody, later than all that stands."""
+    newest = max(entry.at for entry in record.entries.values())
+    at = str(next_stamp(parse_stamp(newest), now_ms=0))
+    sealed = f"enc:2:s1:{'A' * 16}.{'A' * 64}"
+    values = dict.fromkeys(record.entries, sealed) if whole else {"deletedAt": None}
+    return ChangeMessage(
+        change_id=str(uuid.uuid4()),
+        table=record.table,
+        id=record.id,
+        op=op,
+        fields={path: FieldWrite(value=value, at=at) for path, value in values.items()},
+        actor={"kind": "user", "principalId": author},
+        origin="user",
+        author_id=author,
+        visibility="space",
+    )
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("op", "by_author"), [("flip", True), ("flip", False), ("update", True), ("update", False)]
+)
+async def test_a_hub_shows_nobody_what_its_author_keeps(
+    home: Household, op: str, by_author: bool, whole: bool
+) -> None:
+    """No change that the hub makes up has the author's device seal the next edit for everybody."""
+    ada, bob = await two(home)
+    account = {one: operations(one).opened.account_id for one in (ada, bob)}
+    note = await ada.create("notes", {"title": "Gift", "isPinned": True}, visibility="private")
+    await both(ada, bob)
+    record = await operations(ada).opened.book.record("notes", note)
+    assert record is not None
+    lie = forged(record, op, account[ada if by_author else bob], whole=whole)
+    told: list[str] = []
+
+    def once(page: PullAnswer) -> ChangeMessage | None:
+        told.append(lie.change_id)
+        return lie if len(told) == 1 else None
+
+    says_after(home, 0, ada.space_id, once)
+    try:
+        await ada.sync_now()
+    except HubDistrusted:
+        assert op == "flip"
+    assert (await ada.get("notes", note)).visibility == "private"
+    await ada.edit("notes", note, {"title": "Bigger gift", "content": "a boat"})
+    record = await operations(ada).opened.book.record("notes", note)
+    assert record is not None
+    for path in ("title", "content"):
+        assert str(record.entries[path].value).startswith("enc:2:p")
+
+
+async def test_an_old_flip_that_is_shown_again_counts_for_nothing(home: Household) -> None:
+    """Shared once, and private again: the signed word of then does not open what is now."""
+    ada, bob = await two(home)
+    note = await ada.create("notes", {"title": "Gift"}, visibility="private")
+    await ada.set_visibility("notes", note, "space")
+    await both(ada, bob)
+    pages: list[PullAnswer] = []
+
+    def keep(page: PullAnswer) -> ChangeMessage | None:
+        pages.append(page)
+        return None
+
+    second = (await home.second("ada")).in_space(ada.space_id)
+    says_after(home, 2, ada.space_id, keep)
+    await ada.set_visibility("notes", note, "private")
+    await ada.set_visibility("notes", note, "space")
+    await both(ada, second)
+    (old,) = [
+        one.change
+        for page in pages
+        for one in page.changes
+        if one.change.op == "flip" and one.change.visibility == "space"
+    ]
+    await ada.set_visibility("notes", note, "private")
+    await both(ada, second)
+    says_after(home, 2, ada.space_id, lambda page: old)
+    await second.sync_now()
+    assert (await second.get("notes", note)).visibility == "private"
+    await second.edit("notes", note, {"title": "Bigger gift"})
+    assert await classes(second, "notes", note) == {"p"}
+
+
+async def test_what_waits_private_is_not_made_everybodys(home: Household) -> None:
+    """A hub that says of an unsent private record that it is shared already is not believed."""
+    ada, _ = await two(home)
+    await ada.sync_now()
+    note = await ada.create("notes", {"title": "Gift"}, visibility="private")
+    record = await operations(ada).opened.book.record("notes", note)
+    assert record is not None
+    lie = forged(record, "insert", operations(ada).opened.account_id, whole=True)
+    says_after(home, 0, ada.space_id, lambda page: lie)
+    wire = home.places[0].wire
+    pages = wire.on_request
+    pushed: list[ChangeMessage] = []
+
+    async def refuse(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        if request.method != "POST" or not request.url.path.endswith("/changes"):
+            assert pages is not None
+            answer: httpx.Response | None = await pages(request, under)
+            return answer
+        asked = msgspec.json.decode(await request.aread(), type=PushRequest)
+        pushed.extend(asked.changes)
+        said = PushAnswer(
+            results=[
+                PushResult(change_id=one.change_id, status="refused", code="stale-key")
+                for one in asked.changes
+            ],
+            cursor=0,
+            hub_time=iso_ms(home.clock()),
+        )
+        return httpx.Response(200, content=msgspec.json.encode(said), request=request)
+
+    wire.on_request = refuse
+    with pytest.raises(ManaError):
+        await ada.sync_now()
+    assert {one.visibility for one in pushed} == {"private"}
+    assert (await ada.get("notes", note)).visibility == "private"
+    await ada.edit("notes", note, {"content": "a boat"})
+    record = await operations(ada).opened.book.record("notes", note)
+    assert record is not None
+    assert str(record.entries["content"].value).startswith("enc:2:p")

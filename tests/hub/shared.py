@@ -138,7 +138,7 @@ def change(
         group=group,
         guards=dict(guards or {}),
     )
-    return signed(who, made) if table.authority else made
+    return signed(who, made) if table.authority or op == "flip" else made
 
 
 def signed(

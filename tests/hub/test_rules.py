@@ -389,10 +389,26 @@ def test_a_flip_is_whole_or_not_at_all(code: str, tamper: Tamper) -> None:
     """A flip that leaves a path behind, or is anybody's but the author's, changes nothing."""
     space = begun()
     before = dict(space.records)
-    made = tamper(space, space.flip(ADA, MEMO, "private"))
+    made = signed(ADA, tamper(space, space.flip(ADA, MEMO, "private")))
     assert space.push(ADA, made) == [code]
     assert space.records == before
     assert space.hidden == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "tamper"),
+    [
+        ("signature-missing", lambda space, made: edited(made, signature=None)),
+        ("signature-rejected", lambda space, made: signed(BOB, made)),
+        ("signature-rejected", lambda space, made: fields(made, size=4)),
+    ],
+)
+def test_a_flip_is_signed_by_the_authors_device(code: str, tamper: Tamper) -> None:
+    """Who sees a record is decided by a signature, which the author's other devices can check."""
+    space = begun()
+    before = dict(space.records)
+    assert space.push(ADA, tamper(space, space.flip(ADA, MEMO, "private"))) == [code]
+    assert space.records == before
 
 
 def without(made: ChangeMessage, *paths: str) -> ChangeMessage:

@@ -46,6 +46,7 @@ from mana.protocol.messages import (
     SpacesAnswer,
     StateAnswer,
 )
+from mana.testing.accounts import signed
 from mana.testing.postgres import Cluster, connected
 from mana.testing.spaces import (
     MadeSpace,
@@ -316,6 +317,8 @@ class Tenants(RuleBasedStateMachine):
             author_id=author_id,
             visibility=visibility,
         )
+        if op == "flip":
+            change = signed(own, space, change)
         heads = {space: len(log.changes) + seen} if seen else {}
         request = PushRequest(device_id=device_id, changes=[change], heads=heads)
         answer = self.call(name, "POST", f"/api/v1/spaces/{space}/changes", request)

@@ -142,8 +142,7 @@ def renamer(sealer: Sealer, new_id: Callable[[], str]) -> Callable[[Tx, OutboxRo
 
     def anew(tx: Tx, row: OutboxRow) -> ChangeMessage:
         again = msgspec.structs.replace(row.message, change_id=new_id())
-        signed = sealer.catalogue.table(again.table).authority
-        return sealer.sign(again, row.space) if signed else again
+        return sealer.sign(again, row.space) if again.signature is not None else again
 
     return anew
 

@@ -182,7 +182,10 @@ class Sealer:
         values: Mapping[str, Json],
         stamp: Stamp,
     ) -> ChangeMessage:
-        """Return a change with its values stamped, sealed and, where it decides, signed."""
+        """Return a change with its values stamped, sealed and, where it decides, signed.
+
+        A flip decides too: who sees the record from then on.
+        """
         table = self.catalogue.table(draft.table)
         space = self.keys(space_id)
         version = self.version(space, place)
@@ -204,7 +207,8 @@ class Sealer:
                 )
             fields[path] = FieldWrite(value=wire, at=at)
         change = msgspec.structs.replace(draft, fields=fields, signature=None)
-        return self.sign(change, space.space_id) if table.authority else change
+        signed = table.authority or change.op == "flip"
+        return self.sign(change, space.space_id) if signed else change
 
     def sign(self, change: ChangeMessage, space_id: str) -> ChangeMessage:
         """Return a change with this device's signature over the whole of it."""

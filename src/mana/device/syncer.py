@@ -17,7 +17,9 @@ from typing import Final, cast
 
 import msgspec
 
-from mana.crypto.authority import Authority, authority_among
+from mana.crypto.authority import Authority, authority_among, facts_of
+from mana.crypto.primitives import unb64
+from mana.crypto.signatures import verify_change
 from mana.device.errors import ReplicaBroken
 from mana.device.hub_client import HubClient, jittered
 from mana.device.locks import FileLock
@@ -31,6 +33,7 @@ from mana.domain.clock import DRIFT_MS_MAX, Stamp, observe, parse_stamp
 from mana.domain.encoding import sha256
 from mana.domain.errors import (
     Conflict,
+    CryptoFailed,
     Forbidden,
     Invalid,
     ManaError,
@@ -54,9 +57,11 @@ from mana.protocol.replication import (
     HubDistrusted,
     Queued,
     Verdict,
+    check_authors,
     check_pull,
     check_state,
     newest_stamp,
+    own_flips,
     time_of,
     units,
     verdicts,
@@ -696,6 +701,7 @@ class Syncer:
                 return
             answer = await self._hub.record_state(space_id, *key)
             check_state(answer, space_type=space.type, now_ms=self._now_ms())
+            check_authors(answer.records, account_id=self._vault.account_id)
             if [(one.table, one.id) for one in answer.records] not in ([], [key]):
                 raise HubDistrusted("the hub answered another record than was asked for")
             found = answer.records[0] if answer.records else None
@@ -708,7 +714,29 @@ class Syncer:
         if keys:
             await self.announce()
 
+    async def _verify_flips(self, space_id: str, flips: list[ChangeMessage]) -> None:
+        """Raise HubDistrusted unless devices of this account signed these flips of its records.
+
+        A hub that could show a private record as shared would have its author's own device seal
+        the next edit for everybody.
+        """
+        signers = {flip.signature.signer for flip in flips if flip.signature is not None}
+        await self._meet(space_id, signers)
+        devices = self.authority(space_id).devices
+        for flip in flips:
+            signature = flip.signature
+            account, key = devices.get(signature.signer, ("", None)) if signature else ("", None)
+            if signature is None or key is None or account != self._vault.account_id:
+                raise HubDistrusted("a record of one's own is shown to others by nobody's word")
+            try:
+                verify_change(key, facts_of(space_id, flip), unb64(signature.value))
+            except CryptoFailed:
+                raise HubDistrusted("the signature of a flip does not hold") from None
+
     async def _take_changes(self, space: Space, answer: PullAnswer) -> None:
+        flips = own_flips(answer.changes, account_id=self._vault.account_id)
+        if flips:
+            await self._verify_flips(space.space, flips)
         hub_ms = time_of(answer.hub_time)
         newest = newest_stamp(answer.changes)
         watch = Watch(
@@ -757,6 +785,7 @@ class Syncer:
             await self._replica.write(lambda tx: tx.restart_state(space.space))
             return
         check_state(answer, space_type=space.type, now_ms=self._now_ms())
+        check_authors(answer.records, account_id=self._vault.account_id)
         hub_ms = time_of(answer.hub_time)
         # The first page's head counts: it was read before any record of the state.
         head = answer.head if space.head is None else space.head

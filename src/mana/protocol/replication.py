@@ -215,10 +215,33 @@ def check_state(answer: StateAnswer, *, space_type: str, now_ms: int) -> None:
             raise HubDistrusted("a record has no place in the log")
         for path, entry in record.fields.items():
             _check_entry(path, entry.value, entry.at, bound)
+            _check_class(entry.value, record.visibility)
             _check_writer(entry.actor, entry.origin)
             if not 0 < len(entry.change_id) <= 128:
                 raise HubDistrusted("a value names no change")
         _check_proofs(record.proofs)
+
+
+def own_flips(changes: Iterable[LoggedChange], *, account_id: str) -> list[ChangeMessage]:
+    """Return the flips of this account's records, whose signatures are to be checked.
+
+    Raises HubDistrusted for what an honest hub shows to nobody: another's private record.
+    """
+    flips: list[ChangeMessage] = []
+    for logged in changes:
+        change = logged.change
+        if change.author_id == account_id:
+            if change.op == "flip":
+                flips.append(change)
+        elif change.visibility == "private":
+            raise HubDistrusted("the hub shows a record that is private to another member")
+    return flips
+
+
+def check_authors(records: Iterable[StateRecord], *, account_id: str) -> None:
+    """Raise HubDistrusted for what an honest hub shows to nobody: another's private record."""
+    if any(one.visibility == "private" and one.author_id != account_id for one in records):
+        raise HubDistrusted("the hub shows a record that is private to another member")
 
 
 def time_of(moment: str) -> int:
@@ -250,13 +273,16 @@ def apply_change(
     """Return the record after a change.
 
     `seq` None: an own change that is not in the log here yet; its guarded fields stand until
-    the log says otherwise, and so does its visibility if it is a flip. An edit that waits says
-    nothing about visibility: the record may have flipped since.
+    the log says otherwise, and so does its visibility if it is a flip. Nothing but a flip by the
+    record's author says anything about visibility: the record may have flipped since.
     """
     record = held.record if held is not None else _empty(change)
     newest = held.seq if held is not None else 0
-    if change.op == "flip" if seq is None else seq > newest:
-        record = replace(record, visibility=cast(Visibility, change.visibility))
+    is_authors = change.author_id == record.author_id
+    if change.op == "flip" and is_authors and (seq is None or seq > newest):
+        standing_at = {path: entry.at for path, entry in record.entries.items()}
+        if seq is None or covers(change, standing_at, guarded):
+            record = replace(record, visibility=cast(Visibility, change.visibility))
     entries = dict(record.entries)
     seqs = dict(held.seqs) if held is not None else {}
     actor = read_actor(change.actor)
@@ -271,9 +297,20 @@ def apply_change(
         else:
             entries[path] = entry if standing is None else later(standing, entry)
     proofs = dict(held.proofs) if held is not None else {}
-    if change.signature is not None:
+    if change.signature is not None and change.op != "flip":
         proofs[change.change_id] = proof_of(change, change.signature)
     return _held(record, entries, seqs, proofs, max(newest, seq or 0))
+
+
+def covers(change: ChangeMessage, standing: Mapping[str, str], guarded: Guarded) -> bool:
+    """Say whether a flip writes all that stands, by path its stamp, anew.
+
+    One that does not is an old one, shown again: a hub must not bring back who saw a record.
+    """
+    return all(
+        path in change.fields and (guarded(change.table, path) or change.fields[path].at > at)
+        for path, at in standing.items()
+    )
 
 
 def apply_state(held: Held | None, state: StateRecord, *, guarded: Guarded) -> Held:
@@ -386,6 +423,7 @@ def _check_change(logged: LoggedChange, space_type: str, bound: str) -> None:
         raise HubDistrusted("a change writes nothing, or more than a change may")
     for path, write in change.fields.items():
         _check_entry(path, write.value, write.at, bound)
+        _check_class(write.value, change.visibility)
 
 
 def _check_hidden(answer: PullAnswer, *, after: int, space_type: str) -> None:
@@ -440,6 +478,14 @@ def _check_entry(path: str, value: object, at: str, bound: str) -> None:
         raise HubDistrusted("a value is malformed") from None
     if at[: len(bound)] > bound:
         raise HubDistrusted("a stamp lies further ahead than the hub may take")
+
+
+def _check_class(value: object, visibility: str) -> None:
+    """Refuse values sealed for others than the record's visibility says."""
+    if not isinstance(value, str) or not value.startswith("enc:2:"):
+        return
+    if value.startswith("enc:2:p") != (visibility == "private"):
+        raise HubDistrusted("a value is sealed for others than its record is")
 
 
 def _check_proofs(proofs: Mapping[str, Proof]) -> None:

@@ -244,7 +244,8 @@ def sealed_change(
         group=group,
         guards=dict(guards or {}),
     )
-    return signed(account, where.space_id, change) if table.authority else change
+    signs = table.authority or op == "flip"
+    return signed(account, where.space_id, change) if signs else change
 
 
 def signed(account: NewAccount, space_id: str, change: ChangeMessage) -> ChangeMessage:

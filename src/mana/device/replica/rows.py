@@ -14,7 +14,7 @@ from mana.domain.merge import later
 from mana.domain.records import Entry, Record, Visibility
 from mana.domain.tables import DELETED_AT
 from mana.protocol.messages import LoggedChange, Proof, StateField, StateRecord
-from mana.protocol.replication import Guarded, Held, proof_of, read_actor
+from mana.protocol.replication import Guarded, Held, covers, proof_of, read_actor
 
 
 class Row(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -113,17 +113,29 @@ def row_after(row: Row | None, logged: LoggedChange, guarded: Guarded) -> Row:
         elif write.at == standing.at:
             fields[path] = field_of(later(entry_of(standing), entry_of(new)))
     proofs = dict(row.proofs) if row is not None else {}
-    if change.signature is not None:
+    if change.signature is not None and change.op != "flip":
         proofs[change.change_id] = proof_of(change, change.signature)
     newest = row.seq if row is not None else 0
+    visibility = change.visibility
+    if row is not None and not (
+        change.op == "flip"
+        and change.author_id == row.author_id
+        and seq > newest
+        and covers(change, _stamps(row), guarded)
+    ):
+        visibility = row.visibility
     return Row(
         author_id=row.author_id if row is not None else change.author_id,
-        visibility=row.visibility if row is not None and seq <= newest else change.visibility,
+        visibility=visibility,
         fields=fields,
         seqs=seqs,
         proofs=_standing(proofs, fields),
         seq=max(newest, seq),
     )
+
+
+def _stamps(row: Row) -> Mapping[str, str]:
+    return {path: found.at for path, found in row.fields.items()}
 
 
 def _standing(proofs: dict[str, Proof], fields: Mapping[str, StateField]) -> dict[str, Proof]:

@@ -129,6 +129,7 @@ class _Page:
 
     before: dict[Key, tuple[Row | None, Row | None]]
     after: dict[Key, Row | None] = field(default_factory=dict)
+    private: set[Key] = field(default_factory=set)
     hidden: set[Key] = field(default_factory=set)
     loud: set[Key] = field(default_factory=set)
     written: dict[Key, set[str]] = field(default_factory=dict)
@@ -226,6 +227,9 @@ class Tx:
     def restart_state(self, space: str) -> None:
         """Read the state of a space from its beginning."""
         self._sql("update spaces set page = null, head = null where space = ?", (space,))
+        # What was read is read again: it may have flipped since, and a state is not signed.
+        self._sql("delete from records where space = ? and shown is null", (space,))
+        self._sql("update records set base = null where space = ?", (space,))
 
     # Records
 
@@ -495,6 +499,8 @@ class Tx:
         `anew` seals what waits over a record that flipped; `restamp` also stamps it. Says whether an edit of the person
         was overwritten that they should know of.
         """
+        keys = {(one.change.table, one.change.id) for one in changes}
+        private = self._made_private(space, sorted(keys))
         self._made([logged.change.change_id for logged in changes])
         # Of another device of this account the hub says so itself when this one is sent; of
         # another account a change with the id of one that waits here proves nothing.
@@ -508,9 +514,9 @@ class Tx:
         )
         self._sql("update spaces set cursor = ? where space = ?", (cursor, space))
         over = self._forget_acknowledged(space, cursor)
-        keys = {(one.change.table, one.change.id) for one in changes}
         keys |= {(one.table, one.id) for one in hidden}
         page = self._page(space, sorted(key for key in keys if known(key[0])))
+        page.private = private
         gone = self._gone(space, keys)
         for one in in_log_order(changes, hidden):
             if isinstance(one, HiddenRecord):
@@ -538,11 +544,26 @@ class Tx:
             before[table, record_id] = (row, row if shown is None else decode_row(shown))
         return _Page(before)
 
+    def _made_private(self, space: str, keys: Sequence[Key]) -> set[Key]:
+        """Return which of these records were made here, private, and are not in the log yet.
+
+        The hub's word that they are everybody's is not taken: what waits would be sealed so.
+        """
+        return {
+            key
+            for key, own in self._own(space, keys).items()
+            if own[0][1].visibility == "private"
+            and own[0][1].op != "flip"
+            and self.raw_base(space, *key) is None
+        }
+
     def _apply(self, page: _Page, logged: LoggedChange, watch: Watch | None) -> None:
         change = logged.change
         key = (change.table, change.id)
         standing = page.standing(key)
         after = row_after(standing, logged, self._guarded)
+        if standing is None and key in page.private:
+            after = msgspec.structs.replace(after, visibility="private")
         page.after[key] = after
         if standing is None or change.op != "reseal" or not _same_stamps(standing, after):
             page.loud.add(key)
@@ -651,6 +672,7 @@ class Tx:
             if base is not None
         }
         gone = self._gone(space, keys)
+        private = self._made_private(space, keys)
         rows: dict[Key, tuple[str, str, bytes, bool, bool]] = {}
         for record in records:
             key = (record.table, record.id)
@@ -660,6 +682,11 @@ class Tx:
                 if fresh.deleted:
                     continue
                 self._sql("delete from gone where space = ? and tbl = ? and id = ?", (space, *key))
+            if before is not None and before.record.visibility == "private":
+                # Only a flip in the log, which is signed, shows it to others.
+                record = msgspec.structs.replace(record, visibility="private")
+            elif before is None and key in private:
+                fresh = msgspec.structs.replace(fresh, visibility="private")
             if before is None:
                 rows[key] = (*key, encode_row(fresh), fresh.deleted, True)
             else:

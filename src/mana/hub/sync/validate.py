@@ -340,7 +340,7 @@ def _check_guards(change: ChangeMessage, table: Table) -> None:
 def _check_signature(change: ChangeMessage, table: Table, writer: Writer, place: Place) -> None:
     signature = change.signature
     if signature is None:
-        if table.authority:
+        if table.authority or change.op == FLIP:
             raise Refused("signature-missing")
         return
     try:
