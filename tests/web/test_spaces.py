@@ -98,10 +98,14 @@ async def test_a_space_that_is_not_ours_is_not_there() -> None:
     """An id of nobody's or another's space is answered like any page that does not exist."""
     host = FakeHost()
     async with visitor(app_of(host)) as client:
-        await in_demo(client, host)
-        for path in ("/s/nobody", "/s/nobody/notes", f"/s/{'9' * 64}/space"):
+        device = await in_demo(client, host)
+        # The space of settings is the account's, but no place for notes.
+        user = device.beside["user"] = device._beside("user")
+        for path in ("/s/nobody", "/s/nobody/notes", f"/s/{'9' * 64}/space", "/s/user/notes"):
             assert (await client.get(path)).status_code == 404
-        assert (await post(client, "/s/nobody/notes", title="x")).status_code == 404
+        for space in ("nobody", "user"):
+            assert (await post(client, f"/s/{space}/notes", title="x")).status_code == 404
+        assert await user.list("notes") == []
 
 
 @pytest.mark.anyio

@@ -72,7 +72,11 @@ def build(host: DeviceHost, settings: DeviceSettings) -> Litestar:
     routes: list[ControllerRouterHandler] = [*ROUTES, static]
 
     async def provide_visit(request: Request[Any, Any, Any]) -> Visit:
-        return Visit(web, request, request.state.session)
+        visit = Visit(web, request, request.state.session)
+        if visit.at:
+            # Also the account's own space of settings is none that has pages.
+            await visit.place()
+        return visit
 
     async def enter(request: Request[Any, Any, Any]) -> Page | None:
         return await _enter(web, request)

@@ -93,9 +93,12 @@ class Visit:
         return (self.at if path == "/" else f"{self.at}{path}") or "/"
 
     async def place(self) -> Place:
-        """Return the space of this page, with what the person may do there."""
+        """Return the space of this page, with what the person may do there; raise NotFound."""
         wanted = self.device.space_id
-        return next(one for one in await self.places() if one.space_id == wanted)
+        for one in await self.places():
+            if one.space_id == wanted:
+                return one
+        raise NotFound("there is no such space")
 
     async def places(self) -> list[Place]:
         """Return every space of the account, the personal one first."""
