@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
+from typer.main import get_command
 
 from mana.cli.main import COMMANDS
 from mana.device.views import ConflictView, OverwrittenField
@@ -52,9 +55,14 @@ def _overwritten(terminal: Terminal) -> dict[str, ConflictView]:
 
 
 def test_the_page_knows_every_command() -> None:
-    """No command is left out of the page."""
+    """No command is left out of the page, nor one of a group."""
     text = PAGE.read_text("utf-8")
-    assert [name for name in COMMANDS if name not in SERVING and f"mana {name}" not in text] == []
+    names = [name for name in COMMANDS if name not in SERVING]
+    for name in tuple(names):
+        found = getattr(import_module(f"mana.cli.commands.{COMMANDS[name][0]}"), name)
+        if isinstance(found, typer.Typer):
+            names += [f"{name} {each}" for each in get_command(found).commands]  # type: ignore[attr-defined]
+    assert [name for name in names if f"mana {name}" not in text] == []
 
 
 @pytest.mark.parametrize(

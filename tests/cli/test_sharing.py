@@ -48,7 +48,6 @@ async def test_two_people_share_and_part(people: tuple[Shell, Shell]) -> None:
     invited = await ada.json("space", "invite", "lindens", "--role", "member", "--for", "Bo")
     link = invited["invitation"]["link"]
 
-    assert (await bo.run("space", "join", link[:-1])).returncode == 2
     assert "Asked to join as member" in await bo.ok("space", "join", stdin=link + "\n")
     assert (await bo.json("space", "joining"))["joining"][0]["spaceId"] == made["spaceId"]
     members = (await ada.json("space", "members", "lindens"))["members"]

@@ -143,6 +143,7 @@ def test_a_private_record_is_told_apart() -> None:
     )
     assert "SEEN BY" not in terminal.ok("note", "list", *inside)
     task = terminal.json("task", "add", "Buy it", "--private", *inside)["task"]
+    assert task["visibility"] == "private"
     shared = terminal.json("task", "visibility", task["id"], "space", *inside)["task"]
     assert shared["visibility"] == "space"
     assert terminal.run("note", "add", "Mine", "--private").status == 5
@@ -328,6 +329,21 @@ def test_what_was_replaced_is_shown_and_taken_back() -> None:
     assert shown["values"]["content"].startswith("Tuesdays")
     assert "Nothing of yours was replaced." in terminal.ok("conflict", "list")
     assert terminal.run("conflict", "restore", "1").status == 3
+
+
+def test_a_grant_of_another_member_is_told_apart() -> None:
+    """In a shared space the list says which grants somebody else gave."""
+    terminal, home = with_space()
+    inside = ("--space", "home")
+    terminal.ok("note", "add", "Bins", *inside)
+    terminal.ok("agent", "create", "Mira", *inside)
+    mission = ("mission", "create", "Review", "--agent", "Mira", "--objective", "o")
+    terminal.ok(*mission, "--input", "notes:Bins", *inside)
+    terminal.ok("grant", "give", "Review", "--yes", *inside)
+    assert "another's" not in terminal.ok("grant", "list", *inside)
+    grants = home.contents["grant_views"]
+    grants.update({ident: replace(one, own=False) for ident, one in grants.items()})
+    assert "active, another's" in terminal.ok("grant", "list", *inside)
 
 
 def test_readings_are_found_by_a_mission_of_any_space() -> None:

@@ -101,7 +101,7 @@ def grant_blocks(grants: list[GrantView], *, now_ms: int) -> list[Block]:
     rows = [
         (
             ids[one.grant_id],
-            one.state,
+            one.state if one.own else f"{one.state}, another's",
             left(one.expires_ms, now_ms=now_ms) if one.state == "active" else "",
             counted(len(one.titles), "record"),
             one.mission_title,

@@ -21,7 +21,7 @@ _JOIN: Final = """<!doctype html>
 <title>An invitation</title>
 <h1>You are invited to a space on this hub</h1>
 <p>Copy the whole address of this page and open it in Mana on your own device: <b>Spaces</b>, then
-<b>Join with a link</b>; or <code>mana space join</code> in a terminal.
+<b>Join by a link</b>; or <code>mana space join</code> in a terminal.
 <p>This page cannot do it: what opens the invitation is at the end of the address, and your browser
 sends it to nobody.
 <hr>
