@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from mana.crypto.keys import SpaceKeyName, new_key, wrap_space_key
+from mana.crypto.primitives import b64
 from mana.device import membership
 from mana.device.desk import Device
 from mana.device.errors import (
@@ -18,6 +20,7 @@ from mana.device.errors import (
     ModuleNotHeld,
     NotYourRecord,
     ReadOnlyHere,
+    SpaceKeyMissing,
     SpaceLeft,
 )
 from mana.device.inbox import ProposalUnverified
@@ -25,14 +28,14 @@ from mana.device.missions import InputNotThere
 from mana.device.opened import AgentNotFound, MissionNotFound
 from mana.device.records import Write
 from mana.device.runner import NotRunHere
-from mana.device.vault import OpenedVault, SpaceStillHeld
+from mana.device.vault import OpenedVault, SpaceKeys, SpaceStillHeld
 from mana.domain.cadences import Cadence
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.errors import ManaError, NotFound
 from mana.domain.ids import RecordId
 from mana.domain.missions import InputRef
 from mana.domain.spaces import MEMBER_NAMES, PROFILE, PROFILE_ID
-from mana.protocol.messages import KeyWrap, SpaceInfo, SpacesAnswer
+from mana.protocol.messages import KeyWrap, MembershipAppend, SpaceInfo, SpacesAnswer
 from mana.protocol.replication import HubDistrusted
 from mana.testing.accounts import PASSWORD
 from mana.testing.models import ScriptedModel, calling, says
@@ -550,6 +553,51 @@ async def test_a_key_that_the_account_did_not_make_is_refused(home: Household, l
         vault.spaces.clear()
         with pytest.raises(HubDistrusted):
             vault.take_spaces(_with(answer, forged))
+
+
+async def test_a_manager_who_spoils_a_key_stops_one_space_only(home: Household) -> None:
+    """Whom a new key is kept from loses nothing, syncs all else, signs in, and puts it right."""
+    ada, bob, cyd = [await home.person(name) for name in ("ada", "bob", "cyd")]
+    space, other = await shared_space(ada), await shared_space(cyd)
+    await let_in(ada, space, bob, "admin")
+    await let_in(cyd, other, ada)
+    await bob.sync_now()
+
+    def spoiled(keys: SpaceKeys, hand: membership.Hand) -> MembershipAppend:
+        made = membership.rotate(keys, hand)
+        wraps = [
+            one
+            if one.account_id == bob.account_id
+            else msgspec.structs.replace(one, wrapped=b64(os.urandom(1168)))
+            for one in made.wraps
+        ]
+        return msgspec.structs.replace(made, wraps=wraps)
+
+    team = ada.in_space(space)
+    await team.create("notes", {"title": "Waits"})
+    await change_members(bob, space, spoiled)
+    await change_members(cyd, other, membership.rotate)
+    await bob.in_space(space).create("notes", {"title": "Under the new key"})
+    await bob.sync_now()
+    with pytest.raises(SpaceKeyMissing):
+        await ada.sync_now()
+    status = (await ada.status()).sync
+    assert (status.waiting, status.refused) == (1, 0)
+    assert status.troubles == {space: "SPACE_KEY_MISSING"}
+    assert vault_of(ada).space(other).version == 2
+    assert len(await team.list("notes")) == 2
+    with pytest.raises(SpaceKeyMissing):
+        await team.create("notes", {"title": "No"})
+    second = await home.second("ada")
+    with pytest.raises(SpaceKeyMissing):
+        await second.sync_now()
+    await team.remove_member(bob.account_id)
+    await ada.sync_now()
+    status = (await ada.status()).sync
+    assert (status.waiting, status.refused, status.troubles) == (0, 0, {})
+    await team.create("notes", {"title": "Yes"})
+    await ada.sync_now()
+    assert "Yes" in await titles(team)
 
 
 async def test_what_was_kept_before_spaces_were_shared_still_opens(home: Household) -> None:

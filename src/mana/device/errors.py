@@ -89,6 +89,13 @@ class PrivateKeyMissing(Conflict):
     advice = "Connect to the hub once; the key is made then."
 
 
+class SpaceKeyMissing(Conflict):
+    """The key of the space that this account was given is not the one that the space uses."""
+
+    code = "SPACE_KEY_MISSING"
+    advice = "Ask an owner or admin to change the key, by removing whoever gave it out; one's own private records are not concerned."
+
+
 class FieldsClosed(Conflict):
     """A value of the record cannot be opened on this device, and so not be sealed anew."""
 

@@ -122,7 +122,7 @@ class Resealing:
     async def _space(self, space_id: str) -> int:
         inner = self._inner()
         keys = inner.vault.space(space_id)
-        if keys.former or keys.role is None or not can_write(keys.role):
+        if keys.former or keys.spoiled or keys.role is None or not can_write(keys.role):
             return 0
         done = 0
         after = ("", "")

@@ -101,7 +101,7 @@ class Sealer:
 
     def version(self, space: SpaceKeys, place: KeyPlace) -> int:
         """Return the version under which is sealed now."""
-        return space.private_version if place.cls == "p" else space.version
+        return space.private_version if place.cls == "p" else space.current_version
 
     # Opening
 

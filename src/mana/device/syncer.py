@@ -234,6 +234,7 @@ class Syncer:
         async def work(space: Space) -> None:
             if wanted is None or space.space in wanted:
                 await self._push(space.space)
+                _ = self._vault.space(space.space).current_version
 
         async with self._one_at_a_time:
             error = await self._each(work, spaces=not self._spaces_seen)
@@ -317,6 +318,8 @@ class Syncer:
                 await self._pull(space.space)
             await self._push(space.space)
             await self._pull(space.space)
+            # Without the key in use it is read as far as it opens, and what waits goes on waiting.
+            _ = self._vault.space(space.space).current_version
 
         error = await self._each(work, spaces=spaces)
         if error is None:
@@ -577,7 +580,7 @@ class Syncer:
         units_max: int | None = None
         restamps = 0
         await self._reseal_waiting(space_id)
-        while True:
+        while not self._vault.space(space_id).spoiled:
             rows = await self._batch(space_id, units_max)
             if not rows:
                 return
@@ -614,6 +617,8 @@ class Syncer:
         taken, and would come after it in the log.
         """
         space = self._vault.space(space_id)
+        if space.spoiled:
+            return
         versions = (space.version, max(space.private_keys, default=0))
         if self._sealed_for.get(space_id) == versions:
             return
@@ -635,6 +640,8 @@ class Syncer:
         """Seal what waits under the keys and for the visibilities that stand by now."""
         await self._read_spaces()
         await self._pull(space_id)
+        if self._vault.space(space_id).spoiled:
+            return
         anew = resealer(self._sealer)
         await self._replica.write(lambda tx: tx.reseal(space_id, anew, now_ms=hub_ms))
 

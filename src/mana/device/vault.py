@@ -40,9 +40,9 @@ from mana.crypto.passwords import (
 )
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.signatures import SigningKey, VerifyKey, entry_hash, sign_entry
-from mana.device.errors import PrivateKeyMissing, WrongPassword
+from mana.device.errors import PrivateKeyMissing, SpaceKeyMissing, WrongPassword
 from mana.domain.clock import iso_ms
-from mana.domain.errors import Conflict, NotFound
+from mana.domain.errors import Conflict, CryptoFailed, NotFound
 from mana.domain.ids import AccountId, DeviceId, SpaceId
 from mana.domain.spaces import Member, MembershipEntry, Role, SpaceType
 from mana.protocol.messages import (
@@ -116,6 +116,21 @@ class SpaceKeys:
     def shared(self) -> bool:
         """Say whether this type of space can have several members."""
         return self.type not in _FIRST_SPACES
+
+    @property
+    def spoiled(self) -> bool:
+        """Say whether the key in use was never given to this account in a form that opens.
+
+        Whoever changes the key wraps it for each member, so it is in their power to leave one out.
+        """
+        return not self.former and self.version not in self.space_keys
+
+    @property
+    def current_version(self) -> int:
+        """Return the version of the key in use; raise SpaceKeyMissing if it is spoiled."""
+        if self.spoiled:
+            raise SpaceKeyMissing("the key in use was not given to this account")
+        return self.version
 
     @property
     def private_version(self) -> int:
@@ -458,14 +473,23 @@ def _open_space(
         name = SpaceKeyName(
             "s" if kind == "s" else "p", info.space_id, wrap.version, identity.account_id
         )
-        key = unwrap_space_key(wrap.wrapped, identity.hpke_key, name)
+        try:
+            key = unwrap_space_key(wrap.wrapped, identity.hpke_key, name)
+            if kind == "s":
+                _check_key(verified.entries, wrap.version, key)
+        except CryptoFailed:
+            # Another member made it. It must not stand in the way of this space's log, by which
+            # that member is put out, and of no other space.
+            if kind == "p" or newest.space_type in _FIRST_SPACES:
+                raise
+            continue
         if kind == "p":
             _check_private_key(vault, newest.space_type, name, key)
         keys = space_keys if kind == "s" else private_keys
         if keys.setdefault(wrap.version, key) != key:
             raise HubDistrusted("the hub gives another key for a version that was seen before")
-    _check_keys(verified.entries, space_keys)
-    if not former and newest.key_version not in space_keys:
+    given = space_keys.keys() | {wrap.version for wrap in info.wraps if wrap.kind == "s"}
+    if not former and newest.key_version not in given:
         raise HubDistrusted("the hub withholds a key of the space")
     if newest.space_type in _FIRST_SPACES and not private_keys:
         raise HubDistrusted("the hub withholds a key of the space")
@@ -572,14 +596,10 @@ def _private_wrap(
     return KeyWrap(kind="p", version=version, wrapped=wrapped)
 
 
-def _check_keys(entries: Iterable[MembershipEntry], space_keys: Mapping[int, bytes]) -> None:
-    """Compare each version of the space's key with the check value that its log commits to."""
-    checks: dict[int, tuple[str, str]] = {}
-    for entry in entries:
-        checks.setdefault(entry.key_version, (entry.nonce, entry.key_check))
-    for version, key in space_keys.items():
-        if version not in checks:
-            raise HubDistrusted("a key of the space that its log does not know")
-        label, check = checks[version]
-        if key_check(key, label, version) != check:
-            raise SignatureRejected("a key of the space is not the one that its log commits to")
+def _check_key(entries: Iterable[MembershipEntry], version: int, key: bytes) -> None:
+    """Compare a version of the space's key with the check value that its log commits to."""
+    named = next((entry for entry in entries if entry.key_version == version), None)
+    if named is None:
+        raise HubDistrusted("a key of the space that its log does not know")
+    if key_check(key, named.nonce, version) != named.key_check:
+        raise SignatureRejected("a key of the space is not the one that its log commits to")
