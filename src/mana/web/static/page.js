@@ -224,9 +224,14 @@
       field.select();
       if (!document.execCommand("copy")) return;
     }
-    const words = button.textContent;
-    button.textContent = button.dataset.copied;
-    setTimeout(() => { button.textContent = words; }, 2000);
+    // Among what is said: the page around it may be brought up to date at any moment.
+    const said = document.createElement("div");
+    said.className = "toast";
+    said.dataset.toast = "";
+    said.append(document.createElement("p"));
+    said.firstChild.textContent = button.dataset.copied;
+    $("#toasts")?.append(said);
+    prepare();
   };
 
   /* A link of an invitation that was opened here: its secret leaves the address at once, and
