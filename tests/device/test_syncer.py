@@ -14,9 +14,10 @@ import pytest
 from mana.device.errors import ChangeRefused, Offline, ReplicaBroken
 from mana.device.replica import Replica
 from mana.device.views import Notice
+from mana.domain.clock import iso_ms
 from mana.domain.errors import NotFound
 from mana.protocol.errors import HubBehind
-from mana.protocol.messages import PushAnswer, PushRequest
+from mana.protocol.messages import PullAnswer, PushAnswer, PushRequest, PushResult
 from mana.protocol.replication import HubDistrusted
 from mana.registry.catalogue import build_catalogue
 from mana.testing.postgres import Database, connected
@@ -529,6 +530,46 @@ def _refusing(change_id: str, code: str):
         return httpx.Response(200, json=body, request=request)
 
     return handle
+
+
+@pytest.mark.parametrize("status", ["accepted", "duplicate"])
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_what_the_hub_claims_to_have_is_kept_until_it_shows_it(
+    rig: Rig, status: str, is_new: bool
+) -> None:
+    """An edit that the hub says it took, and never brings in the log, is not lost by its word."""
+    machine = rig.machine()
+    book = await machine.sign_up()
+    await note(book, "n1", title="old")
+    await book.sync_now()
+
+    async def lie(request: httpx.Request, under: httpx.AsyncBaseTransport) -> httpx.Response | None:
+        if not request.url.path.endswith("/changes"):
+            return None
+        if request.method == "POST":
+            sent = msgspec.json.decode(await request.aread(), type=PushRequest)
+            seen = max((sent.heads or {"": 0}).values())
+            first = 1 if status == "duplicate" else seen + 1
+            results = [
+                PushResult(change_id=change.change_id, status=status, seq=first + place)
+                for place, change in enumerate(sent.changes)
+            ]
+            said = PushAnswer(results=results, cursor=seen, hub_time=iso_ms(START_MS))
+            return httpx.Response(200, content=msgspec.json.encode(said), request=request)
+        after = int(request.url.params["after"])
+        empty = PullAnswer(changes=[], cursor=after + 1, hub_time=iso_ms(START_MS))
+        return httpx.Response(200, content=msgspec.json.encode(empty), request=request)
+
+    machine.wire.on_request = lie
+    name = "n2" if is_new else "n1"
+    await note(book, name, title="new")
+    for _ in range(10):
+        await book.sync_now()
+    (refused,) = await book.refused()
+    assert (refused.code, refused.record_id) == ("unconfirmed", name)
+    assert (await book.status()).waiting == 0
+    await book.retry_refused(refused.change_id)
+    assert (await titles(book))[name] == "new"
 
 
 def _spoil(page: dict, fault: str) -> None:

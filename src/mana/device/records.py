@@ -83,6 +83,7 @@ _REFUSALS: Final[Mapping[str, str]] = {
     "cadence-refused": "The hub does not run missions at such times.",
     "change-too-large": "It is larger than the hub takes in one piece.",
     "reseal-outdated": "The record was changed elsewhere first.",
+    "unconfirmed": "The hub says that it took it, and does not show it.",
     "hidden": "Its author keeps the record to themselves now.",
     "plaintext-refused": "It would have left this device unsealed, so the hub did not take it.",
     "bad-envelope": "Its seal is not one that the hub knows; this device may be older than the hub.",

@@ -633,7 +633,14 @@ class Syncer:
         anew = restamper(self._sealer, hub_ms)
         rename = renamer(self._sealer, self._new_id)
         await self._replica.write(
-            lambda tx: tx.settle(space_id, found, now_ms=hub_ms, restamp=anew, rename=rename)
+            lambda tx: tx.settle(
+                space_id,
+                found,
+                now_ms=hub_ms,
+                restamp=anew,
+                rename=rename,
+                account_id=self._vault.account_id,
+            )
         )
 
     async def _renew(self, space_id: str, hub_ms: int) -> None:
@@ -810,6 +817,7 @@ class Syncer:
                 page=answer.next,
                 known=self._known.__contains__,
                 hub_ms=hub_ms,
+                account_id=self._vault.account_id,
             )
             return True
 

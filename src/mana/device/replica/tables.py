@@ -342,8 +342,12 @@ class Tx:
         now_ms: int,
         restamp: Anew,
         rename: Anew | None = None,
+        account_id: str = "",
     ) -> None:
         """Take the hub's verdicts on a batch; what waits is stamped anew where one asks for it.
+
+        What the hub says is in the log already, and is not, goes again; `account_id` is whose
+        records the hub hides from nobody here.
 
         What is to be sealed anew waits for `reseal`, because the keys come first.
         """
@@ -359,7 +363,10 @@ class Tx:
                     )
                     continue
                 if verdict.fate == "acknowledged":
-                    self._sql("delete from outbox where position = ?", (row.position,))
+                    if self._is_logged(row, verdict.seq, account_id):
+                        self._sql("delete from outbox where position = ?", (row.position,))
+                    else:
+                        self._unconfirmed(row, rename, now_ms)
                 elif verdict.fate == "forgotten":
                     self.drop([row])
                 elif verdict.fate == "parked" or row.tries >= TRIES_MAX:
@@ -513,11 +520,11 @@ class Tx:
             ],
         )
         self._sql("update spaces set cursor = ? where space = ?", (cursor, space))
-        over = self._forget_acknowledged(space, cursor)
         keys |= {(one.table, one.id) for one in hidden}
         page = self._page(space, sorted(key for key in keys if known(key[0])))
         page.private = private
         gone = self._gone(space, keys)
+        over: list[Key] = []
         for one in in_log_order(changes, hidden):
             if isinstance(one, HiddenRecord):
                 self._hide(space, page, one, known=known, watch=watch)
@@ -529,9 +536,11 @@ class Tx:
             else:
                 self._apply(page, one, watch)
         self._settle_page(space, page, watch)
+        now_ms = watch.hub_ms if watch is not None else 0
+        account_id = watch.account_id if watch is not None else ""
         self._refresh(space, [key for key in over if key not in page.after])
+        self._refresh(space, self._confirm(space, cursor, account_id, now_ms))
         if anew is not None:
-            now_ms = watch.hub_ms if watch is not None else 0
             self._follow_flips(space, page, anew, restamp or anew, now_ms)
         return watch is not None and self._raise_conflicts(space, page, watch)
 
@@ -649,6 +658,7 @@ class Tx:
         page: str | None,
         known: Callable[[str], bool],
         hub_ms: int = 0,
+        account_id: str = "",
     ) -> None:
         """Apply a checked page of the state; after the last one the cursor is the first head."""
         for record in records:
@@ -660,7 +670,7 @@ class Tx:
                 "update spaces set cursor = ?, page = null, head = null where space = ?",
                 (head, space),
             )
-            self._refresh(space, self._forget_acknowledged(space, head))
+            self._refresh(space, self._confirm(space, head, account_id, hub_ms))
         else:
             self._sql("update spaces set page = ?, head = ? where space = ?", (page, head, space))
 
@@ -852,7 +862,7 @@ class Tx:
         if row is not None and row[0] == _LEFT:
             raise SpaceLeft("the account is no longer in this space")
 
-    def _outbox(self, where: str, values: tuple[str, ...]) -> list[OutboxRow]:
+    def _outbox(self, where: str, values: tuple[str | int, ...]) -> list[OutboxRow]:
         rows = self._sql(
             "select position, space, message, state, coalesce(code, ''), coalesce(refused_ms, 0),"  # noqa: S608
             f" tries from outbox where {where} order by position",
@@ -985,14 +995,68 @@ class Tx:
         self._touched[table] = self._at
         return self._at
 
-    def _forget_acknowledged(self, space: str, cursor: int) -> list[Key]:
-        """Drop own changes that the records hold by now; return which records they lay over."""
+    def _confirm(self, space: str, cursor: int, account_id: str, now_ms: int) -> list[Key]:
+        """Drop own changes that the records hold by now; return which records they lay over.
+
+        One that the hub took and does not show is sent again: it must not be lost by its word.
+        """
+        moved: list[Key] = []
         found = self._sql(
-            "delete from outbox where space = ? and state = 'acknowledged' and seq <= ?"
-            " returning tbl, id",
+            "select position, seq from outbox where space = ? and state = 'acknowledged'"
+            " and seq <= ?",
             (space, cursor),
         ).fetchall()
-        return [(str(table), str(record_id)) for table, record_id in found]
+        for position, seq in found:
+            (row,) = self._outbox("position = ?", (position,))
+            if self._is_logged(row, seq, account_id):
+                self._sql("delete from outbox where position = ?", (position,))
+            elif row.message.author_id == account_id:
+                self._unconfirmed(row, None, now_ms)
+            else:
+                continue  # perhaps its author hides the record, and a later page says so
+            moved.append((row.message.table, row.message.id))
+        return moved
+
+    def _unconfirmed(self, row: OutboxRow, rename: Anew | None, now_ms: int) -> None:
+        if row.tries >= TRIES_MAX:
+            self.park([row], "unconfirmed", now_ms=now_ms)
+        else:
+            self._again(row, rename)
+
+    def _is_logged(self, row: OutboxRow, seq: int, account_id: str) -> bool:
+        """Say whether the record holds a change that the hub says is in the log at `seq`.
+
+        True also where this device cannot tell: of another account's record, which may be hidden
+        by now, of one that it let go of, and of a table that it does not know.
+        """
+        change = row.message
+        key = (change.table, change.id)
+        base = self.base(row.space, *key)
+        if base is None:
+            return (
+                change.author_id != account_id
+                or bool(self._gone(row.space, [key]))
+                or self._sql(
+                    "select 1 from aside where space = ? and tbl = ? limit 1",
+                    (row.space, change.table),
+                ).fetchone()
+                is not None
+            )
+        entries = base.record.entries
+        if any(
+            path in entries and entries[path].change_id == change.change_id
+            for path in change.fields
+        ):
+            return True
+        return all(
+            path in entries
+            and (
+                base.seqs.get(path, 0) >= seq
+                if self._guarded(change.table, path)
+                else entries[path].at >= write.at
+            )
+            for path, write in change.fields.items()
+        )
 
     def _set_aside(
         self, space: str, table: str, kind: str, body: LoggedChange | StateRecord
