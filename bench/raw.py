@@ -25,7 +25,7 @@ _APPEND: Final = """
 insert into mana.sync_changes (space_id, seq, change_id, app_id, table_name, record_id, user_id,
   author_id, visibility, op, data, field_meta, client_id, created_at, schema_version, actor, origin)
 select $1, $2 + c.number, c.change_id, c.app_id, c.table_name, c.record_id, $3, $3, 'space', c.op,
-  c.data::jsonb, c.field_meta::jsonb, $4, $5, 1, $6::text::jsonb, 'user'
+  c.data::json, c.field_meta::json, $4, $5, 1, $6::text::json, 'user'
   from unnest($7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
     $13::text[]) with ordinality
     as c (change_id, app_id, table_name, record_id, op, data, field_meta, number)
@@ -33,7 +33,7 @@ select $1, $2 + c.number, c.change_id, c.app_id, c.table_name, c.record_id, $3, 
 _UPSERT: Final = """
 insert into mana.records as r (space_id, table_name, record_id, author_id, visibility, fields,
   proofs, seq, deleted)
-select $1, c.table_name, c.record_id, $2, 'space', c.fields::jsonb, '{}', $3, false
+select $1, c.table_name, c.record_id, $2, 'space', c.fields::json, '{}', $3, false
   from unnest($4::text[], $5::text[], $6::text[]) as c (table_name, record_id, fields)
     on conflict (space_id, table_name, record_id) do update
    set fields = excluded.fields, seq = excluded.seq

@@ -253,7 +253,7 @@ async def test_verified_run_is_looked_at_again_when_a_step_moves(home: Household
         await owner.execute(
             "insert into mana.sync_changes select space_id, seq + 1000, $2, app_id, table_name,"
             " record_id, user_id, author_id, visibility, 'update',"
-            " jsonb_build_object('sentence', $3::text), jsonb_build_object('sentence', $4::text),"
+            " json_build_object('sentence', $3::text), json_build_object('sentence', $4::text),"
             " client_id, created_at, schema_version, actor, origin, null, null, signature"
             " from mana.sync_changes where table_name = 'aiSteps' and record_id = $1",
             *(shown[0].step_id, str(uuid.uuid4()), lie, at),

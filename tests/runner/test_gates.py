@@ -248,7 +248,7 @@ async def test_register_says_what_was_signed(
     [
         "update mana.records set proofs = '{\"x\": 1}' where table_name = 'aiMissions'",
         "update mana.records set fields = '[1]' where table_name = 'agents'",
-        "update mana.records set fields = jsonb_set(fields, '{title,actor}', '7')",
+        "update mana.records set fields = jsonb_set(fields::jsonb, '{title,actor}', '7')",
         "alter table mana_ai.grants disable trigger all; update mana_ai.grants set signature = 'x'",
     ],
     ids=["proofs", "record", "actor", "signature"],
@@ -268,7 +268,7 @@ async def test_forged_mission_is_not_obeyed(database: Database) -> None:
         await made.ready()
         await owner(
             made,
-            "update mana.records set fields = jsonb_set(fields, '{timeZone,value}',"
+            "update mana.records set fields = jsonb_set(fields::jsonb, '{timeZone,value}',"
             " '\"UTC\"') where table_name = 'aiMissions'",
         )
         assert await run_once(made) == ("skipped", "signature-rejected")
@@ -280,7 +280,7 @@ async def test_withheld_path_is_not_obeyed(database: Database) -> None:
         await made.ready()
         await owner(
             made,
-            "update mana.records set fields = fields - 'objective' where table_name = 'aiMissions'",
+            "update mana.records set fields = fields::jsonb - 'objective' where table_name = 'aiMissions'",
         )
         assert await run_once(made) == ("skipped", "signature-rejected")
 

@@ -241,6 +241,7 @@ def _value(column: Column, number: int) -> Any:
     made: dict[str, Any] = {
         "text": f"{column.name}-{number}",
         "text[]": [],
+        "json": {},
         "jsonb": {},
         "boolean": False,
         "integer": number + 1,

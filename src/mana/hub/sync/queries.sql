@@ -51,8 +51,8 @@ with logged as (
     author_id, visibility, op, data, field_meta, client_id, created_at, schema_version, actor,
     origin, group_id, guards, signature)
   select $1, c.seq, c.change_id, c.app_id, c.table_name, c.record_id, mana.current_account(),
-    c.author_id, c.visibility, c.op, c.data::jsonb, c.field_meta::jsonb, $3, $4, $5,
-    c.actor::jsonb, c.origin, c.group_id, c.guards::jsonb, c.signature::jsonb
+    c.author_id, c.visibility, c.op, c.data::json, c.field_meta::json, $3, $4, $5,
+    c.actor::json, c.origin, c.group_id, c.guards::json, c.signature::json
     from unnest($6::bigint[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
       $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[],
       $19::text[], $20::text[])
@@ -61,8 +61,8 @@ with logged as (
 ), merged as (
   insert into mana.records as r (space_id, table_name, record_id, author_id, visibility, fields,
     proofs, seq, deleted)
-  select $1, c.table_name, c.record_id, c.author_id, c.visibility, c.fields::jsonb,
-    c.proofs::jsonb, c.seq, c.deleted
+  select $1, c.table_name, c.record_id, c.author_id, c.visibility, c.fields::json,
+    c.proofs::json, c.seq, c.deleted
     from unnest($21::text[], $22::text[], $23::text[], $24::text[], $25::text[], $26::text[],
       $27::bigint[], $28::boolean[])
       as c (table_name, record_id, author_id, visibility, fields, proofs, seq, deleted)
