@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mana.crypto.envelope import parse_json
 from mana.domain.actors import Actor, actor_from_wire, agent_at_work, origin_of, person
 from mana.domain.changes import ChangeKind
 from mana.domain.encoding import canonical_json, length_prefixed
@@ -13,6 +14,7 @@ from mana.domain.errors import Invalid, NotFound
 from mana.domain.ids import RecordId, derived_id, iteration_id
 from mana.domain.records import Snapshot, View, assemble, with_changes
 from mana.domain.tables import Document, Shape, Table, Text, Whole, plain, sealed
+from mana.registry.catalogue import load_catalogue
 from tests.domain.strategies import json_values
 
 TABLE = Table(
@@ -145,3 +147,30 @@ def test_actors_survive_the_wire_and_give_the_origin() -> None:
     for actor, origin in cases.items():
         assert actor_from_wire(actor.to_wire()) == actor
         assert origin_of(actor) == origin
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"1" + b"0" * 4_000,
+        b"-1" + b"0" * 4_000,
+        b"1e400",
+        b"-0.0",
+        b"[" * 900 + b"]" * 900,
+        b'{"position":"a","value":[{}]}',
+        b'{"position":1,"value":{}}',
+        b'"2026-13-45"',
+        b'"\\u0000"',
+    ],
+)
+def test_what_a_member_seals_is_taken_or_refused(raw: bytes) -> None:
+    """The hub cannot look into a sealed value, so no value in any field breaks who reads it."""
+    value = parse_json(raw)
+    for table in load_catalogue().tables:
+        for declared in table.fields:
+            path = declared.name if declared.shape is Shape.VALUE else f"{declared.name}/e"
+            try:
+                table.check(path, value)
+            except Invalid:
+                continue
+            assemble(table, {path: value})

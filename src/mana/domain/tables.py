@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -88,7 +89,8 @@ class Number:
         """Raise Invalid unless this is a finite number."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Invalid("expected a number")
-        if not math.isfinite(value):
+        # Of a whole number that no float holds, `isfinite` cannot even be asked.
+        if abs(value) > sys.float_info.max or not math.isfinite(value):
             raise Invalid("expected a finite number")
 
 
