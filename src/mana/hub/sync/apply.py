@@ -98,6 +98,9 @@ def apply_batch(
     state = _State(tables, writer, place, head, dict(known), dict(standing), taken)
     outcome: dict[int, PushResult] = {}
     for unit in _units(changes):
+        if len(unit) == 1:
+            outcome[unit[0]] = state.take_one(changes[unit[0]])
+            continue
         results = state.take([changes[position] for position in unit])
         outcome.update(zip(unit, results, strict=True))
     written = {ref: state.records[ref] for ref in state.written}
@@ -107,11 +110,16 @@ def apply_batch(
 
 def _units(changes: Sequence[ChangeMessage]) -> list[list[int]]:
     """Return the positions of groups as one unit each, at the place of their first member."""
-    units: dict[str, list[int]] = {}
+    units: list[list[int]] = []
+    groups: dict[str, list[int]] = {}
     for position, change in enumerate(changes):
-        key = f"group:{change.group}" if change.group is not None else str(position)
-        units.setdefault(key, []).append(position)
-    return list(units.values())
+        if change.group is not None and change.group in groups:
+            groups[change.group].append(position)
+            continue
+        units.append([position])
+        if change.group is not None:
+            groups[change.group] = units[-1]
+    return units
 
 
 @dataclass(slots=True)
@@ -127,6 +135,30 @@ class _State:
     taken: frozenset[RecordRef]
     accepted: list[Accepted] = field(default_factory=list)
     written: dict[RecordRef, None] = field(default_factory=dict)
+
+    def take_one(self, change: ChangeMessage) -> PushResult:
+        """Apply a change that stands alone; the same as `take` of it, and most of a push."""
+        change_id, ref = change.change_id, ref_of(change)
+        logged = self.known.get(change_id)
+        if logged is not None and logged.own and logged.ref == ref:
+            return PushResult(change_id=change_id, status="duplicate", seq=logged.seq)
+        seq = self.head + 1
+        code = refusal_of(change, self.tables, self.writer, self.place)
+        if code is None:
+            try:
+                merged = self._apply(change, self.records.get(ref), seq)
+            except Refused as refused:
+                code = refused.code
+        if code is None and logged is not None:
+            code = "id-taken"
+        if code is not None:
+            return PushResult(change_id=change_id, status="refused", code=code)
+        self.head = seq
+        self.accepted.append(Accepted(change, seq))
+        self.known[change_id] = Logged(seq, ref, own=True)
+        self.records[ref] = merged
+        self.written[ref] = None
+        return PushResult(change_id=change_id, status="accepted", seq=seq)
 
     def take(self, unit: Sequence[ChangeMessage]) -> list[PushResult]:
         """Apply one change, or one group as a whole; return the results in its order."""
@@ -145,7 +177,9 @@ class _State:
             code = refusal_of(change, self.tables, self.writer, self.place)
             if code is None and not codes:
                 try:
-                    self._apply(change, draft, seq)
+                    ref = ref_of(change)
+                    standing = draft.get(ref) or self.records.get(ref)
+                    draft[ref] = self._apply(change, standing, seq)
                 except Refused as refused:
                     code = refused.code
             if code is not None:
@@ -190,15 +224,16 @@ class _State:
         fresh.discard(seq)
         return PushResult(change_id=change.change_id, status=status, seq=seq)
 
-    def _apply(self, change: ChangeMessage, draft: dict[RecordRef, MergedRecord], seq: int) -> None:
-        ref = ref_of(change)
-        table = self.tables[change.table]
-        held = draft.get(ref) or self.records.get(ref)
+    def _apply(
+        self, change: ChangeMessage, standing: MergedRecord | None, seq: int
+    ) -> MergedRecord:
+        """Return the record after a change; refuse what the record as it stands does not allow."""
+        table, held = self.tables[change.table], standing
         if held is None:
             # The same answer whether the record is hidden or was never there.
             if change.op in _OUTDATED:
                 raise Refused(_OUTDATED[change.op])
-            if ref in self.taken or change.author_id != self.writer.account:
+            if ref_of(change) in self.taken or change.author_id != self.writer.account:
                 raise Refused("fixed-field")
             visibility: Visibility = "private" if change.visibility == "private" else "space"
             record = Record(table.name, RecordId(change.id), change.author_id, visibility, {})
@@ -216,7 +251,7 @@ class _State:
             mine = held.record.author_id == self.writer.account
             raise Refused("stale-key" if mine else "fixed-field")
         proofs = _proofs(held, merged, change, table, self.place.space_id)
-        draft[ref] = MergedRecord(merged.record, proofs, seq, merged.flipped)
+        return MergedRecord(merged.record, proofs, seq, merged.flipped)
 
 
 def _written(change: ChangeMessage) -> dict[str, Entry]:
@@ -230,6 +265,8 @@ def _written(change: ChangeMessage) -> dict[str, Entry]:
 def _merged(held: MergedRecord, change: ChangeMessage, table: Table) -> MergedRecord:
     standing, new = held.record.entries, _written(change)
     _check_fixed(table, standing, new)
+    if not standing and not change.guards:
+        return _with(held, new)
     free, set_ = new, {}
     # `validate.py` has seen to it that exactly the guarded paths of a change have a guard.
     for path, value in change.guards.items():

@@ -26,7 +26,6 @@ from mana.protocol.messages import (
 )
 
 LOG_COLUMNS: Final = (
-    "seq",
     "change_id",
     "app_id",
     "table_name",
@@ -52,7 +51,8 @@ RECORD_COLUMNS: Final = (
     "seq",
     "deleted",
 )
-_JSON: Final = frozenset({"data", "field_meta", "actor", "guards", "signature", "fields", "proofs"})
+BETWEEN: Final = "\x1f"
+"""Stands between the values of a column. No id has it, and JSON writes it as an escape."""
 
 
 class _Entry(msgspec.Struct, frozen=True, rename="camel"):
@@ -94,24 +94,23 @@ def merged_of(row: StoredRecord) -> MergedRecord:
     return MergedRecord(record, row.proofs, row.seq)
 
 
-def row_of(merged: MergedRecord) -> dict[str, Any]:
-    """Return the row of `records` that keeps a record."""
+def row_of(merged: MergedRecord) -> tuple[str, ...]:
+    """Return the row of `records` that keeps a record, in the order of RECORD_COLUMNS, as text."""
     record = merged.record
-    return {
-        "table_name": record.table,
-        "record_id": record.id,
-        "author_id": record.author_id,
-        "visibility": record.visibility,
-        "fields": {
-            path: _Entry(
-                entry.value, entry.at, _wire_of(entry.actor), entry.origin, entry.change_id
-            )
-            for path, entry in record.entries.items()
-        },
-        "proofs": merged.proofs,
-        "seq": merged.seq,
-        "deleted": record.deleted,
+    fields = {
+        path: _Entry(entry.value, entry.at, _wire_of(entry.actor), entry.origin, entry.change_id)
+        for path, entry in record.entries.items()
     }
+    return (
+        record.table,
+        record.id,
+        record.author_id,
+        record.visibility,
+        encode(fields).decode(),
+        encode(merged.proofs).decode() if merged.proofs else "{}",
+        str(merged.seq),
+        "true" if record.deleted else "false",
+    )
 
 
 # Nearly all entries that a hub sees at a time are by the same few actors.
@@ -125,26 +124,34 @@ def _wire_of(actor: Actor) -> msgspec.Raw:
     return msgspec.Raw(encode(actor.to_wire()))
 
 
-def log_row_of(accepted: Accepted, table: Table) -> dict[str, Any]:
-    """Return the row of `sync_changes` that keeps a change."""
+def log_row_of(accepted: Accepted, table: Table) -> tuple[str, ...]:
+    """Return the row of `sync_changes` that keeps a change, in the order of LOG_COLUMNS, as text.
+
+    What is empty is null; places in the log go up by one from row to row, and are not in it.
+    """
     change = accepted.change
-    return {
-        "seq": accepted.seq,
-        "change_id": change.change_id,
-        "app_id": table.app_id,
-        "table_name": change.table,
-        "record_id": change.id,
-        "author_id": change.author_id,
-        "visibility": change.visibility,
-        "op": change.op,
-        "data": {path: write.value for path, write in change.fields.items()},
-        "field_meta": {path: write.at for path, write in change.fields.items()},
-        "actor": change.actor,
-        "origin": change.origin,
-        "group_id": change.group,
-        "guards": change.guards or None,
-        "signature": change.signature,
-    }
+    fields = change.fields
+    return (
+        change.change_id,
+        table.app_id,
+        change.table,
+        change.id,
+        change.author_id,
+        change.visibility,
+        change.op,
+        encode({path: write.value for path, write in fields.items()}).decode(),
+        encode({path: write.at for path, write in fields.items()}).decode(),
+        _text_of(tuple(change.actor.items())),
+        change.origin,
+        change.group or "",
+        encode(change.guards).decode() if change.guards else "",
+        "" if change.signature is None else encode(change.signature).decode(),
+    )
+
+
+@lru_cache(maxsize=1_024)
+def _text_of(actor: tuple[tuple[str, str], ...]) -> str:
+    return encode(dict(actor)).decode()
 
 
 def logged_of(row: Mapping[str, Any]) -> LoggedChange:
@@ -201,12 +208,9 @@ def state_answer(
     return f'{{"records":[{records}],"head":{head},"hubTime":"{hub_time}"{end}}}'.encode()
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[Any]]:
-    """Return rows as one list per column, JSON as text, in the order of the names."""
-    columns = []
-    for name in names:
-        values = [row[name] for row in rows]
-        if name in _JSON:
-            values = [None if value is None else encode(value).decode() for value in values]
-        columns.append(values)
-    return columns
+def columns_of(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return rows as one text for each column.
+
+    A text for each value would be looked at many times on its way into an array of PostgreSQL.
+    """
+    return [BETWEEN.join(column) for column in zip(*rows, strict=True)]

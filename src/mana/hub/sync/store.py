@@ -32,8 +32,6 @@ from mana.hub.db import (
 )
 from mana.hub.sync.apply import Batch, Logged, MergedRecord, RecordRef, apply_batch, ref_of
 from mana.hub.sync.rows import (
-    LOG_COLUMNS,
-    RECORD_COLUMNS,
     StoredRecord,
     columns_of,
     log_row_of,
@@ -158,9 +156,8 @@ class ChangeLog:
     async def _write(
         self, tx: Transaction, space_id: SpaceId, writer: Writer, batch: Batch, *, now_ms: int
     ) -> None:
-        log = [
-            log_row_of(accepted, self._tables[accepted.change.table]) for accepted in batch.accepted
-        ]
+        tables = self._tables
+        log = [log_row_of(accepted, tables[accepted.change.table]) for accepted in batch.accepted]
         merged = list(batch.records.values())
         now = datetime.fromtimestamp(now_ms // 1_000, UTC) + timedelta(milliseconds=now_ms % 1_000)
         await tx.one(
@@ -170,9 +167,10 @@ class ChangeLog:
             writer.device_id,
             now,
             SCHEMA_VERSION,
-            *columns_of(log, LOG_COLUMNS),
-            *columns_of([row_of(record) for record in merged], RECORD_COLUMNS),
+            *columns_of(log),
+            *columns_of([row_of(record) for record in merged]),
             f"{space_id}:{batch.head}",
+            len(log),
         )
         await self._flip(tx, space_id, [record for record in merged if record.flipped])
         for projection in self._projections:
