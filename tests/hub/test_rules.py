@@ -478,8 +478,10 @@ def test_what_decides_does_not_flip() -> None:
     assert space.push(ADA, *batch) == ["accepted"] * 3
     for table in tables:
         assert space.push(ADA, space.flip(ADA, (table, "m1"), "private")) == ["fixed-field"], table
-    born = edited(profile, id="m2", visibility="private", change_id=str(uuid.uuid4()))
-    assert space.push(ADA, fields(born, name=envelope("p", 1, 1))) == ["fixed-field"]
+    for first, path, cls in zip(batch, ("goal", "summary", "name"), "pmp", strict=True):
+        born = edited(first, id="m2", visibility="private", change_id=str(uuid.uuid4()))
+        again = signed(ADA, fields(born, **{path: envelope(cls, 1, 1)}))
+        assert space.push(ADA, again) == ["fixed-field"], first.table
 
 
 def test_the_journal_flips() -> None:

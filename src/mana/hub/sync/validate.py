@@ -155,7 +155,7 @@ def _check(
     else:
         _check_actor(change, table, writer)
     if change.visibility == "private" and (
-        change.author_id != writer.account or table.written_by != "members"
+        change.author_id != writer.account or not table.flips
     ):
         raise Refused("fixed-field")
     if change.op == FLIP:
