@@ -54,7 +54,8 @@ class ChangeMessage(
     """One record's written fields. `op` is informative, except `reseal` and `flip` (sync.md, 3).
 
     `guards` maps a guarded path to the value that must stand on the hub for this change to be
-    accepted; the new value is in `fields`. `group`: accepted or refused as a whole.
+    accepted; the new value is in `fields`. `group`: accepted or refused as a whole. `seen`: how
+    far in the space's log its writer had read; nothing is decided by it but what a person is told.
     """
 
     change_id: Short
@@ -69,6 +70,7 @@ class ChangeMessage(
     group: Short | None = None
     guards: dict[str, Json] = msgspec.field(default_factory=dict)
     signature: Signature | None = None
+    seen: int | None = None
 
 
 class PushRequest(Request, frozen=True):
