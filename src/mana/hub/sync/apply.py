@@ -19,7 +19,7 @@ from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.merge import merge_entries
 from mana.domain.records import Entry, Record, Visibility, key_version
 from mana.domain.tables import DELETED_AT, Table
-from mana.hub.sync.validate import FLIP, RESEAL, Place, Refused, Writer, actor_of, refusal_of
+from mana.hub.sync.validate import FLIP, RESEAL, Place, Refused, Writer, actor_of, check, refusal_of
 from mana.protocol.messages import ChangeMessage, Proof, PushResult
 
 RecordRef: TypeAlias = tuple[str, str]
@@ -143,16 +143,13 @@ class _State:
         if logged is not None and logged.own and logged.ref == ref:
             return PushResult(change_id=change_id, status="duplicate", seq=logged.seq)
         seq = self.head + 1
-        code = refusal_of(change, self.tables, self.writer, self.place)
-        if code is None:
-            try:
-                merged = self._apply(change, self.records.get(ref), seq)
-            except Refused as refused:
-                code = refused.code
-        if code is None and logged is not None:
-            code = "id-taken"
-        if code is not None:
-            return PushResult(change_id=change_id, status="refused", code=code)
+        try:
+            check(change, self.tables, self.writer, self.place)
+            merged = self._apply(change, self.records.get(ref), seq)
+            if logged is not None:
+                raise Refused("id-taken")
+        except Refused as refused:
+            return PushResult(change_id=change_id, status="refused", code=refused.code)
         self.head = seq
         self.accepted.append(Accepted(change, seq))
         self.known[change_id] = Logged(seq, ref, own=True)

@@ -107,7 +107,7 @@ def refusal_of(
 ) -> str | None:
     """Return why the hub refuses this change whatever stands, or None."""
     try:
-        _check(change, tables, writer, place)
+        check(change, tables, writer, place)
     except Refused as refused:
         return refused.code
     return None
@@ -137,9 +137,8 @@ def _actor(members: tuple[tuple[str, str], ...]) -> Actor:
 _stamp: Final = lru_cache(maxsize=1_024)(parse_stamp)
 
 
-def _check(
-    change: ChangeMessage, tables: Mapping[str, Table], writer: Writer, place: Place
-) -> None:
+def check(change: ChangeMessage, tables: Mapping[str, Table], writer: Writer, place: Place) -> None:
+    """Raise Refused where `refusal_of` would return a code."""
     _check_form(change)
     table = tables.get(change.table)
     if table is None:
@@ -154,21 +153,24 @@ def _check(
         _check_reseal(change, table, writer)
     else:
         _check_actor(change, table, writer)
-    if change.visibility == "private" and (
-        change.author_id != writer.account or not table.flips
-    ):
+    if change.visibility == "private" and (change.author_id != writer.account or not table.flips):
         raise Refused("fixed-field")
     if change.op == FLIP:
         _check_flip(change, table, writer)
+    classes, stamped, guarded = _classes(table, change.visibility), "", bool(change.guards)
     for path, write in change.fields.items():
-        # A re-seal keeps the stamps of those who wrote, whatever their clocks and devices.
-        _check_stamp(write.at, None if reseal else writer, place)
+        if write.at != stamped:
+            stamped = write.at
+            # A re-seal keeps the stamps of those who wrote, whatever their clocks and devices.
+            _check_stamp(stamped, None if reseal else writer, place)
         declared = _field_at(table, path)
         if declared.sealed:
-            _check_sealed(write.value, table, change.visibility, place.key_version)
+            _check_sealed(write.value, classes, place.key_version)
         else:
             _check_plain(table, path, write.value)
-    _check_guards(change, table)
+            guarded = guarded or declared.guarded
+    if guarded:
+        _check_guards(change, table)
     _check_signature(change, table, writer, place)
 
 
@@ -267,7 +269,7 @@ def _field_at(table: Table, path: str) -> Field:
         raise Refused("unknown-path") from None
 
 
-def _check_sealed(value: Json, table: Table, visibility: str, key_version: int) -> None:
+def _check_sealed(value: Json, classes: tuple[KeyClass, ...], key_version: int) -> None:
     if value is None:
         return
     if not isinstance(value, str) or not value.startswith("enc:"):
@@ -276,7 +278,7 @@ def _check_sealed(value: Json, table: Table, visibility: str, key_version: int) 
         envelope = parse_envelope(value)
     except Malformed:
         raise Refused("bad-envelope") from None
-    if envelope.cls not in _classes(table, visibility):
+    if envelope.cls not in classes:
         raise Refused("bad-envelope")
     # Private keys have versions of their own, which only their author counts.
     if envelope.cls != "p" and envelope.version != key_version:
