@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,25 +12,20 @@ from typing import Any
 
 import httpx
 
-from mana.crypto.invitations import acceptance_mac, invitation_token, new_secret, token_hash
-from mana.crypto.primitives import b64
-from mana.device import membership
 from mana.device.app import DeviceHost, build
 from mana.device.desk import Device
 from mana.device.operations import Operations
 from mana.device.settings import DeviceSettings
-from mana.device.vault import SpaceKeys, found_space
-from mana.domain.clock import iso_ms
 from mana.domain.missions import InputRef
-from mana.domain.spaces import Member, Role, SpaceType
+from mana.domain.spaces import Role, SpaceType
 from mana.hub.runner.app import Runner
 from mana.hub.runner.app import build as build_runner
 from mana.hub.runner.settings import RunnerSettings
 from mana.models.rules import Rules
 from mana.planning.ports import Model
-from mana.protocol.messages import AcceptInvitation, MembershipAppend, NewInvitation
 from mana.testing.accounts import CHEAP, PASSWORD
 from mana.testing.postgres import Database
+from tests.device import shared
 from tests.device.rig import Wire
 from tests.hub.client import Served, served_hub
 from tests.runner.world import InlineWorkers
@@ -182,64 +176,18 @@ async def _no_live(request: httpx.Request, under: httpx.AsyncBaseTransport) -> N
 
 async def shared_space(owner: Device, space_type: SpaceType = "team") -> str:
     """Found a shared space with its key and its private one; return its id."""
-    inner = operations(owner).opened.book.inner()
-    vault = inner.vault
-    now_ms = operations(owner).opened.now_ms()
-    _, founded = found_space(vault.identity, vault.master_key, space_type, now_ms=now_ms)
-    info = await inner.hub.create_space(founded)
-    inner.vault.take_space(info)
-    await inner.syncer.keep_spaces()
-    return info.space_id
+    opened = operations(owner).opened
+    return (await shared.found(opened.book, space_type, now_ms=opened.now_ms())).space
 
 
 async def let_in(owner: Device, space_id: str, newcomer: Device, role: Role = "member") -> None:
     """Invite a person into a space, accept for them, and let them in; they make their key."""
-    theirs, ours = (operations(one).opened.book.inner() for one in (newcomer, owner))
-    public = theirs.vault.identity.public()
-    member = Member(
-        theirs.vault.account_id,
-        role,
-        b64(public.signing_key.to_bytes()),
-        b64(public.hpke_key.to_bytes()),
-    )
-    now_ms = operations(owner).opened.now_ms()
-    invitation, secret = str(uuid.uuid4()), new_secret()
-    token = invitation_token(secret, space_id, invitation)
-    await ours.hub.create_invitation(
-        space_id,
-        NewInvitation(
-            invitation_id=invitation,
-            role="member" if role == "owner" else role,
-            token_hash=token_hash(token),
-            expires_at=iso_ms(now_ms + 24 * 60 * 60 * 1_000),
-        ),
-    )
-    mac = acceptance_mac(
-        secret,
-        space_id,
-        invitation,
-        account_id=member.account_id,
-        signing_key=member.signing_key,
-        hpke_key=member.hpke_key,
-    )
-    accepted = AcceptInvitation(space_id=space_id, token=b64(token), mac=b64(mac))
-    await theirs.hub.accept_invitation(invitation, accepted)
-    await change_members(owner, space_id, lambda space, hand: membership.add(space, hand, member))
-    await theirs.syncer.refresh_spaces()
-    if not theirs.vault.space(space_id).private_keys:
-        await theirs.hub.add_private_keys(space_id, [theirs.vault.new_private_key(space_id)])
-        await theirs.syncer.refresh_spaces()
+    ours, theirs = operations(owner).opened, operations(newcomer).opened
+    await shared.join(ours.book.in_space(space_id), theirs.book, role, now_ms=ours.now_ms())
     await newcomer.sync_now()
 
 
-async def change_members(
-    owner: Device,
-    space_id: str,
-    build: Callable[[SpaceKeys, membership.Hand], MembershipAppend],
-) -> None:
+async def change_members(owner: Device, space_id: str, build: shared.Build) -> None:
     """Append to the log of a space, as a device of this person does."""
-    inner = operations(owner).opened.book.inner()
-    hand = membership.Hand(inner.vault.identity, operations(owner).opened.now_ms())
-    append = build(inner.vault.space(space_id), hand)
-    inner.vault.take_space(await inner.hub.append_member(space_id, append))
-    await inner.syncer.keep_spaces()
+    opened = operations(owner).opened
+    await shared.append(opened.book.in_space(space_id), build, now_ms=opened.now_ms())
