@@ -28,7 +28,10 @@ sends it to nobody.
 <div lang="de">
 <h1>Du bist in einen Bereich auf diesem Hub eingeladen</h1>
 <p>Kopiere die ganze Adresse dieser Seite und öffne sie in Mana auf deinem eigenen Gerät:
-<b>Bereiche</b>, dann <b>Mit einem Link beitreten</b>.
+<b lang="en">Spaces</b>, dann <b lang="en">Join by a link</b>; oder im Terminal
+<code>mana space join</code>.
+<p>Diese Seite kann es nicht: Was die Einladung öffnet, steht am Ende der Adresse, und dein Browser
+schickt es niemandem.
 </div>
 </html>
 """
