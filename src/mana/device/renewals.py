@@ -15,7 +15,7 @@ import msgspec
 
 from mana.crypto.envelope import Binding, open_field, parse_envelope
 from mana.device.replica import OutboxRow, Tx
-from mana.device.sealing import Sealer
+from mana.device.sealing import TARGET_ID, TARGET_TABLE, Sealer
 from mana.domain.actors import actor_from_wire
 from mana.domain.clock import Stamp, next_stamp, observe, parse_stamp
 from mana.domain.encoding import Json
@@ -25,8 +25,6 @@ from mana.domain.tables import Sealing
 from mana.protocol.messages import ChangeMessage
 
 _SEALED: Final = "enc:2:"
-TARGET: Final = ("targetTable", "targetId")
-"""The plain fields by which a record names the one that it is about."""
 
 Differ: TypeAlias = Callable[[str, Record, Record, str], bool]
 
@@ -130,9 +128,9 @@ def _is_of_private(sealer: Sealer, tx: Tx, row: OutboxRow) -> bool:
     change = row.message
     if sealer.catalogue.table(change.table).sealing is not Sealing.TARGET:
         return False
-    named = [change.fields[name].value for name in TARGET if name in change.fields]
-    if len(named) != len(TARGET):
+    if TARGET_TABLE not in change.fields or TARGET_ID not in change.fields:
         return False
+    named = change.fields[TARGET_TABLE].value, change.fields[TARGET_ID].value
     target = tx.held(row.space, str(named[0]), str(named[1]))
     return target is not None and target.record.visibility == "private"
 

@@ -46,11 +46,10 @@ _SEALED: Final = "enc:2:"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How many records of a space stand under which version of its key, oldest value first.
+    """How many records of a space stand under which version of its key, by their oldest value.
 
-    `private` counts by version of this account's private key. `waiting`: records that could not
-    be sealed anew for now. Records that nobody may seal anew (what the runner signed) are not
-    counted.
+    `private` counts by version of this account's private key. Records that this account may not
+    seal anew, as what the runner signed, are not counted.
     """
 
     version: int

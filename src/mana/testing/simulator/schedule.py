@@ -14,7 +14,6 @@ import msgspec
 
 from mana.testing.simulator.network import Weather
 
-MINUTE_S: Final = 60.0
 HOUR_S: Final = 3_600.0
 DAY_S: Final = 86_400.0
 
