@@ -166,7 +166,7 @@ def test_guards_are_a_chain(wanted: list[str], data: st.DataObject) -> None:
 def read(names: Sequence[str], columns: Sequence[str]) -> dict[str, Any]:
     """Return the one row of some columns, as PostgreSQL gives it back."""
     read = dict(zip(names, columns, strict=True))
-    json_ = {"data", "field_meta", "actor", "guards", "signature", "fields", "proofs"}
+    json_ = {"data", "field_meta", "actor", "guards", "signature", "fields", "proofs", "seen"}
     return {
         name: msgspec.json.decode(text) if name in json_ and text else text or None
         for name, text in read.items()

@@ -120,6 +120,19 @@ async def test_round_trip(database: Database) -> None:
         assert (record.author_id, record.visibility) == (ada.account.account_id, "space")
 
 
+async def test_what_a_writer_had_read(database: Database) -> None:
+    """How far its writer had read comes back with each change, and only if it is a place."""
+    async with served_hub(database) as served:
+        ada = await served.sign_up("ada")
+        places = [None, 0, 7, 2**53, -1, 2**53 + 1]
+        changes = [
+            msgspec.structs.replace(task(ada, f"t{number}"), seen=seen)
+            for number, seen in enumerate(places)
+        ]
+        assert codes(await ada.push(changes)) == ["accepted"] * 4 + ["bad-value"] * 2
+        assert [logged.change.seen for logged in (await ada.pull()).changes] == places[:4]
+
+
 async def test_a_hub_that_was_rolled_back_says_so(database: Database) -> None:
     """Whoever saw more of a log than the hub still holds is told, and nothing is taken."""
     async with served_hub(database) as served:

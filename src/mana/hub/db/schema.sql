@@ -550,6 +550,7 @@ create table mana.sync_changes (
   group_id text,
   guards json,
   signature json,
+  seen bigint,
   constraint sync_changes_pkey PRIMARY KEY (space_id, seq),
   constraint sync_changes_once UNIQUE (space_id, change_id, user_id),
   constraint sync_changes_op_check CHECK ((op = ANY (ARRAY['insert'::text, 'update'::text, 'delete'::text, 'reseal'::text, 'flip'::text]))),

@@ -49,29 +49,31 @@ returning table_name, record_id
 with logged as (
   insert into mana.sync_changes (space_id, seq, change_id, app_id, table_name, record_id, user_id,
     author_id, visibility, op, data, field_meta, client_id, created_at, schema_version, actor,
-    origin, group_id, guards, signature)
-  select $1, $2 - $29::bigint + c.number, c.change_id, c.app_id, c.table_name, c.record_id,
+    origin, group_id, guards, signature, seen)
+  select $1, $2 - $30::bigint + c.number, c.change_id, c.app_id, c.table_name, c.record_id,
     mana.current_account(), c.author_id, c.visibility, c.op, c.data::json, c.field_meta::json,
-    $3, $4, $5, c.actor::json, c.origin, c.group_id, c.guards::json, c.signature::json
+    $3, $4, $5, c.actor::json, c.origin, c.group_id, c.guards::json, c.signature::json,
+    c.seen::bigint
     from unnest(string_to_array($6, e'\x1f'), string_to_array($7, e'\x1f'),
       string_to_array($8, e'\x1f'), string_to_array($9, e'\x1f'),
       string_to_array($10, e'\x1f'), string_to_array($11, e'\x1f'),
       string_to_array($12, e'\x1f'), string_to_array($13, e'\x1f'),
       string_to_array($14, e'\x1f'), string_to_array($15, e'\x1f'),
       string_to_array($16, e'\x1f'), string_to_array($17, e'\x1f', ''),
-      string_to_array($18, e'\x1f', ''), string_to_array($19, e'\x1f', ''))
+      string_to_array($18, e'\x1f', ''), string_to_array($19, e'\x1f', ''),
+      string_to_array($20, e'\x1f', ''))
       with ordinality
       as c (change_id, app_id, table_name, record_id, author_id, visibility, op, data,
-        field_meta, actor, origin, group_id, guards, signature, number)
+        field_meta, actor, origin, group_id, guards, signature, seen, number)
 ), merged as (
   insert into mana.records as r (space_id, table_name, record_id, author_id, visibility, fields,
     proofs, seq, deleted)
   select $1, c.table_name, c.record_id, c.author_id, c.visibility, c.fields::json,
     c.proofs::json, c.seq::bigint, c.deleted::boolean
-    from unnest(string_to_array($20, e'\x1f'), string_to_array($21, e'\x1f'),
-      string_to_array($22, e'\x1f'), string_to_array($23, e'\x1f'),
-      string_to_array($24, e'\x1f'), string_to_array($25, e'\x1f'),
-      string_to_array($26, e'\x1f'), string_to_array($27, e'\x1f'))
+    from unnest(string_to_array($21, e'\x1f'), string_to_array($22, e'\x1f'),
+      string_to_array($23, e'\x1f'), string_to_array($24, e'\x1f'),
+      string_to_array($25, e'\x1f'), string_to_array($26, e'\x1f'),
+      string_to_array($27, e'\x1f'), string_to_array($28, e'\x1f'))
       as c (table_name, record_id, author_id, visibility, fields, proofs, seq, deleted)
       on conflict (space_id, table_name, record_id) do update
      set fields = excluded.fields, proofs = excluded.proofs, seq = excluded.seq,
@@ -79,7 +81,7 @@ with logged as (
 ), advanced as (
   update mana.space_heads set seq = $2 where space_id = $1
 )
-select pg_notify('mana_live', $28)
+select pg_notify('mana_live', $29)
 
 -- name: show
 delete from mana.hidden_records h
@@ -99,7 +101,7 @@ update mana.records r set visibility = k.visibility
 -- name: changes_after
 select p.seq, p.change_id, p.table_name, p.record_id, p.author_id, p.visibility, p.op,
   case when p.before < $5 then p.data end as data, p.field_meta,
-  p.client_id, p.actor, p.origin, p.group_id, p.guards, p.signature
+  p.client_id, p.actor, p.origin, p.group_id, p.guards, p.signature, p.seen
   from (
     select c.*, coalesce(sum(pg_column_size(c.data) + pg_column_size(c.field_meta))
       over (order by c.seq rows between unbounded preceding and 1 preceding), 0) as before

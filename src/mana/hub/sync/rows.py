@@ -40,6 +40,7 @@ LOG_COLUMNS: Final = (
     "group_id",
     "guards",
     "signature",
+    "seen",
 )
 RECORD_COLUMNS: Final = (
     "table_name",
@@ -146,6 +147,7 @@ def log_row_of(accepted: Accepted, table: Table) -> tuple[str, ...]:
         change.group or "",
         encode(change.guards).decode() if change.guards else "",
         "" if change.signature is None else encode(change.signature).decode(),
+        "" if change.seen is None else str(change.seen),
     )
 
 
@@ -173,6 +175,7 @@ def logged_of(row: Mapping[str, Any]) -> LoggedChange:
         group=row["group_id"],
         guards=row["guards"] or {},
         signature=None if signature is None else msgspec.convert(signature, Signature),
+        seen=row["seen"],
     )
     return LoggedChange(seq=row["seq"], change=change, device_id=row["client_id"])
 

@@ -12,6 +12,9 @@ alter table mana.records
   alter column fields type json using fields::json,
   alter column proofs type json using proofs::json;
 
+-- How far in the log its writer had read when a change was written; older changes do not say.
+alter table mana.sync_changes add column seen bigint;
+
 -- A new type brings its own storage: ciphertext does not shrink (0007).
 alter table mana.sync_changes alter column data set storage external;
 alter table mana.records alter column fields set storage external;
