@@ -600,6 +600,23 @@ async def test_a_manager_who_spoils_a_key_stops_one_space_only(home: Household) 
     assert "Yes" in await titles(team)
 
 
+async def test_the_key_is_changed_before_anything_is_sent_under_it(home: Household) -> None:
+    """What a manager wrote after somebody left is never sent under the key that they know."""
+    ada, bob = await home.person("ada"), await home.person("bob")
+    space = await shared_space(ada)
+    await let_in(ada, space, bob)
+    await ada.sync_now()
+    await bob.in_space(space).leave()
+    note = await ada.in_space(space).create("notes", {"title": "Said when Bob was out"})
+    wire = home.places[0].wire
+    wire.seen.clear()
+    await ada.sync_now()
+    pushed = [body for method, path, body in wire.seen if path.endswith(f"{space}/changes")]
+    assert any(note.encode() in body and b'"enc:2:s2:' in body for body in pushed)
+    assert not any(b'"enc:2:s1:' in body for body in pushed)
+    assert (await ada.status()).sync.waiting == 0
+
+
 async def test_what_was_kept_before_spaces_were_shared_still_opens(home: Household) -> None:
     """A list of spaces, as earlier versions kept them, is read."""
     ada = await home.person("ada")

@@ -27,7 +27,7 @@ from mana.device.renewals import differs, renamer, resealer, restamper
 from mana.device.replica import HUB_TIME, OutboxRow, Replica, Space, Tx, Watch
 from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
-from mana.device.vault import OpenedVault, random_id
+from mana.device.vault import OpenedVault, SpaceKeys, random_id
 from mana.device.views import LinkState, Notice, SyncStatus
 from mana.domain.clock import DRIFT_MS_MAX, Stamp, observe, parse_stamp
 from mana.domain.encoding import sha256
@@ -42,6 +42,7 @@ from mana.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
+from mana.domain.spaces import can_manage, rotation_due
 from mana.protocol.errors import RateLimited
 from mana.protocol.messages import (
     PULL_LIMIT_MAX,
@@ -141,6 +142,8 @@ class Syncer:
         self._spaces_ms = 0
         self._spaces_seen = b""
         self._is_hook_due = False
+        self._defers = False
+        self._has_deferred = False
         self._kept = b""
         self._kept_sealed: str | None = None
         self._seen_mark = 0
@@ -218,10 +221,18 @@ class Syncer:
         which is done anyway if there is a reason to.
         """
         error: ManaError | None = None
-        for _ in range(_ROUNDS_MAX):
+        for number in range(_ROUNDS_MAX):
             async with self._one_at_a_time:
-                error = await self._round(spaces=spaces)
-            if isinstance(error, _EVERYWHERE) or not await self._follow_spaces():
+                # Once: what keeps the key from being changed must not keep edits here for ever.
+                self._defers = number == 0 and self.after_spaces is not None
+                self._has_deferred = False
+                try:
+                    error = await self._round(spaces=spaces)
+                finally:
+                    self._defers = False
+            if isinstance(error, _EVERYWHERE):
+                break
+            if not await self._follow_spaces() and not self._has_deferred:
                 break
             self._are_spaces_stale = True
         if error is not None:
@@ -579,6 +590,10 @@ class Syncer:
     async def _push(self, space_id: str) -> None:
         units_max: int | None = None
         restamps = 0
+        if self._defers and _is_key_to_change(self._vault.space(space_id)):
+            # This device changes the key first: who left would read what is sealed under it.
+            self._has_deferred = True
+            return
         await self._reseal_waiting(space_id)
         while not self._vault.space(space_id).spoiled:
             rows = await self._batch(space_id, units_max)
@@ -864,6 +879,16 @@ class Syncer:
             self._link, self._trouble, self._said = link, trouble, said
             self._emit(Notice("sync"))
         self._has_tried = True
+
+
+def _is_key_to_change(space: SpaceKeys) -> bool:
+    """Say whether somebody who left knows the key in use, and this account may change it."""
+    return (
+        space.shared
+        and space.role is not None
+        and can_manage(space.role)
+        and rotation_due(space.entries)
+    )
 
 
 async def _first(event: asyncio.Event, timeout_s: float) -> bool:
