@@ -18,11 +18,14 @@ from mana.crypto import errors, hpke, rsa
 from mana.crypto.envelope import (
     SIZE_STEP,
     Binding,
+    RecordBinding,
     RecordKey,
+    actor_bytes,
     element_token,
     is_envelope,
     open_field,
     parse_envelope,
+    parse_json,
     seal_field,
     size_class,
 )
@@ -53,6 +56,7 @@ from mana.crypto.identity import (
     verify_certificate,
 )
 from mana.crypto.keys import (
+    RecordKeys,
     SpaceKeyName,
     key_check,
     mission_key,
@@ -75,7 +79,7 @@ from mana.crypto.passwords import (
     token_hash,
     verify_login_key,
 )
-from mana.crypto.primitives import b64, unb64
+from mana.crypto.primitives import Deriver, b64, hkdf, unb64
 from mana.crypto.rsa import RsaPrivateKey
 from mana.crypto.runners import RunnerPrivateKey, RunnerPublicKey
 from mana.crypto.signatures import (
@@ -751,3 +755,92 @@ def test_errors_have_codes() -> None:
     assert len(classes) >= 7
     assert all(issubclass(one, CryptoFailed) for one in classes)
     assert len({one.code for one in classes}) == len(classes)
+
+
+@given(key=st.binary(min_size=1, max_size=64), info=st.binary(max_size=200))
+def test_a_deriver_derives_as_hkdf_does(key: bytes, info: bytes) -> None:
+    """Keys that were derived one after the other are those that vectors and other code derive."""
+    deriver = Deriver(key)
+    assert deriver.derive(info) == deriver.derive(info) == hkdf(key, info=info)
+    assert deriver.derive(info + b"x") == hkdf(key, info=info + b"x")
+    assert key.hex() not in repr(deriver)
+
+
+@given(parent=st.binary(min_size=32, max_size=32), table=st.text(), records=st.lists(st.text()))
+def test_record_keys_are_the_record_keys(parent: bytes, table: str, records: list[str]) -> None:
+    """A list's keys, derived together, are those of its records."""
+    found = RecordKeys(parent)
+    for record in records:
+        assert found.of(table, record) == record_key(parent, table, record)
+    with pytest.raises(Malformed):
+        RecordKeys(parent[:31])
+
+
+ACTORS = st.sampled_from(
+    [
+        {"kind": "user", "principalId": "a"},
+        {"principalId": "a", "kind": "user"},
+        {"kind": "user", "principalId": "b"},
+    ]
+)
+
+
+@given(
+    written=st.lists(
+        st.tuples(st.sampled_from("pq"), st.sampled_from(["1", "2"]), ACTORS), max_size=8
+    )
+)
+def test_a_record_binds_each_field_alone(
+    written: list[tuple[str, str, dict[str, Any]]],
+) -> None:
+    """What the fields of a record share is encoded once, and each is bound as if it were alone."""
+    place = RecordBinding("space", "table", "record")
+    for path, at, actor in written:
+        alone = length_prefixed("space", "table", "record", path, at, canonical_json(actor))
+        assert place.associated_data(path, at, actor_bytes(actor)) == alone
+        assert Binding("space", "table", "record", path, at, actor).associated_data() == alone
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "enc:2:s1:AAAAAAAAAAAAAAA=.",
+        "enc:2:s1:AAAAAAAAAAAAAA==.",
+        "enc:2:s1:AAAAAAAAAAAA.",
+        "enc:2:s1:AAAAAAAAAAAAAAAAAAAA.",
+        "enc:2:s1:AAAAAAAAAAAA-AAA.",
+        "enc:2:s1:AAAAAAAAAAAAAAAA",
+        "enc:2:s1AAAAAAAAAAAAAAAA.",
+        "enc:2:s01:AAAAAAAAAAAAAAAA.",
+        "enc:2:s0:AAAAAAAAAAAAAAAA.",
+        "enc:2:s1234567890:AAAAAAAAAAAAAAAA.",
+        "enc:2:s\u0661:AAAAAAAAAAAAAAAA.",
+        "enc:2:x1:AAAAAAAAAAAAAAAA.",
+        " enc:2:s1:AAAAAAAAAAAAAAAA.",
+        "enc:2:s1:.AAAAAAAAAAAAAAAA.",
+    ],
+)
+def test_a_head_has_one_form(head: str) -> None:
+    """An envelope whose head is not to the letter is none, whatever follows."""
+    sealed = b64(bytes(48))
+    assert parse_envelope(f"enc:2:s1:AAAAAAAAAAAAAAAA.{sealed}").iv == bytes(12)
+    assert not is_envelope(head + sealed)
+
+
+@pytest.mark.parametrize(
+    "text", ["AAAA====", "AAA=AAAA", "AB==", "AAB=", "AA=", "A", "AA==\n", "ä"]
+)
+def test_base64_has_one_spelling(text: str) -> None:
+    """Spare padding, spare bits, line ends and other alphabets are refused."""
+    with pytest.raises(Malformed):
+        unb64(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["1 2", "", " ", "\ufeff1", "1\u00a0", "NaN", '{"a":1,"a":1}', "[1"]
+)
+def test_sealed_json_is_read_strictly(text: str) -> None:
+    """Only JSON with white space of JSON around it is what somebody sealed."""
+    assert parse_json(b" 1\t\n\r  ") == 1
+    with pytest.raises(Malformed):
+        parse_json(text.encode())

@@ -276,6 +276,29 @@ async def test_stamps_rise_although_the_clock_falls_back(rig: Rig) -> None:
     assert await titles(again) == {"n1": "second"}
 
 
+async def test_a_list_that_is_kept_is_never_an_old_one(rig: Rig) -> None:
+    """A list that was read before shows every change since, also a tombstone, and of another device."""
+    machine = rig.machine()
+    book = await machine.sign_up()
+    assert await book.views("notes") == []
+    await note(book, "n1", title="one")
+    assert await titles(book) == {"n1": "one"}
+    first = await book.views("notes")
+    first.clear()
+    assert [view.text("title") for view in await book.views("notes")] == ["one"]
+    await book.sync_now()
+    other = await rig.machine().sign_in()
+    await other.sync_now()
+    await note(other, "n1", title="two")
+    await note(other, "n2", title="new")
+    await other.sync_now()
+    await book.sync_now()
+    assert await titles(book) == {"n1": "two", "n2": "new"}
+    await book.commit([write(book, "notes", "n1", {"deletedAt": "2026-11-21T05:23:00.123Z"})])
+    assert await titles(book) == {"n2": "new"}
+    assert len(await book.views("notes", include_deleted=True)) == 2
+
+
 async def test_collections_merge_by_element(rig: Rig) -> None:
     """Two devices that add to one list both keep what they added, in one order on both."""
     first, second = rig.machine(), rig.machine()

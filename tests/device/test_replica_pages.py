@@ -722,3 +722,20 @@ def test_held_is_what_lies_in_a_row() -> None:
     )
     assert read_row("notes", "n1", write_row(held)) == held
     assert (held.seq, held.seqs) == (7, {"status": 7})
+
+
+async def test_nothing_waits_in_a_space_that_is_not_kept(replica: Replica) -> None:
+    """A space that another process removed from this device takes no change: none would send it."""
+    await replica.write(lambda tx: tx.forget_space(SPACE))
+    with pytest.raises(SpaceLeft):
+        await replica.write(lambda tx: tx.add(SPACE, change(1, {"title": "lost"}, device=HERE)))
+    assert await replica.read(lambda tx: tx.counts()) == (0, 0)
+
+
+async def test_reading_a_state_anew_touches_what_it_drops(replica: Replica) -> None:
+    """Whoever keeps a list in memory hears that its records went, until they are read again."""
+    await take(replica, logged(1, change(1, {"title": "x"})))
+    before = await replica.read(lambda tx: tx.touched("notes"))
+    await replica.write(lambda tx: tx.restart_state(SPACE))
+    assert await shown(replica) is None
+    assert await replica.read(lambda tx: tx.touched("notes")) > before

@@ -13,7 +13,8 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, cast, final
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple, TypeAlias, cast, final
 
 from mana.crypto import keys
 from mana.crypto.errors import Malformed
@@ -39,8 +40,11 @@ SIZE_MIN: Final = 32
 SIZE_STEP: Final = 4096
 VERSION_MAX: Final = 999_999_999
 
-_HEAD: Final = re.compile(r"enc:2:([spm])([1-9][0-9]{0,8}):([A-Za-z0-9+/]{16})\.")
+_PREFIX: Final = re.compile(r"enc:2:([spm])([1-9][0-9]{0,8}):")
+_IV_CHARS: Final = 16
+_SMALL: Final = frozenset(1 << power for power in range(5, 13))
 _ENC1: Final = "enc:1:"
+_BLANK: Final = " \t\n\r"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +60,41 @@ class Binding:
 
     def associated_data(self) -> bytes:
         """Return the bytes that are bound to the value."""
-        return length_prefixed(
-            self.space,
-            self.table,
-            self.record,
-            self.path,
-            self.at,
-            canonical_json(dict(self.actor)),
-        )
+        place = RecordBinding(self.space, self.table, self.record)
+        return place.associated_data(self.path, self.at, actor_bytes(self.actor))
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+@final
+class RecordBinding:
+    """What the bindings of all fields of one record begin with, encoded once."""
+
+    __slots__ = ("_head", "_tail", "_written")
+
+    def __init__(self, space: str, table: str, record: str) -> None:
+        self._head = length_prefixed(space, table, record)
+        self._written: tuple[str, bytes] | None = None
+        self._tail = b""
+
+    def associated_data(self, path: str, at: str, actor: bytes) -> bytes:
+        """Return the bytes that are bound to one value. `actor`: of `actor_bytes`."""
+        written = (at, actor)
+        if written != self._written:
+            # Most fields of a record were written together.
+            self._written, self._tail = written, length_prefixed(at, actor)
+        return self._head + _prefixed(path) + self._tail
+
+
+@lru_cache(maxsize=4096)
+def _prefixed(path: str) -> bytes:
+    return length_prefixed(path)
+
+
+def actor_bytes(actor: Mapping[str, Json]) -> bytes:
+    """Return the wire form of an actor as it is bound."""
+    return canonical_json(dict(actor))
+
+
+class Envelope(NamedTuple):
     """A sealed field, taken apart but not opened."""
 
     cls: KeyClass
@@ -123,21 +150,34 @@ def seal_field(
 
 def open_field(key: RecordKey, text: str, *, binding: Binding) -> Json:
     """Open what was sealed for this place; raise SealRejected anywhere else."""
-    envelope = parse_envelope(text)
-    plaintext = key.aead.open(envelope.iv, envelope.ciphertext, binding.associated_data())
-    return parse_json(plaintext)
+    return open_envelope(key, parse_envelope(text), binding.associated_data())
+
+
+def open_envelope(key: RecordKey, envelope: Envelope, associated_data: bytes) -> Json:
+    """Open an envelope that was parsed; raise SealRejected anywhere but in its place."""
+    return parse_json(key.aead.open(envelope.iv, envelope.ciphertext, associated_data))
 
 
 def parse_envelope(text: str) -> Envelope:
     """Check the form, to the last bit, without a key; raise Malformed otherwise."""
-    match = _HEAD.match(text)
+    head, _, sealed = text.partition(".")
+    cls, version = _class_of(head[:-_IV_CHARS])
+    iv, ciphertext = unb64(head[-_IV_CHARS:]), unb64(sealed)
+    if len(iv) != IV_BYTES:
+        raise Malformed("not an envelope")
+    size = len(ciphertext) - TAG_BYTES
+    if size not in _SMALL and size_class(size) != size:
+        raise Malformed("not the length of an envelope")
+    return Envelope(cls, version, iv, ciphertext)
+
+
+@lru_cache(maxsize=512)
+def _class_of(prefix: str) -> tuple[KeyClass, int]:
+    """Return key class and version of what stands before the iv."""
+    match = _PREFIX.fullmatch(prefix)
     if match is None:
         raise Malformed("not an envelope")
-    ciphertext = unb64(text[match.end() :])
-    size = len(ciphertext) - TAG_BYTES
-    if size_class(size) != size:
-        raise Malformed("not the length of an envelope")
-    return Envelope(cast(KeyClass, match[1]), int(match[2]), unb64(match[3]), ciphertext)
+    return cast(KeyClass, match[1]), int(match[2])
 
 
 def is_envelope(value: object) -> bool:
@@ -191,10 +231,11 @@ def open_enc1(master_key: bytes, text: str) -> Json:
 def parse_json(data: bytes) -> Json:
     """Read authenticated JSON strictly: UTF-8, no NaN, no name twice."""
     try:
-        return cast(
-            Json,
-            json.loads(data.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_once_each),
-        )
+        text = data.decode().strip(_BLANK)
+        value, end = _JSON.raw_decode(text)
+        if end != len(text):
+            raise ValueError("something follows the value")
+        return cast(Json, value)
     except (ValueError, RecursionError):
         # Without a cause: a decoder's message would quote the plaintext.
         raise Malformed("not JSON") from None
@@ -209,3 +250,6 @@ def _once_each(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     if len(members) != len(pairs):
         raise ValueError("a name twice")
     return members
+
+
+_JSON: Final = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_once_each)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, final
 
 from mana.crypto.errors import Malformed, SealRejected, WrapRejected
 from mana.crypto.hpke import HpkePrivateKey, HpkePublicKey
 from mana.crypto.primitives import (
     KEY_BYTES,
+    Deriver,
     Random,
     b64,
     hkdf,
@@ -70,7 +71,24 @@ def key_check(key: bytes, label: str, version: int) -> str:
 
 def record_key(parent: bytes, table: str, record_id: str) -> bytes:
     """Derive the key of one record from its space key, private key or mission key."""
-    return hkdf(require_key(parent), info=length_prefixed("mana-record:v1", table, record_id))
+    return hkdf(require_key(parent), info=_record_info(table, record_id))
+
+
+@final
+class RecordKeys:
+    """The keys of the records under one parent, derived one after the other as `record_key`."""
+
+    __slots__ = ("_deriver",)
+
+    def __init__(self, parent: bytes) -> None:
+        self._deriver = Deriver(require_key(parent))
+
+    def __repr__(self) -> str:
+        return "RecordKeys(…)"
+
+    def of(self, table: str, record_id: str) -> bytes:
+        """Return the key of one record."""
+        return self._deriver.derive(_record_info(table, record_id))
 
 
 def mission_key(space_key: bytes, mission_id: str) -> bytes:
@@ -131,6 +149,10 @@ def wrap_space_key(key: bytes, recipient: HpkePublicKey, name: SpaceKeyName) -> 
 def unwrap_space_key(wrapped: str, recipient: HpkePrivateKey, name: SpaceKeyName) -> bytes:
     """Return the key of a space; raise WrapRejected if any named fact is another."""
     return require_key(recipient.unwrap(unb64(wrapped), name.info()))
+
+
+def _record_info(table: str, record_id: str) -> bytes:
+    return length_prefixed("mana-record:v1", table, record_id)
 
 
 def _require_version(version: int) -> int:

@@ -27,6 +27,7 @@ KEY_BYTES: Final = 32
 IV_BYTES: Final = 12
 TAG_BYTES: Final = 16
 HKDF_LENGTH_MAX: Final = 255 * 32
+_NO_SALT: Final = bytes(32)
 
 _SPACES: Final = re.compile(r"[\t\n\f\r ]")
 
@@ -43,6 +44,25 @@ def hkdf(key: bytes, *, info: bytes, salt: bytes = b"", length: int = KEY_BYTES)
     if not 0 < length <= HKDF_LENGTH_MAX:
         raise Malformed("HKDF-SHA256 gives 1 to 8160 bytes")
     return HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(key)
+
+
+@final
+class Deriver:
+    """HKDF-SHA256 from one key to many: the key is extracted once. Never shows it."""
+
+    __slots__ = ("_mac",)
+
+    def __init__(self, key: bytes) -> None:
+        self._mac = hmac.new(mac(_NO_SALT, key), digestmod="sha256")
+
+    def __repr__(self) -> str:
+        return "Deriver(…)"
+
+    def derive(self, info: bytes) -> bytes:
+        """Return the same 32 bytes as `hkdf(key, info=info)`."""
+        block = self._mac.copy()
+        block.update(info + b"\x01")
+        return block.digest()
 
 
 def mac(key: bytes, message: bytes) -> bytes:
@@ -67,11 +87,14 @@ def unb64(text: str) -> bytes:
     is one value.
     """
     try:
-        encoded = text.encode("ascii")
-        data = binascii.a2b_base64(encoded, strict_mode=True)
+        data = binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise Malformed("not Base64") from error
-    if binascii.b2a_base64(data, newline=False) != encoded:
+    # What is strict may have spare padding, and spare bits in front of padding; nothing else.
+    spare = len(data) % 3
+    if len(text) != (len(data) + 2) // 3 * 4 or (
+        spare and binascii.b2a_base64(data[-spare:], newline=False) != text[-4:].encode()
+    ):
         raise Malformed("not canonical Base64")
     return data
 

@@ -171,6 +171,7 @@ class RecordBook:
         self.new_id: Final = new_id
         self._replica = replica
         self._views: dict[tuple[str, str, str], tuple[int, View]] = {}
+        self._lists: dict[tuple[str, str], tuple[int, list[View]]] = {}
         self._callbacks: list[Callable[[Notice], None]] = []
         self._books: dict[str, RecordBook] = {self.space: self}
         self._ring = _Ring()
@@ -204,8 +205,10 @@ class RecordBook:
     def let_go(self, space_id: str) -> None:
         """Drop what is in memory of a space that this device no longer keeps."""
         self._books.pop(space_id, None)
-        for key in [key for key in self._views if key[0] == space_id]:
-            del self._views[key]
+        for key in [key for key in list(self._views) if key[0] == space_id]:
+            self._views.pop(key, None)
+        for listed in [listed for listed in list(self._lists) if listed[0] == space_id]:
+            self._lists.pop(listed, None)
 
     def inner(self) -> Inner:
         """Return what holds the keys; raise Locked."""
@@ -263,6 +266,10 @@ class RecordBook:
         space = self.space_of(self.catalogue.table(table).name)
 
         def work(tx: Tx) -> list[View]:
+            touched = tx.touched(table)
+            listed = self._lists.get((space, table))
+            if listed is not None and listed[0] == touched:
+                return listed[1]
             marks = tx.marks(space, table)
             views: dict[str, View] = {}
             for record_id, mark in marks.items():
@@ -270,15 +277,21 @@ class RecordBook:
                 if known is not None and known[0] == mark:
                     views[record_id] = known[1]
             missing = [record_id for record_id in marks if record_id not in views]
-            for record_id, held in tx.all_held(space, table, missing).items():
-                views[record_id] = sealer.view(space, held.record)
+            # Asking for each by its id is worth it only where most are known.
+            ids = missing if len(missing) * 2 < len(marks) else None
+            held = tx.all_held(space, table, ids) if missing else {}
+            for record_id in missing:
+                views[record_id] = sealer.view(space, held[record_id].record)
                 self._remember(space, views[record_id], marks[record_id])
-            return list(views.values())
+            found = sorted(
+                views.values(), key=lambda view: (view.written_at, view.id), reverse=True
+            )
+            self._remember_list(space, table, touched, found)
+            return found
 
         found = await self._replica.read(work)
         self._sealer()
-        kept = [view for view in found if include_deleted or not view.deleted]
-        return sorted(kept, key=lambda view: (view.written_at, view.id), reverse=True)
+        return [view for view in found if include_deleted or not view.deleted]
 
     async def view(self, table: str, record_id: str) -> View | None:
         """Return one record, also a deleted one; None if there is none."""
@@ -321,6 +334,14 @@ class RecordBook:
             self._views[key] = (mark, view)
         while len(self._views) > VIEWS_MAX:
             del self._views[next(iter(self._views))]
+
+    def _remember_list(self, space: str, table: str, touched: int, views: list[View]) -> None:
+        """Keep a list in its order until its table is touched, if all of it opened."""
+        self._lists.pop((space, table), None)
+        if not any(view.sealed_fields for view in views):
+            self._lists[space, table] = (touched, views)
+        while sum(len(kept) for _, kept in self._lists.values()) > VIEWS_MAX:
+            del self._lists[next(iter(self._lists))]
 
     # Writing
 
@@ -706,6 +727,7 @@ class RecordBook:
         await self.hub.close()
         await self._replica.close()
         self._views.clear()
+        self._lists.clear()
         self._books.clear()
         self._emit(Notice("lock"))
         self._callbacks.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -16,15 +17,17 @@ from mana.crypto.authority import facts_of
 from mana.crypto.envelope import (
     Binding,
     KeyClass,
+    RecordBinding,
     RecordKey,
-    open_field,
+    actor_bytes,
+    open_envelope,
     parse_envelope,
     seal_field,
 )
 from mana.crypto.primitives import Random, b64
 from mana.crypto.signatures import sign_change
 from mana.device.vault import DeviceKey, OpenedVault, SpaceKeys
-from mana.domain.actors import actor_from_wire
+from mana.domain.actors import Actor, actor_from_wire
 from mana.domain.clock import Stamp
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid, ManaError
@@ -131,12 +134,13 @@ class Sealer:
     ) -> tuple[dict[str, Json], set[str]]:
         opened: dict[str, Json] = {}
         closed: set[str] = set()
+        opener: _Opener | None = None
         space = self.keys(space_id)
-        place: KeyPlace | None
         try:
             place = self.place(table, record.id, record.visibility, record.entries, {})
+            opener = _Opener(self, space, place, record)
         except ManaError:
-            place = None
+            pass  # nothing says which key it takes
         for path, entry in record.entries.items():
             try:
                 declared = table.field_at(path)
@@ -145,32 +149,14 @@ class Sealer:
             try:
                 value = entry.value
                 if declared.sealed and value is not None:
-                    if place is None or not isinstance(value, str):
+                    if opener is None:
                         raise Invalid("not an envelope")
-                    value = self._open_entry(space, place, record, path, entry, value)
-                table.check(path, value)
+                    value = opener.open(path, entry)
+                declared.check(value)
                 opened[path] = value
             except ManaError:
                 closed.add(declared.name)
         return opened, closed
-
-    def _open_entry(
-        self,
-        space: SpaceKeys,
-        place: KeyPlace,
-        record: Record,
-        path: str,
-        entry: Entry,
-        sealed: str,
-    ) -> Json:
-        envelope = parse_envelope(sealed)
-        if envelope.cls != place.cls:
-            raise Invalid("an envelope of another key class")
-        binding = Binding(
-            space.space_id, record.table, record.id, path, entry.at, entry.actor.to_wire()
-        )
-        key = self.record_key(space, place, envelope.version)
-        return open_field(key, sealed, binding=binding)
 
     # Sealing
 
@@ -217,3 +203,35 @@ class Sealer:
             signer=self.device.device_id, value=b64(sign_change(self.device.key, facts))
         )
         return msgspec.structs.replace(change, signature=signature)
+
+
+class _Opener:
+    """Opens the fields of one record: what they share is made once."""
+
+    __slots__ = ("_binding", "_keys", "_place", "_sealer", "_space")
+
+    def __init__(self, sealer: Sealer, space: SpaceKeys, place: KeyPlace, record: Record) -> None:
+        self._sealer = sealer
+        self._space = space
+        self._place = place
+        self._binding = RecordBinding(space.space_id, record.table, record.id)
+        self._keys: dict[int, RecordKey] = {}
+
+    def open(self, path: str, entry: Entry) -> Json:
+        """Return what was sealed for this path; raise ManaError otherwise."""
+        if not isinstance(entry.value, str):
+            raise Invalid("not an envelope")
+        envelope = parse_envelope(entry.value)
+        if envelope.cls != self._place.cls:
+            raise Invalid("an envelope of another key class")
+        key = self._keys.get(envelope.version)
+        if key is None:
+            key = self._sealer.record_key(self._space, self._place, envelope.version)
+            self._keys[envelope.version] = key
+        data = self._binding.associated_data(path, entry.at, _actor_bytes(entry.actor))
+        return open_envelope(key, envelope, data)
+
+
+@lru_cache(maxsize=512)
+def _actor_bytes(actor: Actor) -> bytes:
+    return actor_bytes(actor.to_wire())

@@ -20,6 +20,7 @@ from mana.crypto.errors import Malformed, SignatureRejected, WrapRejected
 from mana.crypto.hpke import HpkePublicKey
 from mana.crypto.identity import PrivateIdentity, PublicIdentity, certify_device
 from mana.crypto.keys import (
+    RecordKeys,
     SpaceKeyName,
     key_check,
     mission_key,
@@ -62,6 +63,7 @@ from mana.protocol.replication import HubDistrusted
 
 _UNLOCK_KEY_ID: Final = "k1"
 _RECORD_KEYS_MAX: Final = 50_000
+_PARENTS_MAX: Final = 1_000
 
 
 def random_id() -> str:
@@ -171,6 +173,7 @@ class OpenedVault:
         self.spaces: dict[str, SpaceKeys] = {}
         self._infos: dict[str, SpaceInfo] = {}
         self._record_keys: dict[tuple[str, str, int, str, str, str], RecordKey] = {}
+        self._parents: dict[bytes, RecordKeys] = {}
 
     def __repr__(self) -> str:
         return f"OpenedVault({self.account_id})"
@@ -235,6 +238,7 @@ class OpenedVault:
         self.spaces = {name: kept for name, kept in self.spaces.items() if name != space_id}
         self._infos.pop(space_id, None)
         self._record_keys.clear()
+        self._parents.clear()
 
     def new_private_key(self, space_id: str) -> KeyWrap:
         """Return the next version of the account's private key in a space, wrapped for the hub.
@@ -310,10 +314,19 @@ class OpenedVault:
         found = self._record_keys.get(name)
         if found is None:
             parent = self.parent_key(space_id, cls, version, mission_id)
-            found = RecordKey.derive(parent, table, record_id)
+            found = RecordKey(self._keys_under(parent).of(table, record_id))
             if len(self._record_keys) >= _RECORD_KEYS_MAX:
                 self._record_keys.clear()
             self._record_keys[name] = found
+        return found
+
+    def _keys_under(self, parent: bytes) -> RecordKeys:
+        """Return what derives the record keys of a parent: a list has many of one."""
+        found = self._parents.get(parent)
+        if found is None:
+            if len(self._parents) >= _PARENTS_MAX:
+                self._parents.clear()
+            found = self._parents[parent] = RecordKeys(parent)
         return found
 
     def parent_key(self, space_id: str, cls: KeyClass, version: int, mission_id: str = "") -> bytes:

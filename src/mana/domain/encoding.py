@@ -35,15 +35,15 @@ def length_prefixed(*parts: str | bytes) -> bytes:
 
     Raises Invalid for text with a lone surrogate, which has no UTF-8 form.
     """
-    out = bytearray()
-    for part in parts:
-        try:
-            raw = part.encode("utf-8") if isinstance(part, str) else part
-        except UnicodeEncodeError as error:
-            raise Invalid("not text that can be written in UTF-8") from error
-        out += len(raw).to_bytes(4, "big")
-        out += raw
-    return bytes(out)
+    out: list[bytes] = []
+    try:
+        for part in parts:
+            raw = part.encode() if isinstance(part, str) else part
+            out.append(len(raw).to_bytes(4, "big"))
+            out.append(raw)
+    except UnicodeEncodeError as error:
+        raise Invalid("not text that can be written in UTF-8") from error
+    return b"".join(out)
 
 
 def sha256(data: bytes) -> bytes:

@@ -104,8 +104,9 @@ def assemble(table: Table, opened: Mapping[str, Json]) -> dict[str, Json]:
     """Return values by field name from opened values by path."""
     values: dict[str, Json] = {}
     elements: dict[str, list[tuple[str, Json]]] = {}
+    by_name = table.by_name
     for path, value in sorted(opened.items()):
-        declared = table.field_at(path)
+        declared = by_name.get(path) or table.field_at(path)
         if declared.shape is Shape.VALUE:
             values[path] = value
         elif value is not None:

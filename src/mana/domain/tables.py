@@ -180,6 +180,17 @@ class Field:
         """Say whether the hub must never see this field's value."""
         return not self.because
 
+    def check(self, value: Json) -> None:
+        """Raise Invalid unless an opened value may stand at a path of this field. None clears."""
+        if value is None:
+            return
+        if self.shape is Shape.LIST:
+            if not isinstance(value, dict) or set(value) != {"position", "value"}:
+                raise Invalid("a list element is {position, value}")
+            Text(64).check(value["position"])
+            value = value["value"]
+        self.kind.check(value)
+
 
 def sealed(name: str, kind: Kind, *, shape: Shape = Shape.VALUE, default: Json = None) -> Field:
     """Declare a field that leaves the device only encrypted."""
@@ -245,6 +256,9 @@ class Table:
 
         A path is the field's name, or `<field>/<element>` for sets, lists and counters.
         """
+        found = self.by_name.get(path)
+        if found is not None and found.shape is Shape.VALUE:
+            return found
         name, slash, element = path.partition("/")
         found = self.by_name.get(name)
         if found is None:
@@ -257,15 +271,7 @@ class Table:
 
     def check(self, path: str, value: Json) -> None:
         """Raise Invalid unless an opened value may stand at this path. None clears."""
-        found = self.field_at(path)
-        if value is None:
-            return
-        if found.shape is Shape.LIST:
-            if not isinstance(value, dict) or set(value) != {"position", "value"}:
-                raise Invalid("a list element is {position, value}")
-            Text(64).check(value["position"])
-            value = value["value"]
-        found.kind.check(value)
+        self.field_at(path).check(value)
 
 
 def defaults(table: Table) -> dict[str, Json]:

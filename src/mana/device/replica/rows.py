@@ -50,7 +50,15 @@ def decode_row(raw: bytes) -> Row:
 
 def held_of(table: str, record_id: str, row: Row) -> Held:
     """Return the record of a row."""
-    entries = {path: entry_of(found) for path, found in row.fields.items()}
+    entries: dict[str, Entry] = {}
+    actor: Actor | None = None
+    wire: dict[str, str] = {}
+    for path, found in row.fields.items():
+        if actor is None or found.actor != wire:
+            # Nearly always the whole record was written by one.
+            wire, actor = found.actor, read_actor(found.actor)
+        origin = cast(Origin, found.origin)
+        entries[path] = Entry(found.value, found.at, actor, origin, found.change_id)
     record = Record(
         table, RecordId(record_id), row.author_id, cast(Visibility, row.visibility), entries
     )

@@ -228,7 +228,11 @@ class Tx:
         """Read the state of a space from its beginning."""
         self._sql("update spaces set page = null, head = null where space = ?", (space,))
         # What was read is read again: it may have flipped since, and a state is not signed.
-        self._sql("delete from records where space = ? and shown is null", (space,))
+        dropped = self._sql(
+            "delete from records where space = ? and shown is null returning tbl", (space,)
+        ).fetchall()
+        for table in {str(row[0]) for row in dropped}:
+            self._mark(table)
         self._sql("update records set base = null where space = ?", (space,))
 
     # Records
@@ -248,11 +252,22 @@ class Tx:
         )
         return {str(record_id): int(at) for record_id, at in rows}
 
-    def all_held(self, space: str, table: str, ids: Iterable[str]) -> dict[str, Held]:
-        """Return these records of a table as the person sees them."""
+    def all_held(self, space: str, table: str, ids: Iterable[str] | None = None) -> dict[str, Held]:
+        """Return these records of a table, or all, as the person sees them."""
+        if ids is None:
+            found = self._sql(
+                "select id, coalesce(shown, base) from records where space = ? and tbl = ?",
+                (space, table),
+            )
+            return {record_id: read_row(table, record_id, raw) for record_id, raw in found}
         keys = [(table, record_id) for record_id in ids]
         rows = self._rows("coalesce(r.shown, r.base)", "records r", space, keys)
         return {record_id: read_row(table, record_id, raw) for _, record_id, raw in rows}
+
+    def touched(self, table: str) -> int:
+        """Return when a table was last touched; a later touch has a greater number."""
+        row = self._sql("select at from touched where tbl = ?", (table,)).fetchone()
+        return 0 if row is None else int(row[0])
 
     def mark(self, space: str, table: str, record_id: str) -> int | None:
         """Return when a record was last touched."""
@@ -859,7 +874,8 @@ class Tx:
 
     def _require_kept(self, space: str) -> None:
         row = self._sql("select state from spaces where space = ?", (space,)).fetchone()
-        if row is not None and row[0] == _LEFT:
+        # Without a row, another process of this machine has removed the space from it.
+        if row is None or row[0] == _LEFT:
             raise SpaceLeft("the account is no longer in this space")
 
     def _outbox(self, where: str, values: tuple[str | int, ...]) -> list[OutboxRow]:
