@@ -17,6 +17,7 @@ from tests.device.rig import Machine, Rig, note, rig_on, titles, write
 
 pytestmark = pytest.mark.anyio
 SECRET = "Zugspitze-Zwetschge-9471"
+LATER_MS = 60_000
 
 
 @pytest.fixture
@@ -31,22 +32,26 @@ async def two(rig: Rig) -> tuple[Machine, RecordBook, RecordBook]:
     here = await machine.sign_up()
     await note(here, "n1", title="plan", content="same")
     await here.sync_now()
-    there = await rig.machine().sign_in()
+    other = rig.machine()
+    other.clock.now_ms += LATER_MS
+    there = await other.sign_in()
     await there.sync_now()
     return machine, here, there
 
 
 async def lose(here: RecordBook, there: RecordBook, **values: Json) -> None:
-    """Let the other device overwrite these fields of n1."""
-    await here.sync_now()
-    await there.sync_now()
+    """Let the other device overwrite these fields of n1 before it hears of what is written here."""
     await note(there, "n1", **values)
+    await here.sync_now()
     await there.sync_now()
     await here.sync_now()
 
 
 async def test_what_was_lost_is_shown_and_restored(rig: Rig) -> None:
-    """The person sees both values, writes theirs again with one call, and every device agrees."""
+    """The person sees both values, writes theirs again with one call, and every device agrees.
+
+    The other device is not told: whoever restored it had both values in front of them.
+    """
     _, here, there = await two(rig)
     heard: list[Notice] = []
     here.on_change(heard.append)
@@ -65,10 +70,32 @@ async def test_what_was_lost_is_shown_and_restored(rig: Rig) -> None:
     await here.sync_now()
     await there.sync_now()
     assert await titles(here) == await titles(there) == {"n1": "mine"}
-    (back,) = await Conflicts(there).list()
-    assert [(one.was, one.now) for one in back.fields] == [("newest", "mine")]
+    assert await Conflicts(there).list() == []
     with pytest.raises(ConflictGone):
         await conflicts.restore(found.conflict_id)
+
+
+async def test_an_edit_made_knowingly_is_no_conflict(rig: Rig) -> None:
+    """Whoever had this device's edit before them, and wrote another, overwrote nothing unseen."""
+    _, here, there = await two(rig)
+    await note(here, "n1", title="mine")
+    await here.sync_now()
+    await there.sync_now()
+    await note(there, "n1", title="theirs")
+    await there.sync_now()
+    await here.sync_now()
+    assert await titles(here) == {"n1": "theirs"}
+    assert await Conflicts(here).list() == []
+    # Neither is there once this device did not know of theirs.
+    await note(there, "n1", title="more")
+    await note(here, "n1", title="blind")
+    await there.sync_now()
+    await here.sync_now()
+    await there.sync_now()
+    standing = (await titles(here))["n1"]
+    assert await titles(there) == {"n1": standing}
+    loser = here if standing == "more" else there
+    assert len(await Conflicts(loser).list()) == 1
 
 
 async def test_the_same_words_are_no_conflict(rig: Rig) -> None:
@@ -118,14 +145,18 @@ async def test_nothing_overwritten_lies_on_the_disk_in_plain(rig: Rig) -> None:
 async def test_a_member_is_named_and_old_keys_still_open(rig: Rig) -> None:
     """In a shared space the other is called by their name, also after the key was replaced."""
     ada = await rig.machine().sign_up("ada")
-    bob = await rig.machine().sign_up("bob")
+    later = rig.machine()
+    later.clock.now_ms += LATER_MS
+    bob = await later.sign_up("bob")
     ours = await shared.found(ada)
     theirs = await shared.join(ours, bob)
     name = write(theirs, "spaceMembers", bob.account_id, {"displayName": "Bob B."})
     await theirs.commit([name])
-    await note(ours, "n1", title="mine")
+    await note(ours, "n1", title="plan")
     await ada.sync_now()
     await bob.sync_now()
+    await note(ours, "n1", title="mine")
+    await ada.sync_now()
     await note(theirs, "n1", title="theirs")
     await bob.sync_now()
     await ada.sync_now()

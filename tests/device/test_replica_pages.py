@@ -318,6 +318,66 @@ async def test_an_own_newer_edit_in_the_same_page_is_no_loss(replica: Replica) -
     assert await overwritten(replica) == []
 
 
+BY_BOB: dict[str, Any] = {"author": BOB}
+BY_AGENT: dict[str, Any] = {
+    "origin": "agent",
+    "actor": {"kind": "ai", "principalId": "a", "missionId": "m", "iterationId": "i"},
+}
+
+
+@pytest.mark.parametrize("by", [{}, BY_BOB, BY_AGENT], ids=["self", "member", "agent"])
+@pytest.mark.parametrize(
+    ("seen", "is_told"),
+    [(None, True), (0, True), (3, True), (4, False), (6, False), (7, True), (2**53, True)],
+)
+async def test_only_who_did_not_know_overwrites(
+    replica: Replica, by: dict[str, Any], seen: int | None, is_told: bool
+) -> None:
+    """A person is told if whoever overwrote them had not read as far as their edit, or says none.
+
+    What says that it read beyond its own place in the log is believed nothing.
+    """
+    await take(replica, logged(4, change(1, {"title": "mine"}, device=HERE), HERE))
+    await take(replica, logged(5, change(2, {"content": "other"})))
+    theirs = change(3, {"title": "theirs"}, seen=seen, **by)
+    assert await take(replica, logged(7, theirs)) is is_told
+    assert len(await overwritten(replica)) == is_told
+
+
+async def test_what_waited_was_known_to_nobody(replica: Replica) -> None:
+    """An own edit that is not in the log yet was overwritten unseen, however far they had read."""
+    await take(replica, logged(1, change(0, {"title": "plan"})))
+    await replica.write(lambda tx: tx.add(SPACE, change(1, {"title": "mine"}, device=HERE)))
+    assert await take(replica, logged(5, change(2, {"title": "theirs"}, seen=4)))
+
+
+async def test_an_own_edit_of_the_same_page_has_its_place(replica: Replica) -> None:
+    """Where the page brings the own edit too, its place in the log decides, either way."""
+    await take(replica, logged(1, change(0, {"title": "plan"}), THERE))
+    mine = change(1, {"title": "mine"}, device=HERE)
+    await replica.write(lambda tx: tx.add(SPACE, mine))
+    knowing = logged(3, change(2, {"title": "theirs"}, seen=2))
+    assert not await take(replica, logged(2, mine, HERE), knowing)
+    again = change(3, {"title": "again"}, device=HERE)
+    await replica.write(lambda tx: tx.add(SPACE, again))
+    blind = logged(5, change(4, {"title": "theirs too"}, seen=3))
+    assert await take(replica, logged(4, again, HERE), blind)
+
+
+async def test_a_blind_edit_counts_though_a_knowing_one_followed(replica: Replica) -> None:
+    """Who replaced an unseen overwrite never saw what it replaced; one that lost replaced nothing."""
+    await take(replica, logged(1, change(2, {"title": "mine"}, device=HERE), HERE))
+    lost = logged(2, change(1, {"title": "too old"}, seen=0))
+    knowing = logged(3, change(3, {"title": "knowing"}, seen=2))
+    assert not await take(replica, lost, knowing)
+    await take(replica, logged(4, change(4, {"title": "mine again"}, device=HERE), HERE))
+    blind = logged(5, change(5, {"title": "blind"}, seen=3))
+    knowing = logged(6, change(6, {"title": "of the blind"}, seen=5))
+    assert await take(replica, blind, knowing)
+    ((_, was, now),) = await overwritten(replica)
+    assert (was, now) == ({"title": "mine again"}, {"title": "of the blind"})
+
+
 async def test_an_offline_edit_that_lost_is_kept(replica: Replica) -> None:
     """An edit that still waits here and is older than what the page brings counts as well."""
     await replica.write(lambda tx: tx.add(SPACE, change(1, {"title": "mine"}, device=HERE)))

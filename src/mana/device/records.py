@@ -35,7 +35,7 @@ from mana.device.errors import (
 )
 from mana.device.hub_client import HubClient
 from mana.device.renewals import restamper
-from mana.device.replica import OutboxRow, Replica, Tx
+from mana.device.replica import OutboxRow, Replica, Space, Tx
 from mana.device.sealing import TARGET_ID, TARGET_TABLE, Sealer
 from mana.device.settings import DeviceSettings
 from mana.device.syncer import CLOCK_OFFSET, Syncer
@@ -405,7 +405,7 @@ class RecordBook:
         table = self.catalogue.table(change.table)
         require_record_id(change.record_id)
         keys = self.require_writable(table, change.record_id)
-        _require_kept(tx, keys.space_id)
+        kept = _require_kept(tx, keys.space_id)
         held = tx.held(keys.space_id, table.name, change.record_id)
         entries = held.record.entries if held is not None else {}
         visibility = held.record.visibility if held is not None else write.visibility
@@ -435,6 +435,7 @@ class RecordBook:
             visibility=visibility,
             group=group,
             guards=dict(change.guards),
+            seen=kept.cursor,
         )
         message = sealer.seal(keys.space_id, draft, place, values, stamp)
         return keys.space_id, _sized(message)
@@ -450,7 +451,7 @@ class RecordBook:
         sealer = self._sealer()
         table = self.catalogue.table(flip.table)
         keys = self.require_writable(table, flip.record_id)
-        _require_kept(tx, keys.space_id)
+        kept = _require_kept(tx, keys.space_id)
         held = tx.held(keys.space_id, table.name, flip.record_id)
         if held is None:
             raise NotFound("there is no such record here")
@@ -481,6 +482,7 @@ class RecordBook:
             visibility=flip.visibility,
             group=group,
             guards={path: value for path, value in values.items() if table.field_at(path).guarded},
+            seen=kept.cursor,
         )
         place = sealer.place(table, flip.record_id, flip.visibility, record.entries, {})
         return keys.space_id, _sized(sealer.seal(keys.space_id, draft, place, values, stamp))
@@ -782,11 +784,15 @@ class RecordBook:
             callback(notice)
 
 
-def _require_kept(tx: Tx, space_id: str) -> None:
-    """Raise SpaceLeft if another process of this machine has learned that the account is out."""
+def _require_kept(tx: Tx, space_id: str) -> Space:
+    """Return a space that is synced here.
+
+    Raises SpaceLeft if another process of this machine has learned that the account is out.
+    """
     kept = tx.space(space_id)
     if kept is None or kept.state == "left":  # or removed from this device
         raise SpaceLeft("the account is no longer in this space")
+    return kept
 
 
 def flip_change_id(table: str, record_id: str, at: str) -> str:

@@ -91,4 +91,8 @@ MIGRATIONS: Final[tuple[str, ...]] = (
       unique (space, tbl, id)
     ) strict;
     """,
+    """
+    -- Where the change lies in the log, if it is this device's own and was seen there.
+    alter table made add column seq integer;
+    """,
 )

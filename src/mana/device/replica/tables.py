@@ -123,6 +123,14 @@ class _Overwritten(msgspec.Struct, frozen=True, rename="camel"):
     now: dict[str, StateField]
 
 
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """What another device wrote at a path: its stamp, and how far its writer had read; -1 unknown."""
+
+    at: str
+    seen: int
+
+
 @dataclass(slots=True)
 class _Page:
     """The records that a page touches, as they were and as they become."""
@@ -132,7 +140,7 @@ class _Page:
     private: set[Key] = field(default_factory=set)
     hidden: set[Key] = field(default_factory=set)
     loud: set[Key] = field(default_factory=set)
-    written: dict[Key, set[str]] = field(default_factory=dict)
+    written: dict[Key, dict[str, list[_Met]]] = field(default_factory=dict)
 
     def standing(self, key: Key) -> Row | None:
         """Return what the hub holds at this place of the page."""
@@ -523,7 +531,7 @@ class Tx:
         """
         keys = {(one.change.table, one.change.id) for one in changes}
         private = self._made_private(space, sorted(keys))
-        self._made([logged.change.change_id for logged in changes])
+        self._logged(changes, watch)
         # Of another device of this account the hub says so itself when this one is sent; of
         # another account a change with the id of one that waits here proves nothing.
         self._many(
@@ -591,8 +599,13 @@ class Tx:
         page.after[key] = after
         if standing is None or change.op != "reseal" or not _same_stamps(standing, after):
             page.loud.add(key)
-        if watch is not None and change.op != "reseal" and logged.device_id != watch.device_id:
-            page.written.setdefault(key, set()).update(change.fields)
+        if key not in page.before or watch is None or logged.device_id == watch.device_id:
+            return
+        if change.op != "reseal":
+            met = page.written.setdefault(key, {})
+            seen = _seen(logged)
+            for path, write in change.fields.items():
+                met.setdefault(path, []).append(_Met(write.at, seen))
 
     def _hide(
         self,
@@ -830,7 +843,11 @@ class Tx:
             seen = page.before.get(key, (None, None))[1]
             if seen is None or page.after.get(key) is None:
                 continue
-            mine = [path for path in paths if _is_own(seen.fields.get(path), watch)]
+            mine = [
+                path
+                for path, met in paths.items()
+                if _is_own(seen.fields.get(path), watch) and self._is_blind(seen.fields[path], met)
+            ]
             if not mine:
                 continue
             after = self.held(space, *key)
@@ -848,6 +865,15 @@ class Tx:
                 (OVERWRITTEN_MAX,),
             )
         return raised
+
+    def _is_blind(self, mine: StateField, met: Iterable[_Met]) -> bool:
+        """Say whether one of these replaced an own value that its writer had not seen.
+
+        Whoever had read the log beyond the own edit knew what they replaced.
+        """
+        row = self._sql("select seq from made where change_id = ?", (mine.change_id,)).fetchone()
+        place = None if row is None else row[0]
+        return any(one.at > mine.at and (place is None or one.seen < place) for one in met)
 
     def _keep_overwritten(
         self,
@@ -1001,6 +1027,22 @@ class Tx:
             [(change_id,) for change_id in change_ids],
         )
 
+    def _logged(self, changes: Iterable[LoggedChange], watch: Watch | None) -> None:
+        """Note which changes are in the log, and where if they are this device's own."""
+        self._many(
+            "insert into made (change_id, seq) values (?, ?) on conflict do update"
+            " set seq = excluded.seq where excluded.seq is not null",
+            [
+                (
+                    logged.change.change_id,
+                    logged.seq
+                    if watch is not None and logged.device_id == watch.device_id
+                    else None,
+                )
+                for logged in changes
+            ],
+        )
+
     def _mark(self, table: str) -> int:
         """Mark a table as touched by this transaction."""
         if self._at is None:
@@ -1117,6 +1159,12 @@ def _is_beaten_by_flip(change: ChangeMessage, before: Row, after: Row) -> bool:
     return was_newer and any(
         path in after.fields and at <= after.fields[path].at for at, path in met
     )
+
+
+def _seen(logged: LoggedChange) -> int:
+    """Return how far the writer of a change had read; -1 if it does not say, or cannot be so."""
+    seen = logged.change.seen
+    return -1 if seen is None or seen >= logged.seq else seen
 
 
 def _is_own(entry: StateField | None, watch: Watch) -> bool:
