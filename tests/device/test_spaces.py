@@ -295,6 +295,21 @@ async def test_a_viewer_reads_and_writes_nothing(home: Household) -> None:
     assert await ada.titles(space_id) == {"n1": "Mine"}
 
 
+async def test_a_viewer_who_becomes_a_member_has_a_name(home: Household) -> None:
+    """The name of who came in as a viewer is not forgotten: it is written once they may write."""
+    space_id, (ada, bo) = await family(home, "bo", role="viewer")
+    named = {one.account_id: one.name for one in await ada.spaces.members(space_id)}
+    assert named[bo.id] == UNNAMED_MEMBER
+
+    await ada.spaces.set_role(space_id, bo.id, "member")
+    await bo.sync()
+    await bo.sync()
+    await ada.sync()
+
+    named = {one.account_id: one.name for one in await ada.spaces.members(space_id)}
+    assert named[bo.id] == "Bo"
+
+
 async def test_an_admin_stays_within_members_and_viewers(home: Household) -> None:
     """An admin invites and removes below admins, and makes nobody an admin or owner."""
     space_id, (ada, bo) = await family(home, "bo", role="admin")

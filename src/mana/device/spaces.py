@@ -342,9 +342,11 @@ class Spaces:
         Nowhere else: whoever can put somebody into a space would learn their name by it.
         """
         space = self._moves.vault.spaces.get(space_id)
-        is_writer = space is not None and space.role is not None and can_write(space.role)
-        if is_writer and await self._own_record(space_id) is None:
-            await self._write_own_name(space_id, await self._own_name())
+        if space is not None and space.role is not None:
+            if not can_write(space.role):
+                return  # A viewer writes nothing; the name follows once they are more.
+            if await self._own_record(space_id) is None:
+                await self._write_own_name(space_id, await self._own_name())
         await self._moves.note(NAMING, {space_id: None})
 
     # Within
@@ -358,7 +360,7 @@ class Spaces:
     def _require_shared(self, space_id: str) -> SpaceKeys:
         space = self._moves.space(space_id)
         if not space.shared:
-            raise SpaceUndeletable("a space of one person has its one member")
+            raise SpaceUndeletable("your own space is yours alone, for good")
         return space
 
     async def _space_view(self, space: SpaceKeys) -> SpaceView:
