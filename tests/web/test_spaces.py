@@ -288,7 +288,7 @@ async def test_a_space_is_founded_shared_and_ended_without_scripts() -> None:
         assert "You are its only owner." in shown
         assert f'action="{place}/leave"' not in shown
         stuck = await post(client, f"{place}/leave")
-        assert "A space always has an owner." in stuck.text
+        assert "A space always has an owner: hand it over first, or close it." in stuck.text
         wrong = await post(client, f"{place}/close", name="Gardens")
         assert wrong.status_code == 400
         assert (await space.members()) != []

@@ -75,10 +75,12 @@ class LinkMalformed(Invalid):
 
 
 class InvitationEnded(NotFound):
-    """The invitation is used, withdrawn or expired, or there never was one."""
+    """The invitation is used, withdrawn or expired, or there never was one on this hub."""
 
     code: ClassVar[str] = "INVITATION_ENDED"
-    advice: ClassVar[str] = "Ask for another link."
+    advice: ClassVar[str] = (
+        "Ask for another link, and whether you both use the same hub: MANA_HUB_URL names it."
+    )
 
 
 class InvitationUsed(Conflict):
@@ -266,7 +268,8 @@ class Invitations:
             if not isinstance(error, Unavailable):
                 await self._moves.note(JOINING, {link.invitation_id: None})
             if isinstance(error, NotFound):
-                raise InvitationEnded("the invitation does not hold") from None
+                here = self._opened.book.settings.hub_url
+                raise InvitationEnded(f"the hub at {here} has no open invitation of it") from None
             if error.code == "ALREADY_EXISTS":
                 raise InvitationUsed("another account accepted this invitation") from None
             raise
@@ -332,7 +335,7 @@ class Invitations:
     def _require_manager(self, space_id: str) -> SpaceKeys:
         space = self._moves.space(space_id)
         if not space.shared:
-            raise SpaceUndeletable("a space of one person is never shared")
+            raise SpaceUndeletable("your own space is never shared")
         if space.role is None or not can_manage(space.role):
             raise MembershipRefused("only owners and admins invite", detail={"reason": "role"})
         return space

@@ -66,7 +66,23 @@ class MembershipRefused(Forbidden):
     """A change of who is in a space breaks a rule; `detail.reason` says which."""
 
     code = "MEMBERSHIP_REFUSED"
-    advice = "Ask an owner of the space, or change one thing at a time."
+    advice = "See who is in the space and as what; an owner can change that."
+
+
+WORDS: Final[Mapping[str, str]] = {
+    "closed": "the space is closed",
+    "closing": "only an owner can close a space",
+    "leaving": "whoever leaves changes nothing else",
+    "no-owner": "a space always has an owner: hand it over first, or close it",
+    "not-a-member": "they or you are not in this space any more",
+    "not-invited": "nobody invited this account into the space",
+    "one-person": "a space of one person is never shared",
+    "role": "your role in the space does not let you do this",
+    "rotation": "the key of the space was changed by somebody at the same time",
+    "too-many": f"a space has at most {MEMBERS_MAX} members",
+    "unchanged": "that is so already",
+}
+"""What a rule of the membership log says to a person, by `detail.reason`; some never meet one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +236,8 @@ def rotation_due(entries: Sequence[MembershipEntry]) -> bool:
 
 
 def _refused(reason: str) -> MembershipRefused:
-    return MembershipRefused(
-        "the membership log does not allow this entry", detail={"reason": reason}
-    )
+    words = WORDS.get(reason, "the membership log does not allow this entry")
+    return MembershipRefused(words, detail={"reason": reason})
 
 
 def _is_text(value: object, length_max: int) -> bool:

@@ -72,7 +72,7 @@ class SpaceUndeletable(Forbidden):
     """A personal space and the scope of a person are never deleted, left or shared."""
 
     code = "SPACE_PERSONAL_UNDELETABLE"
-    advice = "Delete the account instead, if that is what you want."
+    advice = "To share, found a space for it; to leave for good, delete the account."
 
 
 class AlreadyMember(Conflict):

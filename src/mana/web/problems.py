@@ -17,6 +17,7 @@ from mana.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
+from mana.domain.spaces import WORDS
 from mana.web.words import t
 
 _STATUSES: Final[tuple[tuple[type[ManaError], int], ...]] = (
@@ -40,7 +41,7 @@ _TITLES: Final[tuple[tuple[type[ManaError], str], ...]] = (
 )
 _OWN_TITLES: Final = {
     "DEMO_LINK_USED": "This link has been used",
-    "INVITATION_ENDED": "This invitation does not hold any more",
+    "INVITATION_ENDED": "This invitation does not hold",
     "INVITATION_USED": "This invitation has been used",
     "LINK_MALFORMED": "This is not a whole link",
     "OFFLINE": "This needs the hub",
@@ -48,19 +49,6 @@ _OWN_TITLES: Final = {
     "HUB_DISTRUSTED": "The hub is not believed",
     "FOREIGN_REQUEST": "This page is not current any more",
 }
-
-
-_MEMBERSHIP: Final = {
-    "closed": "The space is closed.",
-    "no-owner": "A space always has an owner.",
-    "not-a-member": "They or you are not in this space any more.",
-    "not-invited": "Nobody invited this account into the space.",
-    "role": "Your role in the space does not let you do this.",
-    "rotation": "The key of the space was changed by somebody at the same time.",
-    "too-many": "A space has at most 200 members.",
-    "unchanged": "That is so already.",
-}
-"""What a rule of the membership log says to a person, by `detail.reason`."""
 
 
 class SignedOut(Unauthenticated):
@@ -127,7 +115,7 @@ def problem_of(error: Exception) -> Problem:
     return Problem(
         status_of(error),
         t(title),
-        t(_MEMBERSHIP[reason]) if reason in _MEMBERSHIP else _sentence(error.message),
+        _sentence(t(WORDS[reason]) if reason in WORDS else error.message),
         t("Nothing was changed by this; what you saved before is kept."),
         error.advice,
         error.code,
