@@ -25,7 +25,7 @@ def proposal_blocks(one: Proposal, *, now_ms: int) -> list[Block]:
         ),
     ]
     if not one.verified:
-        blocks.append("Not verified: its signature or grant does not hold. It cannot be approved.")
+        blocks.append("Not verified by this device, so it cannot be approved here.")
     if one.moved:
         blocks.append("What it would change has moved since it was planned; this is how it is now.")
     blocks += diff_blocks(one.diffs)

@@ -35,7 +35,7 @@ _WORDS: Final = {
     "no-grant": "The grant that it names is not known here.",
     "runner-unknown": "It was written by a runner that you did not grant to.",
     "foreign-agent": "It is signed for another mission or agent.",
-    "foreign-grant": "Another member granted it, and only their devices know its runner.",
+    "foreign-grant": "Another member granted it: they approve it; only their devices know its runner.",
 }
 
 

@@ -57,7 +57,7 @@ _EFFECTS: Final = {
 }
 _DECISIONS: Final = {"auto": "by itself", "propose": "asks first", "deny": "never"}
 _STATES: Final = {
-    "staged": "waits for you",
+    "staged": "waits for a decision",
     "planned": "runs by itself",
     "executing": "running",
     "approved": "approved",
@@ -68,7 +68,7 @@ _STATES: Final = {
     "done": "done",
     "reverted": "reverted",
     "changed": "changed since by you",
-    "proposed": "waits for you",
+    "proposed": "waits for a decision",
     "refused": "refused",
     "active": "active",
     "paused": "paused",
