@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import uuid
 from collections.abc import AsyncIterator
 
 import pytest
@@ -60,6 +61,19 @@ async def test_second_device_sees_what_the_first_wrote(home: Household) -> None:
     assert [view.text("title") for view in await phone.list("notes")] == ["One"]
     assert [one.name for one in await phone.agents()] == ["Mira"]
     assert (await phone.status()).display_name == "Ada"
+
+
+async def test_what_a_person_makes_has_an_id_of_its_time(home: Household) -> None:
+    """Records, agents and missions of a person bear UUIDs of version 7, as sync.md says."""
+    before = home.clock()
+    ada = await home.person()
+    note = await ada.create("notes", {"title": "One"})
+    agent = await ada.create_agent("Mira")
+    mission = await ada.create_mission("Plans", "Do", agent_id=agent)
+    after = home.clock()
+    for made in (uuid.UUID(note), uuid.UUID(agent), uuid.UUID(mission)):
+        assert (made.version, made.variant) == (7, uuid.RFC_4122)
+        assert before <= made.int >> 80 <= after
 
 
 async def test_sign_out_loses_nothing_unless_forced(home: Household) -> None:

@@ -329,7 +329,7 @@ class DeviceHost:
 
 
 def new_id() -> str:
-    """Return a fresh UUIDv7: ids of one device come in the order in which they were made."""
+    """Return a fresh UUIDv7: it begins with the millisecond in which it was made."""
     stamp_ms = time.time_ns() // 1_000_000
     raw = bytearray(stamp_ms.to_bytes(6, "big") + secrets.token_bytes(10))
     raw[6] = (raw[6] & 0x0F) | 0x70
