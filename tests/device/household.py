@@ -28,7 +28,7 @@ from mana.testing.postgres import Database
 from tests.device import shared
 from tests.device.rig import Wire
 from tests.hub.client import Served, served_hub
-from tests.runner.world import InlineWorkers
+from tests.runner.world import InlineWorkers, leave_runner_key
 
 MEETING = "Meeting with Bo\n\n- [ ] Send the offer by 2027-01-15\n- [ ] Book the room\n"
 
@@ -160,7 +160,7 @@ async def household(database: Database) -> AsyncIterator[Household]:
         async with served_hub(database, home=home) as served:
             served.clock.now_ms = clock()
             made = Household(database, served, home, clock)
-            build_runner(made.runner_settings(), workers=InlineWorkers())
+            leave_runner_key(made.runner_settings())
             try:
                 yield made
             finally:

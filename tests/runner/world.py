@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import tempfile
 import time
@@ -18,7 +19,7 @@ from mana.crypto.envelope import RecordKey
 from mana.crypto.grants import seal_grant
 from mana.crypto.keys import mission_key
 from mana.crypto.primitives import b64
-from mana.crypto.runners import RunnerPublicKey
+from mana.crypto.runners import RunnerPrivateKey, RunnerPublicKey
 from mana.domain.agents import AGENT_MEMORY, AGENTS
 from mana.domain.encoding import Json
 from mana.domain.grants import GrantHeader, header_from_wire
@@ -26,6 +27,7 @@ from mana.domain.missions import MISSIONS
 from mana.domain.policy import STANDARD
 from mana.hub.runner.app import Runner, build
 from mana.hub.runner.dialogue import SocketChannel, ToRunner, ToWorker, WorkerLost
+from mana.hub.runner.keys import PRIVATE_FILE, PUBLIC_FILE, write_secret
 from mana.hub.runner.settings import RunnerSettings
 from mana.hub.runner.worker import work
 from mana.models.rules import Rules
@@ -294,9 +296,24 @@ async def world(database: Database) -> AsyncIterator[World]:
             served.clock.now_ms = now_ms()
             ada = await served.sign_up("ada")
             made = World(database, served, ada, home)
-            # A runner leaves its public key before anyone can grant to it.
-            build(made.settings(), workers=InlineWorkers())
+            leave_runner_key(made.settings())
             yield made
+
+
+def leave_runner_key(settings: RunnerSettings) -> None:
+    """Leave a runner's keys where hub and runners look, so that anyone can grant to it.
+
+    The same keys for every test of a process, because to draw an RSA pair takes a while.
+    """
+    private, public = _runner_pems()
+    write_secret(settings.secrets_dir / PRIVATE_FILE, private)
+    write_secret(settings.secrets_dir / PUBLIC_FILE, public)
+
+
+@functools.cache
+def _runner_pems() -> tuple[str, str]:
+    key = RunnerPrivateKey.generate()
+    return key.to_pem(), key.public().to_pem()
 
 
 __all__ = ["CANARY", "HOUR_MS", "InlineWorkers", "World", "replace", "world"]

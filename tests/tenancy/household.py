@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mana.domain.spaces import Role
-from mana.hub.runner.app import build as build_runner
 from mana.protocol.messages import ChangeMessage
 from mana.testing.accounts import FoundedSpace, sealed_change
 from mana.testing.postgres import Database, connected
@@ -27,7 +26,7 @@ from mana.testing.spaces import (
 )
 from tests.faults.load import TASKS
 from tests.hub.client import Person, Served, codes, served_hub
-from tests.runner.world import InlineWorkers, World, now_ms
+from tests.runner.world import World, leave_runner_key, now_ms
 
 NAMES = ("ada", "bob", "vic", "rem", "out")
 MISSION, AGENT, NOTE_ID = "mission-1", "agent-1", "note-1"
@@ -145,7 +144,7 @@ async def furnished(
 async def working(made: Household) -> None:
     """Let a mission of the space run once under a grant; leave one grant unfinished."""
     world = made.in_space("ada")
-    build_runner(world.settings(), workers=InlineWorkers())
+    leave_runner_key(world.settings())
     await world.agent(AGENT)
     await world.note(NOTE_ID)
     await world.mission(MISSION)
