@@ -85,7 +85,7 @@ async def started(
         parts = ["runner", "hub"]
         known = bool(places.ports["hub"])
         if with_device and known:
-            base["MANA_HUB_URL"] = f"http://127.0.0.1:{places.ports['hub']}"
+            base["MANA_HUB_URL"] = places.hub_url(environ)
             parts.append("device")
         facts = dict(
             zip(

@@ -110,14 +110,12 @@ class ConfirmationNeeded(Invalid):
 
 def _build_host(environ: Mapping[str, str]) -> DeviceHost:
     # The device with its keys and its HTTP client takes a moment to import: not for `--help`.
-    from mana.cli.places import PORTS, Places
+    from mana.cli.places import Places
     from mana.device.app import build
     from mana.device.settings import DeviceSettings
 
     places = Places.from_env(environ)
-    # Without a name of another hub, the one that `mana up` runs with these variables.
-    here = {"MANA_HUB_URL": f"http://127.0.0.1:{places.ports['hub'] or PORTS['hub'][1]}"}
-    settings = DeviceSettings.from_env({**here, **environ})
+    settings = DeviceSettings.from_env({**environ, "MANA_HUB_URL": places.hub_url(environ)})
     return build(replace(settings, home=places.home), background=False)
 
 

@@ -23,6 +23,9 @@ PORTS: Final[Mapping[str, tuple[str, int]]] = {
     "device": ("MANA_DEVICE_PORT", 5173),
 }
 
+EVERY_ADDRESS: Final = ("", "0.0.0.0", "::")  # noqa: S104
+"""What MANA_HUB_HOST may say instead of one address; loopback is among them."""
+
 
 class PortTaken(Invalid):
     """Another program listens where a part of Mana would."""
@@ -59,6 +62,18 @@ class Places:
         """Create the data folder for its owner alone; an existing one keeps its mode."""
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.home / "logs").mkdir(exist_ok=True, mode=0o700)
+
+    def hub_url(self, environ: Mapping[str, str]) -> str:
+        """Return the address at which this machine's devices find their hub, and links name it.
+
+        MANA_HUB_URL, else the hub that `mana up` runs with these variables.
+        """
+        named = environ.get("MANA_HUB_URL", "").strip()
+        if named:
+            return named
+        host = environ.get("MANA_HUB_HOST", "").strip()
+        port = self.ports["hub"] or PORTS["hub"][1]
+        return f"http://{'127.0.0.1' if host in EVERY_ADDRESS else host}:{port}"
 
     def require_free_ports(self) -> None:
         """Raise PortTaken, naming the variable, before anything starts."""

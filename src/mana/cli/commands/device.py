@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 
 from mana.cli.lifelines import announcer, stop_event
 from mana.cli.places import Places
@@ -14,8 +15,10 @@ from mana.web.app import serve
 
 def device() -> None:
     """Serve the page of this device; the hub is the one that MANA_HUB_URL names."""
-    Places.from_env(os.environ).make_home()
-    asyncio.run(_serve(DeviceSettings.from_env(os.environ)))
+    places = Places.from_env(os.environ)
+    places.make_home()
+    settings = DeviceSettings.from_env({**os.environ, "MANA_HUB_URL": places.hub_url(os.environ)})
+    asyncio.run(_serve(replace(settings, home=places.home)))
 
 
 async def _serve(settings: DeviceSettings) -> None:
