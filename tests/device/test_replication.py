@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mana.device.elements import between
-from mana.domain.clock import Stamp, iso_ms
+from mana.domain.clock import DRIFT_MS_MAX, Stamp, iso_ms
 from mana.domain.encoding import Json
 from mana.domain.ids import DeviceId
 from mana.protocol.messages import (
@@ -23,6 +24,9 @@ from mana.protocol.messages import (
     PullAnswer,
     PushAnswer,
     PushResult,
+    StateAnswer,
+    StateField,
+    StateRecord,
 )
 from mana.protocol.replication import (
     Held,
@@ -30,6 +34,7 @@ from mana.protocol.replication import (
     Queued,
     apply_change,
     check_pull,
+    check_state,
     next_batch,
     overlay,
     units,
@@ -232,6 +237,62 @@ def test_markers_of_hidden_records_lie_in_their_page(seqs: list[int], fine: bool
         return
     with pytest.raises(HubDistrusted):
         look()
+
+
+FINE = StateField(
+    value="x",
+    at=str(Stamp(1_795_000_000_000, 0, DEVICES[0])),
+    actor={"kind": "user", "principalId": ACCOUNT},
+    origin="user",
+    change_id="c1",
+)
+AHEAD = str(Stamp(1_795_000_000_000 + 2 * DRIFT_MS_MAX, 0, DEVICES[0]))
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"at": AHEAD},
+        {"at": FINE.at[:-1]},
+        {"actor": {"kind": "user"}},
+        {"origin": "nobody"},
+        {"change_id": ""},
+        {"value": "\x00"},
+        {"value": "enc:2:p1:x"},
+    ],
+    ids=str,
+)
+def test_every_value_of_a_page_is_looked_at(place: int, wrong: dict[str, Any]) -> None:
+    """One malformed value makes the page a lie, wherever among fine ones of its record it is."""
+    fields = {f"f{number}": FINE for number in range(4)}
+
+    def look(found: dict[str, StateField]) -> None:
+        record = StateRecord("notes", "n1", ACCOUNT, "space", 1, found)
+        answer = StateAnswer(records=[record], head=1, hub_time=NOW)
+        check_state(answer, space_type="team", now_ms=1_795_000_000_000)
+
+    look(fields)
+    with pytest.raises(HubDistrusted):
+        look({**fields, f"f{place}": msgspec.structs.replace(FINE, **wrong)})
+    if wrong.keys() <= {"at", "value"}:
+        written = {
+            path: FieldWrite(value=one.value, at=one.at)
+            for path, one in {
+                **fields,
+                f"f{place}": msgspec.structs.replace(FINE, **wrong),
+            }.items()
+        }
+        one = msgspec.structs.replace(change(1, "a", 1), fields=written)
+        logged = LoggedChange(seq=1, change=one, device_id="d")
+        with pytest.raises(HubDistrusted):
+            check_pull(
+                PullAnswer(changes=[logged], cursor=1, hub_time=NOW),
+                after=0,
+                limit=9,
+                space_type="team",
+                now_ms=1_795_000_000_000,
+            )
 
 
 @pytest.mark.parametrize("at", ["2026-02-30", "2026-13-01", "0000-01-01", "2026-1x-01"])

@@ -71,7 +71,7 @@ class RecordBinding:
     __slots__ = ("_head", "_tail", "_written")
 
     def __init__(self, space: str, table: str, record: str) -> None:
-        self._head = length_prefixed(space, table, record)
+        self._head = _prefixed(space) + _prefixed(table) + length_prefixed(record)
         self._written: tuple[str, bytes] | None = None
         self._tail = b""
 
@@ -80,13 +80,14 @@ class RecordBinding:
         written = (at, actor)
         if written != self._written:
             # Most fields of a record were written together.
-            self._written, self._tail = written, length_prefixed(at, actor)
+            self._written, self._tail = written, length_prefixed(at) + _prefixed(actor)
         return self._head + _prefixed(path) + self._tail
 
 
 @lru_cache(maxsize=4096)
-def _prefixed(path: str) -> bytes:
-    return length_prefixed(path)
+def _prefixed(part: str | bytes) -> bytes:
+    """Return what one part adds to `length_prefixed`: spaces, tables, paths and actors are few."""
+    return length_prefixed(part)
 
 
 def actor_bytes(actor: Mapping[str, Json]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, TypeAlias, final
 
 from mana.crypto.errors import Malformed, SealRejected, WrapRejected
@@ -152,7 +153,12 @@ def unwrap_space_key(wrapped: str, recipient: HpkePrivateKey, name: SpaceKeyName
 
 
 def _record_info(table: str, record_id: str) -> bytes:
-    return length_prefixed("mana-record:v1", table, record_id)
+    return _record_head(table) + length_prefixed(record_id)
+
+
+@lru_cache(maxsize=512)
+def _record_head(table: str) -> bytes:
+    return length_prefixed("mana-record:v1", table)
 
 
 def _require_version(version: int) -> int:

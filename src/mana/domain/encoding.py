@@ -39,8 +39,7 @@ def length_prefixed(*parts: str | bytes) -> bytes:
     try:
         for part in parts:
             raw = part.encode() if isinstance(part, str) else part
-            out.append(len(raw).to_bytes(4, "big"))
-            out.append(raw)
+            out += (len(raw).to_bytes(4, "big"), raw)
     except UnicodeEncodeError as error:
         raise Invalid("not text that can be written in UTF-8") from error
     return b"".join(out)

@@ -36,6 +36,7 @@ from mana.protocol.messages import (
     PushAnswer,
     Signature,
     StateAnswer,
+    StateField,
     StateRecord,
 )
 
@@ -213,12 +214,18 @@ def check_state(answer: StateAnswer, *, space_type: str, now_ms: int) -> None:
         _check_place(record.table, record.id, record.author_id, record.visibility, space_type)
         if not 0 <= record.seq <= SEQ_MAX:
             raise HubDistrusted("a record has no place in the log")
+        before: StateField | None = None
         for path, entry in record.fields.items():
-            _check_entry(path, entry.value, entry.at, bound)
+            # Most of a record was written at once, and is looked at once.
+            if before is None or entry.at != before.at:
+                _check_stamp(entry.at, bound)
+            _check_value(path, entry.value)
             _check_class(entry.value, record.visibility)
-            _check_writer(entry.actor, entry.origin)
+            if before is None or (entry.actor, entry.origin) != (before.actor, before.origin):
+                _check_writer(entry.actor, entry.origin)
             if not 0 < len(entry.change_id) <= 128:
                 raise HubDistrusted("a value names no change")
+            before = entry
         _check_proofs(record.proofs)
 
 
@@ -421,8 +428,12 @@ def _check_change(logged: LoggedChange, space_type: str, bound: str) -> None:
         raise HubDistrusted("a change has no id or no device")
     if not 0 < len(change.fields) <= CHANGE_FIELDS_MAX:
         raise HubDistrusted("a change writes nothing, or more than a change may")
+    checked = None
     for path, write in change.fields.items():
-        _check_entry(path, write.value, write.at, bound)
+        if write.at != checked:
+            _check_stamp(write.at, bound)
+            checked = write.at
+        _check_value(path, write.value)
         _check_class(write.value, change.visibility)
 
 
@@ -466,18 +477,21 @@ def _check_writer(actor: Mapping[str, str], origin: str) -> None:
         raise HubDistrusted("a change names no origin")
 
 
-def _check_entry(path: str, value: object, at: str, bound: str) -> None:
-    if not 0 < len(path) <= PATH_LENGTH_MAX:
-        raise HubDistrusted("a path has no length that a path can have")
+def _check_stamp(at: str, bound: str) -> None:
     # What `parse_stamp` takes, without making numbers of it: a first pull reads millions.
     if _STAMP.fullmatch(at) is None or not _is_day(at[:10]):
         raise HubDistrusted("a stamp is malformed")
+    if at[: len(bound)] > bound:
+        raise HubDistrusted("a stamp lies further ahead than the hub may take")
+
+
+def _check_value(path: str, value: object) -> None:
+    if not 0 < len(path) <= PATH_LENGTH_MAX:
+        raise HubDistrusted("a path has no length that a path can have")
     try:
         check_value(value)  # type: ignore[arg-type]
     except Invalid:
         raise HubDistrusted("a value is malformed") from None
-    if at[: len(bound)] > bound:
-        raise HubDistrusted("a stamp lies further ahead than the hub may take")
 
 
 def _check_class(value: object, visibility: str) -> None:
