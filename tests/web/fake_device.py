@@ -93,6 +93,7 @@ class FakeDevice(FakeSpaces):
         self.demo = demo
         self.locked = False
         self.online = True
+        self.tried = True
         self.run_takes_s = 0.0
         self._ids = itertools.count(1) if first is None else first._ids
         self._listeners: list[asyncio.Queue[Notice]] = [] if first is None else first._listeners
@@ -150,11 +151,12 @@ class FakeDevice(FakeSpaces):
             self.demo,
             self.locked,
             SyncStatus(
-                "online" if self.first.online else "offline",
+                "online" if self.first.online and self.first.tried else "offline",
                 now() - 2_000,
                 0 if self.first.online else 3,
                 len(self._refused),
-                troubles=self.troubles,
+                "OFFLINE" if self.first.tried and not self.first.online else "",
+                self.troubles,
             ),
             RunnerView("runner-1", "9F2C 41B7 D05A E863", (RULES,)),
             RULES,

@@ -441,3 +441,29 @@ def test_rules_of_membership_are_said_in_words(reason: str) -> None:
     problem = problem_of(MembershipRefused("the log refuses", detail={"reason": reason}))
     assert "log" not in problem.happened
     assert problem.advice
+
+
+@pytest.mark.anyio
+async def test_the_link_to_a_space_is_not_taken_for_a_code_of_the_hub() -> None:
+    """Who pastes it at sign-up is told where it goes; it would be dropped without a word."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        named = {"login": "bo", "password": "four quiet herons walking"}
+        answer = await post(client, "/sign-up", **named, invite=LINK)
+        assert answer.status_code == 400
+        assert "join with it afterwards" in answer.text
+        assert host.accounts() == []
+
+
+@pytest.mark.anyio
+async def test_before_the_first_try_nobody_says_that_the_hub_is_away() -> None:
+    """Right after sign-up the link is not up yet, which is no trouble."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        device.first.online = False
+        for path in ("/spaces", "/join", "/spaces/new"):
+            assert "The hub cannot be reached" in (await client.get(path)).text
+        device.first.online, device.first.tried = True, False
+        for path in ("/spaces", "/join", "/spaces/new"):
+            assert "The hub cannot be reached" not in (await client.get(path)).text

@@ -181,6 +181,7 @@ class Operations:
             next_run_ms=min(moments, default=None),
             to_decide=sum(waiting.values()),
             to_decide_by_space=waiting,
+            hub_url=opened.book.settings.hub_url,
         )
 
     async def sync_now(self) -> SyncStatus:

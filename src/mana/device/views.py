@@ -68,6 +68,7 @@ class Status:
     next_run_ms: int | None
     to_decide: int
     to_decide_by_space: Mapping[str, int] = field(default_factory=dict)
+    hub_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

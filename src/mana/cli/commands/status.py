@@ -35,6 +35,7 @@ async def status(device: Device, around: Surroundings) -> Answer:
         ("Account", one_line(now.login, 80) + name + (", demo" if now.demo else "")),
         ("Mode", now.mode),
         ("Sync", sync_words(now.sync, now_ms=now_ms)),
+        ("Hub", one_line(now.hub_url)),
         ("Runner", _runner_words(now)),
         ("Model here", model_words(now.device_model)),
         ("Next run", when(now.next_run_ms, now_ms=now_ms) if now.next_run_ms else "none"),

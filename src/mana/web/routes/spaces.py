@@ -17,7 +17,7 @@ from mana.web.visits import Named, Page, Visit, Visiting, text_of
 from mana.web.words import t
 
 if TYPE_CHECKING:
-    from mana.device.views import InvitationView
+    from mana.device.views import InvitationView, SyncStatus
 
 T = TypeVar("T")
 DAYS_SHOWN: Final = (1, 7, 30)
@@ -95,7 +95,7 @@ async def space(visit: Visiting) -> Page:
         invitations=[one for one in known if one.state not in ENDED],
         ended=[one for one in known if one.state in ENDED],
         unknown=invitations is None,
-        offline=(await device.status()).sync.link == "offline",
+        offline=_is_away((await device.status()).sync),
         days_shown=DAYS_SHOWN,
     )
 
@@ -187,12 +187,17 @@ async def forget_space(visit: Visiting) -> Page:
 
 async def _from_hub(visit: Visit, ask: Callable[[], Awaitable[list[T]]]) -> list[T] | None:
     """Return what the hub says; None if it cannot be asked, so that the page shows the rest."""
-    if (await visit.account.status()).sync.link == "offline":
+    if _is_away((await visit.account.status()).sync):
         return None
     try:
         return await ask()
     except Unavailable:
         return None
+
+
+def _is_away(sync: SyncStatus) -> bool:
+    """Say whether the hub was not reached; before the first try nobody knows that."""
+    return sync.link == "offline" and bool(sync.trouble)
 
 
 async def _member_name(visit: Visit, account_id: str) -> str:

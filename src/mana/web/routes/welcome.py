@@ -74,12 +74,15 @@ async def sign_up(visit: Visiting) -> Page:
     try:
         if not login or not password:
             raise Invalid("a login name and a password are needed")
+        invite = text_of(form, "invite").strip()
+        if "#" in invite:
+            raise Invalid("that is the link to a space: leave it out, and join with it afterwards")
         device = await visit.host.sign_up(
             login,
             password,
             display_name=name or login,
             mode="standard",
-            invite=text_of(form, "invite").strip() or None,
+            invite=invite or None,
             zone=text_of(form, "zone") or "UTC",
         )
     except ManaError as error:
