@@ -617,6 +617,19 @@ async def test_the_key_is_changed_before_anything_is_sent_under_it(home: Househo
     assert (await ada.status()).sync.waiting == 0
 
 
+async def test_a_mission_of_a_space_that_was_left_has_no_next_run(home: Household) -> None:
+    """Nobody tells who left whether it still runs, so no moment is promised."""
+    ada, bob = await home.person("ada"), await home.person("bob")
+    space = await shared_space(ada)
+    await let_in(ada, space, bob)
+    theirs = bob.in_space(space)
+    agent = await theirs.create_agent("Mira")
+    await theirs.create_mission("R", "L", agent_id=agent, cadence=HOURLY, runs_on="device")
+    assert [bool(one.next_ms) for one in await theirs.missions()] == [True]
+    await theirs.leave()
+    assert [bool(one.next_ms) for one in await theirs.missions()] == [False]
+
+
 async def test_what_was_kept_before_spaces_were_shared_still_opens(home: Household) -> None:
     """A list of spaces, as earlier versions kept them, is read."""
     ada = await home.person("ada")

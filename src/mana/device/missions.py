@@ -251,6 +251,8 @@ class Missions:
         runs_here = mission.runs_on == self._opened.place
         runs = await self._runs(mission, status)
         hold = "malformed" if broken else self._hold(mission, status)
+        # Where this person is no longer, nobody tells whether it still runs.
+        is_followed = mission.state == "active" and not self._opened.book.keys.former
         return MissionView(
             mission_id=mission.id,
             title=mission.title,
@@ -267,7 +269,7 @@ class Missions:
             state=mission.state,
             runs_on=mission.runs_on,
             runs_here=runs_here,
-            next_ms=() if mission.state != "active" else self.next_moments(mission, view),
+            next_ms=self.next_moments(mission, view) if is_followed else (),
             hold=hold,
             hold_words=hold_words(hold) if mission.state == "active" else "",
             grant=grant,

@@ -112,7 +112,7 @@ async def list_missions(device: Device, around: Surroundings) -> Answer:
             one.state,
             one.agent_name,
             one.cadence_words,
-            when(one.next_ms[0], now_ms=now_ms) if one.next_ms else "",
+            _next_words(one, now_ms=now_ms),
             one.title,
         )
         for one in missions
@@ -123,6 +123,13 @@ async def list_missions(device: Device, around: Surroundings) -> Answer:
         command = f"mana mission create TITLE --agent NAME --objective TEXT{await option(device)}"
         blocks = [Line(f"No missions yet. Create one: {command}", "quiet")]
     return Answer({"missions": missions}, blocks)
+
+
+def _next_words(one: MissionView, *, now_ms: int) -> str:
+    """Return when it runs next, or why it does not: a moment that passes idle is none."""
+    if one.hold_words:
+        return one.hold_words.rstrip(".")
+    return when(one.next_ms[0], now_ms=now_ms) if one.next_ms else ""
 
 
 @mission.command()
@@ -142,7 +149,7 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
                 ("State", one.state),
                 ("Shall", one.objective if len(one.objective) > OBJECTIVE_SHOWN_MAX else ""),
                 ("Now", one.phase or one.hold_words),
-                ("Next", ahead),
+                ("Next", "" if one.hold_words else ahead),
                 ("Looks at", "\n".join(one_line(cited.title) for cited in one.input_titles)),
                 ("Grant", grant_words(one.grant, now_ms=now_ms)),
                 ("Concept", one.concept),
