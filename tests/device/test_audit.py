@@ -161,7 +161,7 @@ def test_the_consent_names_the_model_once() -> None:
     (line,) = (line for line in lines if rules.NAME in line)
     assert line == (
         "The text is given to the model rules (offline), on the hub's own machine: finds action "
-        "items and dates; not a language model; text stays on this machine."
+        "items and dates; not a language model; text stays on the machine where they run."
     )
 
 

@@ -22,7 +22,7 @@ ENDPOINT: Final = "rules:offline"
 NAME: Final = "rules (offline)"
 DESCRIPTION: Final = (
     "rules (offline): finds action items and dates; not a language model; "
-    "text stays on this machine"
+    "text stays on the machine where they run"
 )
 WRITES_PER_ROUND_MAX: Final = 8
 WRITES_MAX: Final = 20
