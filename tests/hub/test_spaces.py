@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import httpx
 import msgspec
@@ -802,38 +802,63 @@ CALLS: Final = (
     ("leave", "200 200 200 200 NOT_FOUND"),
     ("close", "204 :closing :closing :closing NOT_FOUND"),
 )
+SECOND: Final[Mapping[str, Role]] = {
+    "demote an admin": "admin",
+    "demote a member": "member",
+    "remove a member": "member",
+    "remove an owner": "owner",
+    "leave": "owner",
+}
+"""By call, as what the person stands in the space whom it is about, or who stays there."""
+SPENT: Final = frozenset({"withdraw", "add", "rotate", "close", *SECOND})
+"""Calls after which, if they were taken, the space is another."""
 
 
-@pytest.mark.slow
 async def test_roles_and_calls(database: Database) -> None:
     """Every call of a space answers each role as the table says, and a stranger as if it were not there."""
     async with served_hub(database) as served:
         names = ("owner", "admin", "member", "viewer", "stranger", "second", "third")
         people = {name: await served.sign_up(name) for name in names}
+        stages: dict[Role | None, Stage] = {}
         for call, expected in CALLS:
-            found = [await called(call, people, people[name]) for name in names[:5]]
+            second = SECOND.get(call)
+            found = []
+            for name in names[:5]:
+                if second not in stages:
+                    stages[second] = await staged(people, second)
+                found.append(await called(call, people, people[name], *stages[second]))
+                if call in SPENT and found[-1] in ("200", "204"):
+                    del stages[second]
             assert found == [
                 f"MEMBERSHIP_REFUSED{one}" if one.startswith(":") else one
                 for one in expected.split()
             ], call
 
 
-async def called(call: str, people: dict[str, Person], who: Person) -> str:
-    """Return what a call of somebody comes to, in a space of its own."""
-    owner, second, third = (people[name] for name in ("owner", "second", "third"))
+Stage: TypeAlias = tuple[MadeSpace, MadeInvitation]
+
+
+async def staged(people: dict[str, Person], second: Role | None) -> Stage:
+    """Return a space with somebody of each role, and an invitation that a third person accepted."""
+    owner = people["owner"]
     space = await create(owner)
-    for name, role in (("admin", "admin"), ("member", "member"), ("viewer", "viewer")):
-        space = await join(owner, space, people[name], role)  # type: ignore[arg-type]
-    if call == "remove an owner":
-        space = await make_owner(owner, await join(owner, space, second, "admin"), second)
-    elif call == "demote an admin":
-        space = await join(owner, space, second, "admin")
-    elif call in ("demote a member", "remove a member"):
-        space = await join(owner, space, second)
-    elif call == "leave":
-        space = await make_owner(owner, await join(owner, space, second, "admin"), second)
+    for role in ("admin", "member", "viewer"):
+        space = await join(owner, space, people[role], role)
+    if second is not None:
+        joining = "admin" if second == "owner" else second
+        space = await join(owner, space, people["second"], joining)
+    if second == "owner":
+        space = await make_owner(owner, space, people["second"])
     made, _ = await invite(owner, space)
-    await accept(third, made)
+    await accept(people["third"], made)
+    return space, made
+
+
+async def called(
+    call: str, people: dict[str, Person], who: Person, space: MadeSpace, made: MadeInvitation
+) -> str:
+    """Return what a call of somebody in a space comes to."""
+    owner, second, third = (people[name] for name in ("owner", "second", "third"))
     me, now_ms, root = who.account, START_MS, f"/api/v1/spaces/{space.space_id}"
     staying = [
         one.account
@@ -851,7 +876,7 @@ async def called(call: str, people: dict[str, Person], who: Person) -> str:
         case "devices":
             return code(await who.call("GET", f"{root}/devices"))
         case "push":
-            answer = await push_task(who, space)
+            answer = await push_task(who, space, me.account_id)
             if answer.status_code != 200:
                 return code(answer)
             (result,) = answer.json()["results"]
