@@ -626,6 +626,7 @@ async def test_a_mission_of_a_space_that_was_left_has_no_next_run(home: Househol
     agent = await theirs.create_agent("Mira")
     await theirs.create_mission("R", "L", agent_id=agent, cadence=HOURLY, runs_on="device")
     assert [bool(one.next_ms) for one in await theirs.missions()] == [True]
+    await theirs.sync_now()
     await theirs.leave()
     assert [bool(one.next_ms) for one in await theirs.missions()] == [False]
 
