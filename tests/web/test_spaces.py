@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -467,3 +468,19 @@ async def test_before_the_first_try_nobody_says_that_the_hub_is_away() -> None:
         device.first.online, device.first.tried = True, False
         for path in ("/spaces", "/join", "/spaces/new"):
             assert "The hub cannot be reached" not in (await client.get(path)).text
+
+
+@pytest.mark.anyio
+async def test_a_proposal_that_another_member_granted_is_no_alarm() -> None:
+    """What only another member's device can verify cannot be approved here, and says no more."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        first, *_ = await device.inbox()
+        reason = "Another member granted it: they approve it."
+        device._steps[first.step_id] = replace(first, verified=False, trouble=reason)
+        text = (await client.get(f"/inbox/{first.step_id}")).text
+        assert f"it cannot be approved here. {reason}" in text
+        assert text.count(reason) == 1
+        assert "note stop" not in text
+        assert f'id="approve-{first.step_id}" disabled' in text
