@@ -41,6 +41,7 @@ from mana.device.settings import DeviceSettings
 from mana.device.syncer import CLOCK_OFFSET, Syncer
 from mana.device.vault import OpenedVault, SpaceKeys, random_id
 from mana.device.views import Notice, RefusedChange, SyncStatus
+from mana.device.words import refused_change_words
 from mana.domain.actors import Actor, Origin, origin_of, person
 from mana.domain.changes import Change
 from mana.domain.clock import DRIFT_MS_MAX, Stamp, next_stamp, observe, parse_stamp
@@ -56,6 +57,7 @@ from mana.domain.tables import Sealing, Table
 from mana.protocol.codec import check_value
 from mana.protocol.messages import (
     BATCH_CHANGES_MAX,
+    CHANGE_BYTES_MAX,
     CHANGE_FIELDS_MAX,
     ChangeMessage,
     Proof,
@@ -64,34 +66,10 @@ from mana.protocol.messages import (
 from mana.protocol.replication import Held, apply_change
 from mana.registry.catalogue import Catalogue
 
-CHANGE_BYTES_MAX: Final = 512 * 1024
 GROUP_BYTES_MAX: Final = 3 * 1024 * 1024
 VIEWS_MAX: Final = 50_000
 """Opened records that are kept in memory; the oldest go first."""
 _KEPT: Final = "kept:"
-_REFUSALS: Final[Mapping[str, str]] = {
-    "clock-ahead": "This machine's clock is too far ahead.",
-    "stale-key": "It was sealed with a key that has been replaced; send it again.",
-    "guard-failed": "Another device was first.",
-    "group-refused": "It belongs to a change that was refused.",
-    "immutable": "It stands for good and cannot be changed.",
-    "fixed-field": "It changes what is fixed once it was written.",
-    "role": "Your role in the space does not let you write.",
-    "module-refused": "The space does not take records of this module.",
-    "unknown-table": "The hub does not know this kind of record; it may be older than this device.",
-    "unknown-path": "The hub does not know this field; it may be older than this device.",
-    "cadence-refused": "The hub does not run missions at such times.",
-    "change-too-large": "It is larger than the hub takes in one piece.",
-    "reseal-outdated": "The record was changed elsewhere first.",
-    "unconfirmed": "The hub says that it took it, and does not show it.",
-    "hidden": "Its author keeps the record to themselves now.",
-    "plaintext-refused": "It would have left this device unsealed, so the hub did not take it.",
-    "bad-envelope": "Its seal is not one that the hub knows; this device may be older than the hub.",
-    "forged-actor": "It says that somebody else made it.",
-    "forged-device": "It says that another device made it.",
-    "signature-missing": "It decides something, and is not signed.",
-    "signature-rejected": "It decides something, and its signature does not hold.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -767,7 +745,7 @@ class RecordBook:
                 held = Held(_record_of(message))
                 view = self._sealer().view(row.space, held.record)
             title = view.text(named) if named is not None else ""
-        words = _REFUSALS.get(row.code, "The hub does not take it in this form.")
+        words = refused_change_words(row.code)
         return RefusedChange(
             message.change_id,
             message.table,

@@ -48,6 +48,35 @@ HELD: Final = {
     "agent-missing": "Waits: the agent is gone.",
     "mission-not-active": "",
 }
+REFUSED_CHANGES: Final = {
+    "clock-ahead": "This machine's clock is too far ahead.",
+    "stale-key": "It was sealed with a key that has been replaced; send it again.",
+    "guard-failed": "Another device was first.",
+    "group-refused": "It belongs to a change that was refused.",
+    "immutable": "It stands for good and cannot be changed.",
+    "fixed-field": "It changes what is fixed once it was written.",
+    "role": "Your role in the space does not let you write.",
+    "module-refused": "The space does not take records of this module.",
+    "unknown-table": "The hub does not know this kind of record; it may be older than this device.",
+    "unknown-path": "The hub does not know this field; it may be older than this device.",
+    "cadence-refused": "The hub does not run missions at such times.",
+    "change-too-large": "It is larger than the hub takes in one piece.",
+    "reseal-outdated": "The record was changed elsewhere first.",
+    "unconfirmed": "The hub says that it took it, and does not show it.",
+    "hidden": "Its author keeps the record to themselves now.",
+    "plaintext-refused": "It would have left this device unsealed, so the hub did not take it.",
+    "bad-envelope": "Its seal is not one that the hub knows; this device may be older than the hub.",
+    "forged-actor": "It says that somebody else made it.",
+    "forged-device": "It says that another device made it.",
+    "signature-missing": "It decides something, and is not signed.",
+    "signature-rejected": "It decides something, and its signature does not hold.",
+    "flip-outdated": "The record was changed elsewhere first.",
+    "not-a-member": "The account is not in this space any more.",
+    "id-taken": "Another member has used its id, again and again.",
+    "guard-missing": "It does not say what stood before it.",
+    "bad-value": "The hub does not take it in this form.",
+}
+"""By a code of docs/protocol/sync.md, 4 and 8, why a change is parked."""
 REFUSED_CALLS: Final = {
     "TOOL_NOT_OFFERED": "it asked for a tool that it does not have",
     "TOOL_DENIED": "its policy denies this",
@@ -103,3 +132,8 @@ def hold_words(hold: str) -> str:
 def refused_call_words(code: str, message: str) -> str:
     """Return why a model's call did not happen."""
     return REFUSED_CALLS.get(code) or message or code
+
+
+def refused_change_words(code: str) -> str:
+    """Return why the hub did not take a change; the code is shown beside it."""
+    return REFUSED_CHANGES.get(code, REFUSED_CHANGES["bad-value"])

@@ -36,9 +36,8 @@ from mana.domain.settings import INVITATIONS, SETTINGS, USER_TABLES
 from mana.domain.spaces import MEMBER_NAMES, PROFILE, Role, can_manage, can_write, holds
 from mana.domain.tables import Field, Sealing, Table
 from mana.protocol.codec import NUMBER_MAX, check_value, encode
-from mana.protocol.messages import CHANGE_FIELDS_MAX, ChangeMessage
+from mana.protocol.messages import CHANGE_BYTES_MAX, CHANGE_FIELDS_MAX, ChangeMessage
 
-CHANGE_BYTES_MAX: Final = 512 * 1024
 RESEAL: Final = "reseal"
 FLIP: Final = "flip"
 OPS: Final = ("insert", "update", "delete", RESEAL, FLIP)
