@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 
 from tests.docs.test_pages import ROOT
@@ -18,6 +19,7 @@ KNOWN = [
 ]
 
 
+@functools.cache
 def names_in(path: str) -> set[str]:
     """Return the names of the tests of a file."""
     tree = ast.parse((ROOT / path).read_text("utf-8"))
