@@ -126,6 +126,7 @@ class FakeDevice:
             next_run_ms=None,
             to_decide=sum(waiting.values()),
             to_decide_by_space=waiting,
+            hub_url="http://127.0.0.1:3050",
         )
 
     async def sync_now(self) -> SyncStatus:
