@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.postgres, pytest.mark.slow]
 SOURCES = Path(__file__).parents[2] / "src"
 
 
-async def start_runner(made: World, **variables: str) -> asyncio.subprocess.Process:
-    """Start a real runner process and return when it listens."""
+@contextlib.asynccontextmanager
+async def running(made: World, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Lend a real runner process that listens; whatever happens, it ends with the test."""
     environ = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(SOURCES),
@@ -42,10 +45,20 @@ async def start_runner(made: World, **variables: str) -> asyncio.subprocess.Proc
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
+    try:
+        await listening(process)
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def listening(process: asyncio.subprocess.Process) -> None:
     assert process.stdout is not None
     while line := await asyncio.wait_for(process.stdout.readline(), 30):
         if b"listens" in line:
-            return process
+            return
     raise AssertionError("the runner did not start")
 
 
@@ -73,13 +86,13 @@ async def test_killed_anywhere(database: Database, point: str) -> None:
     """Killed at any named place, a run still ends as exactly one iteration, each reading noted."""
     async with world(database) as made:
         await made.ready()
-        first = await start_runner(made, MANA_FAIL_POINT=point)
-        await made.run_now()
-        await asyncio.wait_for(first.communicate(), 30)
-        assert first.returncode == -signal.SIGKILL
-        second = await start_runner(made)
-        await until(made, ("done",))
-        assert await end(second) == 0
+        async with running(made, MANA_FAIL_POINT=point) as first:
+            await made.run_now()
+            await asyncio.wait_for(first.communicate(), 30)
+            assert first.returncode == -signal.SIGKILL
+        async with running(made) as second:
+            await until(made, ("done",))
+            assert await end(second) == 0
         state = await made.ada.state()
         assert len([one for one in state.records if one.table == "aiIterations"]) == 1
         async with connected(database.owner_url) as owner:
@@ -94,6 +107,5 @@ async def test_killed_anywhere(database: Database, point: str) -> None:
 
 async def test_gentle_end(database: Database) -> None:
     """On SIGTERM a runner that has nothing to do ends with success within ten seconds."""
-    async with world(database) as made:
-        process = await start_runner(made)
+    async with world(database) as made, running(made) as process:
         assert await asyncio.wait_for(end(process), 10) == 0
