@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import pytest
 
+from mana.device import syncer as syncing
 from mana.device.errors import ChangeRefused, Offline, ReplicaBroken
 from mana.device.replica import Replica
 from mana.device.views import Notice
@@ -586,3 +587,17 @@ def _spoil(page: dict, fault: str) -> None:
     else:
         for write_ in change["fields"].values():
             write_["at"] = "2099-" + write_["at"][5:]
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_stop_is_never_lost(turns: int) -> None:
+    """Stopping in the very moment in which sync is woken still stops it, so that nothing waits."""
+    event = asyncio.Event()
+    task = asyncio.create_task(syncing._first(event, 60))
+    await asyncio.sleep(0)
+    event.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if task.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await task

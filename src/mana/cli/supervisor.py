@@ -101,7 +101,8 @@ class Supervisor:
                 os.close(handle)
         part.lifeline = lifeline
         try:
-            line = await asyncio.wait_for(_first_line(read), READY_S_MAX)
+            async with asyncio.timeout(READY_S_MAX):
+                line = await _first_line(read)
         except TimeoutError:
             line = b""
         finally:
@@ -159,7 +160,8 @@ class Supervisor:
         self._say(f"{part.name} ended (status {status}); starting it again")
         # A part that ends at once is not started in a tight loop.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), 0.2 * 2 ** len(recent))
+            async with asyncio.timeout(0.2 * 2 ** len(recent)):
+                await self._stopping.wait()
         if not self._stopping.is_set():
             # A fail point kills once, so that a test sees the crash and what comes after it.
             part.environment = {
@@ -173,7 +175,8 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), STOP_S_MAX)
+                async with asyncio.timeout(STOP_S_MAX):
+                    await process.wait()
             except TimeoutError:
                 self._say(f"{part.name} did not stop in {STOP_S_MAX:.0f} s; ending it")
                 with contextlib.suppress(ProcessLookupError):

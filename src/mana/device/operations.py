@@ -225,7 +225,8 @@ class Operations:
                 self._keys_moved = False
                 await self.reseal()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), TICK_S)
+                async with asyncio.timeout(TICK_S):
+                    await self._woken.wait()
 
     async def reseal(self) -> None:
         """Bring records under the newest keys of their spaces, as far as the hub takes them."""

@@ -893,8 +893,10 @@ def _is_key_to_change(space: SpaceKeys) -> bool:
 
 async def _first(event: asyncio.Event, timeout_s: float) -> bool:
     """Wait for an event or for so long, and say whether it was the event."""
+    # Not `wait_for`: before Python 3.12 it loses a cancellation that comes with the event.
     try:
-        await asyncio.wait_for(event.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
     except TimeoutError:
         return False
     return True

@@ -81,7 +81,8 @@ class Subscription:
             self._callback("")
             while not ended.is_set():
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(ended.wait(), KEEP_ALIVE_S)
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        await ended.wait()
                     return
                 # A connection can be dead without a word; only an answer proves the contrary.
                 await translated(connection.execute("select 1"))

@@ -152,7 +152,8 @@ def _is_in_transaction(connection: Any) -> bool:
 
 
 async def _close_within(pool: Any) -> None:
-    await asyncio.wait_for(pool.close(), 5)
+    async with asyncio.timeout(5):
+        await pool.close()
 
 
 async def _check_clean(connection: Any) -> None:

@@ -173,7 +173,8 @@ async def _called(connection: Any, method: str, *args: Any) -> Any:
 async def _roll_back(connection: Any) -> None:
     """Roll back, or throw the connection away: it must never return with a tenant in force."""
     try:
-        await asyncio.wait_for(connection.execute("rollback"), _ROLLBACK_S_MAX)
+        async with asyncio.timeout(_ROLLBACK_S_MAX):
+            await connection.execute("rollback")
     except BaseException as error:
         drop(connection)
         if not isinstance(error, Exception):

@@ -98,7 +98,8 @@ class Runner:
                 _log.error("tick_failed", kind=type(error).__name__)
             if not self.scheduler.is_draining:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(awake.wait(), pause_s)
+                    async with asyncio.timeout(pause_s):
+                        await awake.wait()
 
 
 def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner:

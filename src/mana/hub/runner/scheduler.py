@@ -211,7 +211,8 @@ class Scheduler:
         self._is_draining = True
         self.wake()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
         for lease in list(self._leases.values()):
             with contextlib.suppress(ManaError):
                 async with self._store.work(lease.account_id) as ledger:
