@@ -26,6 +26,7 @@ from mana.domain.iterations import JOURNAL
 from mana.domain.missions import InputRef
 from mana.domain.records import Record, Visibility
 from mana.planning.ports import Model
+from mana.protocol.errors import HubBehind
 from mana.protocol.messages import (
     ChangeMessage,
     FieldWrite,
@@ -437,6 +438,8 @@ async def test_a_hub_shows_nobody_what_its_author_keeps(
         await ada.sync_now()
     except HubDistrusted:
         assert op == "flip"
+    except HubBehind:
+        pass  # what the device does by itself took the lie first; then the log is too short for it
     assert (await ada.get("notes", note)).visibility == "private"
     await ada.edit("notes", note, {"title": "Bigger gift", "content": "a boat"})
     record = await operations(ada).opened.book.record("notes", note)
