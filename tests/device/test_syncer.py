@@ -315,6 +315,23 @@ async def test_a_clock_ahead_is_corrected_and_told(rig: Rig) -> None:
     assert (await book.sync_now()).trouble == ""
 
 
+async def test_a_new_stamp_comes_after_what_the_hub_has_just_taken(rig: Rig) -> None:
+    """An edit that is stamped anew stays later than one that was ahead by less than is allowed."""
+    machine = rig.machine()
+    book = await machine.sign_up()
+    await note(book, "n1", title="draft")
+    await book.sync_now()
+    machine.clock.now_ms = START_MS + 200_000
+    await note(book, "n1", title="first")
+    machine.clock.now_ms = START_MS + 3_600_000
+    await note(book, "n1", title="last")
+    await book.sync_now()
+    assert await titles(book) == {"n1": "last"}
+    second = await rig.machine().sign_in()
+    await second.sync_now()
+    assert await titles(second) == {"n1": "last"}
+
+
 async def test_one_bad_change_does_not_hold_up_the_others(rig: Rig) -> None:
     """If the hub takes nothing of a batch, the change at fault is parked and the rest goes on."""
     machine = rig.machine()

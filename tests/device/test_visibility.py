@@ -364,6 +364,24 @@ async def test_what_waited_offline_follows_a_flip(home: Household) -> None:
     assert await away.refused() == []
 
 
+async def test_the_last_word_written_offline_outlives_a_flip(home: Household) -> None:
+    """Of two edits that wait, one older and one newer than the flip, the newer stands after."""
+    ada, bob = await two(home)
+    away = (await home.second("ada")).in_space(ada.space_id)
+    note = await ada.create("notes", {"title": "Plan", "content": "Draft"})
+    await both(away, ada, bob)
+    wire = home.places[2].wire
+    wire.is_cut = True
+    await away.edit("notes", note, {"title": "First word"})
+    await ada.set_visibility("notes", note, "private")
+    await away.edit("notes", note, {"title": "Last word"})
+    wire.is_cut = False
+    await both(away, ada, bob)
+    titles = [(await one.get("notes", note)).values["title"] for one in (away, ada)]
+    assert titles == ["Last word", "Last word"]
+    assert (await away.refused(), await bob.list("notes")) == ([], [])
+
+
 # A hub that lies about who may see a record
 
 

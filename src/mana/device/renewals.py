@@ -86,21 +86,22 @@ def seal_anew(
 
 
 def restamper(sealer: Sealer, now_ms: int) -> Callable[[Tx, OutboxRow], ChangeMessage]:
-    """Return how a change that waits is stamped and sealed anew."""
+    """Return how a change that waits is stamped and sealed anew, later than what it meets.
+
+    It also meets own changes that the hub has taken and the log has not brought yet: they may be
+    ahead of the hub's time by as much as the hub allows.
+    """
 
     def anew(tx: Tx, row: OutboxRow) -> ChangeMessage:
-        change = row.message
-        base = tx.base(row.space, change.table, change.id)
+        record = _before(tx, row)
         last = tx.clock(sealer.device.device_id)
-        for path in change.fields:
-            entry = base.record.entries.get(path) if base is not None else None
+        for path in row.message.fields:
+            entry = record.entries.get(path) if record is not None else None
             if entry is not None:
                 last = observe(last, parse_stamp(entry.at), hub_ms=now_ms)
         stamp = next_stamp(last, now_ms=now_ms)
-        before = tx.before(row)
-        record = before.record if before is not None else None
         private = _is_of_private(sealer, tx, row)
-        again = seal_anew(sealer, row.space, change, record, stamp=stamp, private=private)
+        again = seal_anew(sealer, row.space, row.message, record, stamp=stamp, private=private)
         tx.set_clock(stamp)
         return again
 
@@ -115,12 +116,15 @@ def resealer(sealer: Sealer) -> Callable[[Tx, OutboxRow], ChangeMessage]:
             sealer.catalogue.table(row.message.table)
         except NotFound:
             return row.message  # its module is not installed here any more; it goes as it is
-        before = tx.before(row)
-        record = before.record if before is not None else None
         private = _is_of_private(sealer, tx, row)
-        return seal_anew(sealer, row.space, row.message, record, private=private)
+        return seal_anew(sealer, row.space, row.message, _before(tx, row), private=private)
 
     return anew
+
+
+def _before(tx: Tx, row: OutboxRow) -> Record | None:
+    held = tx.before(row)
+    return held.record if held is not None else None
 
 
 def _is_of_private(sealer: Sealer, tx: Tx, row: OutboxRow) -> bool:

@@ -660,7 +660,8 @@ class Tx:
         """Seal what waits over a record for the visibility that it has by now.
 
         A flip writes every value again under its own stamp. It must not beat an edit with the
-        very value that the edit replaced, so such an edit is stamped anew.
+        very value that the edit replaced, so such an edit is stamped anew, and with it what was
+        written to the record after it: the last word stays the last.
         """
         for key, row in page.after.items():
             before = page.before.get(key, (None, None))[0]
@@ -668,7 +669,7 @@ class Tx:
                 waiting = self._outbox(
                     "space = ? and tbl = ? and id = ? and state = 'waiting'", (space, *key)
                 )
-                beaten = [one for one in waiting if _is_beaten_by_flip(one.message, before, row)]
+                beaten = _from_the_first_beaten(waiting, before, row)
                 self._remake(beaten, restamp, "stale-key", now_ms)
                 # Its journal goes with it: what stood in a private record is private too.
                 mates = [mate for one in waiting for mate in self._waiting_mates(one)]
@@ -1150,10 +1151,19 @@ def _same_stamps(before: Row, after: Row) -> bool:
     )
 
 
+def _from_the_first_beaten(
+    waiting: Sequence[OutboxRow], before: Row, after: Row
+) -> list[OutboxRow]:
+    """Return the edits that wait, from the first one on that a flip would beat."""
+    edits = [one for one in waiting if one.message.op != "flip"]
+    for index, one in enumerate(edits):
+        if _is_beaten_by_flip(one.message, before, after):
+            return edits[index:]
+    return []
+
+
 def _is_beaten_by_flip(change: ChangeMessage, before: Row, after: Row) -> bool:
     """Say whether an edit was newer than all it met, and is not newer than the flip."""
-    if change.op == "flip":
-        return False
     met = [(write.at, path) for path, write in change.fields.items()]
     was_newer = all(path not in before.fields or at > before.fields[path].at for at, path in met)
     return was_newer and any(
