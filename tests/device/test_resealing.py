@@ -135,6 +135,22 @@ async def test_it_goes_on_where_it_stopped(rig: Rig) -> None:
     assert (await resealing.progress(ours.space)).shared == {2: 260}
 
 
+async def test_records_of_many_writers_fit_their_batches(rig: Rig) -> None:
+    """A record takes a re-seal per writer, and no batch holds more than the hub takes."""
+    ada = await rig.machine().sign_up("ada")
+    ours = await shared.found(ada)
+    for path in ("title", "content", "color"):
+        kind, agent = ChangeKind.UPDATE, agent_at_work(path, "m1", "i1")
+        notes = [RecordId(f"n{number:03}") for number in range(190)]
+        await ours.commit([Write(Change("notes", one, kind, {path: "t"}), agent) for one in notes])
+    await ada.sync_now()
+    await shared.rotate(ours)
+    await ada.sync_now()
+    assert await Resealing(ada).once() == 190
+    await ada.sync_now()
+    assert (await Resealing(ada).progress(ours.space)).shared == {2: 190}
+
+
 async def test_what_the_hub_refuses_for_good_is_not_asked_again(rig: Rig) -> None:
     """A record that the hub does not take sealed anew is left until it changes."""
     machine = rig.machine()

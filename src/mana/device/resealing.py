@@ -30,6 +30,7 @@ from mana.domain.records import Entry, Record
 from mana.domain.spaces import can_manage, can_write
 from mana.domain.tables import Table
 from mana.protocol.messages import (
+    BATCH_CHANGES_MAX,
     CHANGE_FIELDS_MAX,
     ChangeMessage,
     FieldWrite,
@@ -74,6 +75,10 @@ class Progress:
 class _Batch:
     changes: list[ChangeMessage] = field(default_factory=list)
     size: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.changes) == BATCH_CHANGES_MAX or self.size > _BATCH_BYTES
 
     def add(self, change: ChangeMessage) -> None:
         self.changes.append(change)
@@ -127,8 +132,10 @@ class Resealing:
         after = ("", "")
         while rows := await self._page(space_id, after):
             after = (rows[-1][0], rows[-1][1])
+            taken: set[tuple[str, str]] = set()
             for batch in self._batches(inner.sealer, keys, rows):
-                done += await self._send(space_id, batch)
+                taken |= await self._send(space_id, batch)
+            done += len(taken)
         if done:
             # They come back by the log, like everything else.
             inner.syncer.wake()
@@ -166,7 +173,7 @@ class Resealing:
                 continue  # the hub refused this very state of it
             held = read_row(table, record_id, raw)
             for change in self._changes(sealer, keys, held):
-                if batch.changes and batch.size > _BATCH_BYTES:
+                if batch.is_full:
                     yield batch.changes
                     batch = _Batch()
                 batch.add(change)
@@ -205,7 +212,8 @@ class Resealing:
                 )
                 yield _signed(sealer, keys.space_id, change) if table.authority else change
 
-    async def _send(self, space_id: str, changes: list[ChangeMessage]) -> int:
+    async def _send(self, space_id: str, changes: list[ChangeMessage]) -> set[tuple[str, str]]:
+        """Return the records of which the hub took something."""
         inner = self._inner()
         request = PushRequest(device_id=inner.sealer.device.device_id, changes=changes)
         try:
@@ -213,7 +221,7 @@ class Resealing:
         except (Conflict, Forbidden, NotFound) as error:
             if isinstance(error, HubDistrusted):
                 raise
-            return 0  # the space moved meanwhile; sync finds out how
+            return set()  # the space moved meanwhile; sync finds out how
         done = {
             (change.table, change.id)
             for change, verdict in zip(changes, found, strict=True)
@@ -227,7 +235,7 @@ class Resealing:
                 if verdict.fate == "parked"
             },
         )
-        return len(done)
+        return done
 
     async def _remember(self, space_id: str, keys: set[tuple[str, str]]) -> None:
         """Ask the hub no more about a state of a record that it refused for good."""
