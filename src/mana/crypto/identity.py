@@ -159,6 +159,45 @@ def verify_certificate(
     return certificate.public_key
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceRevocation:
+    """The account's word that a device of its own counts no more from a moment on.
+
+    What it signed with an earlier stamp stays, or nobody could read what it had written.
+    """
+
+    account_id: str
+    device_id: str
+    revoked_at: str
+    signature: bytes
+
+    def statement(self) -> dict[str, Json]:
+        """Return what is signed."""
+        return {
+            "version": "v1",
+            "accountId": self.account_id,
+            "deviceId": self.device_id,
+            "revokedAt": self.revoked_at,
+        }
+
+
+def revoke_device(
+    identity: SigningKey, account_id: str, device_id: str, revoked_at: str
+) -> DeviceRevocation:
+    """Sign that a device is revoked (`revoked_at`: ISO, milliseconds, Z)."""
+    draft = DeviceRevocation(account_id, device_id, revoked_at, b"")
+    signature = identity.sign("mana-device-revoked:v1", canonical_json(draft.statement()))
+    return DeviceRevocation(account_id, device_id, revoked_at, signature)
+
+
+def verify_revocation(revocation: DeviceRevocation, identity: VerifyKey, account_id: str) -> None:
+    """Raise unless `account_id` revoked this device with `identity`."""
+    if revocation.account_id != account_id:
+        raise Malformed("a revocation by another account")
+    statement = canonical_json(revocation.statement())
+    identity.verify(revocation.signature, "mana-device-revoked:v1", statement)
+
+
 def _texts(wire: Mapping[str, object], *names: str) -> dict[str, str]:
     """Return exactly these members, all of them text."""
     texts = {name: value for name, value in wire.items() if isinstance(value, str)}

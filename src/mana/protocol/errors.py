@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from mana.domain.errors import Conflict, Forbidden, Invalid, ManaError, Unauthenticated
+from mana.domain.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    ManaError,
+    NotFound,
+    Unauthenticated,
+)
 
 
 class InvalidCredentials(Unauthenticated):
@@ -94,3 +101,80 @@ class UpgradeNeeded(Invalid):
 
     code = "UPGRADE_NEEDED"
     advice = "Open it as a WebSocket, or listen at /api/v1/live."
+
+
+class VaultMoved(Conflict):
+    """The account's vault was changed meanwhile, by another device."""
+
+    code = "VAULT_MOVED"
+    advice = "Enter the password again, so that this device follows; then repeat it."
+
+
+class ProofRefused(Forbidden):
+    """The change is not signed by the account's identity over the hub's challenge."""
+
+    code = "PROOF_REFUSED"
+    advice = "Unlock the vault and try again."
+
+
+class VaultRefused(Invalid):
+    """Parts of a vault do not fit each other or the signed statement."""
+
+    code = "VAULT_REFUSED"
+    advice = "Nothing was changed. Update Mana on this device, then try again."
+
+
+class RecoveryWrapMissing(Invalid):
+    """Zero-knowledge mode needs a recovery code, or a lost password would be lost data."""
+
+    code = "RECOVERY_WRAP_MISSING"
+    advice = "Make a recovery code first."
+
+
+class ZeroKnowledgeActive(Conflict):
+    """The account is in zero-knowledge mode, in which the hub cannot do this."""
+
+    code = "ZK_ACTIVE"
+    advice = "Use the recovery code, run it on a device, or allow grants under Security."
+
+
+class IdentityMoving(Conflict):
+    """Some spaces still name the identity before the last one."""
+
+    code = "IDENTITY_MOVING"
+    advice = "Wait until all spaces have followed; Security shows how far it is."
+
+
+class TwoFactorRequired(Unauthenticated):
+    """The account asks for a second factor; `detail.kinds` names those that it has."""
+
+    code = "TWO_FACTOR_REQUIRED"
+    advice = "Enter the code of your authenticator, or use your passkey."
+
+
+class TwoFactorFailed(Unauthenticated):
+    """The second factor is not right, or was used before."""
+
+    code = "TWO_FACTOR_FAILED"
+    advice = "Wait for the next code and try again."
+
+
+class FactorUnknown(NotFound):
+    """There is no such second factor, or it was not finished in time."""
+
+    code = "FACTOR_UNKNOWN"
+    advice = "Begin to add it again."
+
+
+class DeviceRevoked(Unauthenticated):
+    """This device was revoked by another one of the account."""
+
+    code = "DEVICE_REVOKED"
+    advice = "Sign in anew if it is yours; what it had not sent is still here."
+
+
+class LinkEnded(NotFound):
+    """The link of a new device has ended, was refused, or was used."""
+
+    code = "LINK_ENDED"
+    advice = "Begin again on the new device."

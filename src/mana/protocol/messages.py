@@ -255,11 +255,23 @@ class KdfRequest(Request, frozen=True):
     login: Annotated[str, Meta(min_length=1, max_length=80)]
 
 
+class FactorAnswer(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """The second factor of a log-in: a TOTP code, or a passkey's answer to `challenge`.
+
+    `passkey`: the credential as the browser gives it (`PublicKeyCredential.toJSON()`).
+    """
+
+    totp: Annotated[str, Meta(max_length=16)] | None = None
+    passkey: dict[str, Json] | None = None
+
+
 class LoginRequest(Request, frozen=True):
     """Log in with the login key (base64), never the password."""
 
     login: Annotated[str, Meta(min_length=1, max_length=80)]
     login_key: Short
+    factor: FactorAnswer | None = None
+    device_name: Annotated[str, Meta(max_length=80)] = ""
 
 
 class RefreshRequest(Request, frozen=True):
@@ -277,8 +289,56 @@ class Tokens(Answer, frozen=True):
     expires_in: int
 
 
+class FormerMaster(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A former master key by its check value, sealed under the one in force."""
+
+    check: Short
+    sealed: Long
+
+
+class FormerIdentity(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A former identity: public halves, and the private ones sealed under the master key."""
+
+    signing_key: Short
+    hpke_key: Long
+    sealed_private: Long
+
+
+class Formers(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """What an account's keys were before, newest first, until nothing counts on them."""
+
+    masters: Annotated[list[FormerMaster], Meta(max_length=16)] = msgspec.field(
+        default_factory=list
+    )
+    identities: Annotated[list[FormerIdentity], Meta(max_length=16)] = msgspec.field(
+        default_factory=list
+    )
+
+
+class SignedStatement(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A statement of the vault (vault.md, 2) with the signature of the identity before it.
+
+    `own_signature`: by the identity that it names, where that is a new one.
+    """
+
+    statement: dict[str, Json]
+    signature: Short
+    own_signature: Short | None = None
+
+
+class RecoveryWrap(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """The master key under the recovery code: `key_id` names the code, not its content."""
+
+    key_id: Short
+    wrapped: Long
+
+
 class Vault(Answer, frozen=True):
-    """What a device needs to unlock an account's keys with the password."""
+    """What a device needs to unlock an account's keys.
+
+    `revision` 0: as it was made at sign-up; later each change adds one and a signed statement.
+    `challenge`: what the next change or proof signs. `second_factors`: kinds that are on.
+    """
 
     account_id: str
     login: str
@@ -288,6 +348,259 @@ class Vault(Answer, frozen=True):
     master_wrap: str
     master_check: str
     identity: Identity
+    revision: int = 0
+    challenge: str = ""
+    statement: SignedStatement | None = None
+    recovery: RecoveryWrap | None = None
+    recovery_set_at: str | None = None
+    formers: Formers = msgspec.field(default_factory=Formers)
+    grants: bool = True
+
+
+class VaultLog(Answer, frozen=True):
+    """The statements of a vault after a revision, oldest first."""
+
+    statements: list[SignedStatement]
+
+
+class NewRecovery(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A recovery code as the hub may know it: the wrap, and the key that signs in (base64)."""
+
+    wrap: RecoveryWrap
+    login_key: Short
+
+
+class VaultChange(Request, frozen=True):
+    """The vault as it is from now on; every part is named by the signed statement.
+
+    `login_key` with another password; `recovery` with a new code (absent: as it was, and gone
+    if the statement names none); `master_key` (base64) whenever the mode is standard and the
+    hub cannot know it: another master key, or the way back from zero-knowledge. `devices`: all
+    that stand, certified by the new identity, with another identity only.
+    """
+
+    signed: SignedStatement
+    kdf: KdfParameters
+    master_wrap: Long
+    sealed_private: Long
+    formers: Formers = msgspec.field(default_factory=Formers)
+    login_key: Short | None = None
+    recovery: NewRecovery | None = None
+    master_key: Short | None = None
+    devices: Annotated[list[DeviceCertificate], Meta(max_length=1_000)] = msgspec.field(
+        default_factory=list
+    )
+
+
+class MasterProof(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """The identity's signature over an action and the hub's challenge (vault.md, 3), base64."""
+
+    challenge: Short
+    signature: Short
+
+
+class RecoverRequest(Request, frozen=True):
+    """Sign in with what the recovery code derives (base64)."""
+
+    login: Annotated[str, Meta(min_length=1, max_length=80)]
+    recovery_key: Short
+    device_name: Annotated[str, Meta(max_length=80)] = ""
+
+
+class ResetRequest(Request, frozen=True):
+    """Sign in with a one-time token of the hub's operator; standard mode only."""
+
+    login: Annotated[str, Meta(min_length=1, max_length=80)]
+    token: Short
+    device_name: Annotated[str, Meta(max_length=80)] = ""
+
+
+class ResetAnswer(Answer, frozen=True):
+    """A session, and the master key (base64) as the hub holds it in standard mode."""
+
+    tokens: Tokens
+    master_key: str
+
+
+class SecurityEvent(Answer, frozen=True):
+    """One line of what happened to an account's keys and sessions; `ok` false: refused."""
+
+    at: str
+    action: str
+    ok: bool
+    session_id: str | None = None
+    detail: str = ""
+
+
+class SecurityEvents(Answer, frozen=True):
+    """Lines, newest first; `more`: ask again with `before` = the last `at`."""
+
+    events: list[SecurityEvent]
+    more: bool = False
+
+
+class SessionInfo(Answer, frozen=True):
+    """A session of the account; `name` is what its device calls itself."""
+
+    session_id: str
+    created_at: str
+    seen_at: str
+    current: bool
+    name: str = ""
+    device_id: str | None = None
+
+
+class SessionsAnswer(Answer, frozen=True):
+    """Sessions that stand, newest first."""
+
+    sessions: list[SessionInfo]
+
+
+class DeviceRevocation(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A device that counts no more from a moment on, signed by the account's identity."""
+
+    account_id: Short
+    device_id: Short
+    revoked_at: Short
+    signature: Short
+    version: str = "v1"
+
+
+class FactorInfo(Answer, frozen=True):
+    """A second factor: kind `totp` or `passkey`."""
+
+    factor_id: str
+    kind: str
+    name: str
+    created_at: str
+    used_at: str | None = None
+
+
+class FactorsAnswer(Answer, frozen=True):
+    """The second factors of the account."""
+
+    factors: list[FactorInfo]
+
+
+class NewFactor(Request, frozen=True):
+    """Begin to add a second factor; `proof` over action `factor-begin`, body `{kind, name}`."""
+
+    kind: Annotated[str, Meta(pattern="^(totp|passkey)$")]
+    name: Annotated[str, Meta(min_length=1, max_length=80)]
+    proof: MasterProof
+
+
+class FactorSetup(Answer, frozen=True):
+    """What the person's app or browser needs: a TOTP secret (base32) and its address, or options.
+
+    It counts once it is finished, within ten minutes.
+    """
+
+    factor_id: str
+    secret: str | None = None
+    uri: str | None = None
+    options: dict[str, Json] | None = None
+
+
+class FinishFactor(Request, frozen=True):
+    """The first code, or the passkey's registration, by which a factor begins to count."""
+
+    answer: FactorAnswer
+
+
+class RemoveFactor(Request, frozen=True):
+    """Remove a second factor; `proof` over action `factor-remove`, body `{factorId}`."""
+
+    proof: MasterProof
+
+
+class LinkRequest(Request, frozen=True):
+    """A new device asks to be unlocked by another; `commitment`: vault.md, 6 (base64).
+
+    `link_id`: 32 hex digits that the device drew.
+    """
+
+    link_id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+    login: Annotated[str, Meta(min_length=1, max_length=80)]
+    name: Annotated[str, Meta(min_length=1, max_length=80)]
+    commitment: Short
+
+
+class LinkTicket(Answer, frozen=True):
+    """The ticket by which the new device alone asks on, and when the link ends."""
+
+    ticket: str
+    expires_at: str
+
+
+class LinkPoll(Request, frozen=True):
+    """The new device asks how its link stands."""
+
+    ticket: Short
+
+
+class LinkReveal(Request, frozen=True):
+    """What the new device had committed to; keys and nonce in base64."""
+
+    ticket: Short
+    hpke_key: Long
+    device_key: Short
+    device_id: Short
+    nonce: Short
+
+
+class LinkState(Answer, frozen=True):
+    """A link as the new device sees it: `waiting | answered | revealed | approved | refused`.
+
+    Once answered: account and the old device's nonce. Once approved: the wrapped master key
+    (base64), the certificate that the old device made, and a session; they are given once.
+    """
+
+    state: str
+    account_id: str | None = None
+    nonce: str | None = None
+    wrapped: str | None = None
+    certificate: DeviceCertificate | None = None
+    tokens: Tokens | None = None
+
+
+class LinkInfo(Answer, frozen=True):
+    """A link as a signed-in device sees it; the last four members once they are revealed."""
+
+    link_id: str
+    name: str
+    state: str
+    created_at: str
+    expires_at: str
+    commitment: str
+    own_nonce: str | None = None
+    hpke_key: str | None = None
+    device_key: str | None = None
+    device_id: str | None = None
+    nonce: str | None = None
+
+
+class LinksAnswer(Answer, frozen=True):
+    """Links that wait for one of the account's devices."""
+
+    links: list[LinkInfo]
+
+
+class AnswerLink(Request, frozen=True):
+    """The old device's nonce (base64)."""
+
+    nonce: Short
+
+
+class ApproveLink(Request, frozen=True):
+    """The master key wrapped to the new device (base64), and its certificate.
+
+    `proof` over action `link-approve`, body `{linkId, deviceId}`.
+    """
+
+    wrapped: Long
+    certificate: DeviceCertificate
+    proof: MasterProof
 
 
 class SpaceInfo(Answer, frozen=True):
@@ -323,10 +636,16 @@ class MemberWrap(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fie
 
 
 class MembershipAppend(Request, frozen=True):
-    """The next entry of a membership log, with the key wraps that it needs."""
+    """The next entry of a membership log, with the key wraps that it needs.
+
+    `private_wraps`: the author's own private keys, wrapped anew, where they replace their keys.
+    """
 
     entry: SignedEntry
     wraps: Annotated[list[MemberWrap], Meta(max_length=20_000)] = msgspec.field(
+        default_factory=list
+    )
+    private_wraps: Annotated[list[KeyWrap], Meta(max_length=1_000)] = msgspec.field(
         default_factory=list
     )
 
@@ -384,9 +703,14 @@ class InvitationsAnswer(Answer, frozen=True):
 
 
 class DevicesAnswer(Answer, frozen=True):
-    """Certificates of devices: the account's own, or those of a space's members."""
+    """Certificates of devices: the account's own, or those of a space's members.
+
+    While an account's identity changes a device has two, one by each. `revoked`: those that
+    count no more.
+    """
 
     devices: list[DeviceCertificate]
+    revoked: list[DeviceRevocation] = msgspec.field(default_factory=list)
 
 
 class ModelInfo(Answer, frozen=True):
@@ -398,17 +722,27 @@ class ModelInfo(Answer, frozen=True):
     local: bool
 
 
+class RunnerSuccession(Answer, frozen=True):
+    """A runner's key before, its bundle in PEM, and its signature (base64) over the next one."""
+
+    key_id: str
+    public_key: str
+    signature: str
+
+
 class RunnerInfo(Answer, frozen=True):
     """The runner's public keys and the models it uses.
 
     `public_key` is the runner's bundle in PEM; `key_id` its hash; `models` the endpoints that
-    it may send granted text to, each with a name and what it is.
+    it may send granted text to, each with a name and what it is. `succeeds`: the keys before it,
+    newest first, each with its signature over the one that came after.
     """
 
     key_id: str
     fingerprint: str
     public_key: str
     models: list[ModelInfo]
+    succeeds: list[RunnerSuccession] = msgspec.field(default_factory=list)
 
 
 class GrantRequest(Request, frozen=True):
@@ -439,11 +773,25 @@ class GrantCompletion(Request, frozen=True):
 
 
 class GrantInfo(Answer, frozen=True):
-    """A grant as the register holds it, without its sealed material."""
+    """A grant as the register holds it, without its sealed material.
+
+    `signature` is the device's; with the two hashes (hex SHA-256) anybody can verify it.
+    `revocation`: the signed word that it ended (grants.md, 1).
+    """
 
     header: dict[str, Json]
     state: str
     ended_at: str | None = None
+    signature: Signature | None = None
+    wrapped_key_hash: str | None = None
+    sealed_keys_hash: str | None = None
+    revocation: Signature | None = None
+
+
+class RevokeGrant(Request, frozen=True):
+    """A device's signature over `mana-grant-revoked:v1`, grant id, H(header)."""
+
+    signature: Signature
 
 
 class GrantsAnswer(Answer, frozen=True):

@@ -3,8 +3,8 @@ select mana.admit_sign_up($1, $2, $3)
 
 -- name: insert_account
 insert into mana.accounts (account_id, login, login_key, mode, role, demo, kdf, login_hash,
-  master_wrap, master_check, kek_wrap, signing_key, hpke_key, sealed_private, created_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+  master_wrap, master_check, kek_wrap, signing_key, hpke_key, sealed_private, created_at, grants)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $4 = 'standard')
 
 -- name: insert_device
 insert into mana.devices (device_id, account_id, public_key, created_at, signature, registered_at)

@@ -7,6 +7,7 @@ grant usage on schema mana to mana_runner;
 create schema mana_ai;
 grant usage on schema mana_ai to mana_app;
 grant usage on schema mana_ai to mana_runner;
+create sequence mana.security_events_number_seq as bigint;
 
 CREATE OR REPLACE FUNCTION mana.admit_sign_up(p_demo boolean, p_invite bytea, p_invites_only boolean)
  RETURNS text
@@ -204,17 +205,27 @@ create table mana.accounts (
   hpke_key text not null,
   sealed_private text not null,
   created_at timestamp with time zone not null,
+  revision integer not null default 0,
+  challenge text not null default encode((uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())), 'base64'::text),
+  kek_id text,
+  recovery jsonb,
+  recovery_hash bytea,
+  recovery_set_at timestamp with time zone,
+  formers jsonb not null default '{"masters": [], "identities": []}'::jsonb,
+  grants boolean not null,
   constraint accounts_pkey PRIMARY KEY (account_id),
   constraint accounts_check CHECK (((mode = 'standard'::text) = (kek_wrap IS NOT NULL))),
   constraint accounts_login UNIQUE (login_key),
   constraint accounts_mode_check CHECK ((mode = ANY (ARRAY['standard'::text, 'zero-knowledge'::text]))),
+  constraint accounts_recovery CHECK ((((recovery IS NULL) = (recovery_hash IS NULL)) AND ((recovery IS NULL) = (recovery_set_at IS NULL)))),
+  constraint accounts_revision_check CHECK ((revision >= 0)),
   constraint accounts_role_check CHECK ((role = ANY (ARRAY['administrator'::text, 'member'::text])))
 );
 alter table mana.accounts enable row level security;
 alter table mana.accounts force row level security;
 create policy door on mana.accounts as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
 create policy own on mana.accounts as permissive for all to mana_app, mana_runner using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
-grant delete, insert, select on mana.accounts to mana_app;
+grant delete, insert, select, update(mode), update(kdf), update(login_hash), update(master_wrap), update(master_check), update(kek_wrap), update(signing_key), update(hpke_key), update(sealed_private), update(revision), update(challenge), update(kek_id), update(recovery), update(recovery_hash), update(recovery_set_at), update(formers), update(grants) on mana.accounts to mana_app;
 grant select(account_id), select(mode), select(role), select(signing_key), select(hpke_key) on mana.accounts to mana_runner;
 
 create table mana.departures (
@@ -245,8 +256,12 @@ create table mana.devices (
   created_at text not null,
   signature text not null,
   registered_at timestamp with time zone not null,
+  former_signature text,
+  revoked_at text,
+  revocation text,
   constraint devices_pkey PRIMARY KEY (device_id),
-  constraint devices_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE
+  constraint devices_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint devices_revoked CHECK (((revoked_at IS NULL) = (revocation IS NULL)))
 );
 CREATE INDEX devices_of_account ON mana.devices USING btree (account_id);
 alter table mana.devices enable row level security;
@@ -255,7 +270,7 @@ create policy own on mana.devices as permissive for all to mana_app, mana_runner
 create policy shared on mana.devices as permissive for select to mana_app, mana_runner using ((EXISTS ( SELECT
    FROM mana.memberships m
   WHERE (m.account_id = devices.account_id))));
-grant insert, select on mana.devices to mana_app;
+grant insert, select, update(signature), update(former_signature), update(revoked_at), update(revocation) on mana.devices to mana_app;
 grant select on mana.devices to mana_runner;
 
 create table mana.hidden_records (
@@ -338,6 +353,35 @@ alter table mana.invites force row level security;
 create policy door on mana.invites as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
 create policy own on mana.invites as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
 grant insert on mana.invites to mana_app;
+
+create table mana.links (
+  link_id text not null,
+  account_id text,
+  login text not null,
+  name text not null,
+  ticket_hash bytea not null,
+  commitment text not null,
+  state text not null,
+  own_nonce text,
+  hpke_key text,
+  device_key text,
+  device_id text,
+  nonce text,
+  wrapped text,
+  session_id text,
+  created_at timestamp with time zone not null,
+  expires_at timestamp with time zone not null,
+  constraint links_pkey PRIMARY KEY (link_id),
+  constraint links_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint links_state_check CHECK ((state = ANY (ARRAY['waiting'::text, 'answered'::text, 'revealed'::text, 'approved'::text, 'refused'::text, 'taken'::text])))
+);
+CREATE INDEX links_by_age ON mana.links USING btree (expires_at);
+CREATE INDEX links_of_account ON mana.links USING btree (account_id);
+alter table mana.links enable row level security;
+alter table mana.links force row level security;
+create policy door on mana.links as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana.links as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant delete, insert, select, update on mana.links to mana_app;
 
 create table mana.login_attempts (
   login_mac bytea not null,
@@ -444,11 +488,70 @@ create policy door on mana.refresh_tokens as permissive for all to postgres usin
 create policy own on mana.refresh_tokens as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
 grant insert on mana.refresh_tokens to mana_app;
 
+create table mana.resets (
+  token_hash bytea not null,
+  account_id text not null,
+  created_at timestamp with time zone not null,
+  expires_at timestamp with time zone not null,
+  constraint resets_pkey PRIMARY KEY (token_hash),
+  constraint resets_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE
+);
+CREATE INDEX resets_of_account ON mana.resets USING btree (account_id);
+alter table mana.resets enable row level security;
+alter table mana.resets force row level security;
+create policy door on mana.resets as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana.resets as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant delete, select on mana.resets to mana_app;
+
+create table mana.second_factors (
+  factor_id text not null,
+  account_id text not null,
+  kind text not null,
+  name text not null,
+  state text not null,
+  secret text not null,
+  credential_id text,
+  used bigint not null default 0,
+  created_at timestamp with time zone not null,
+  used_at timestamp with time zone,
+  constraint second_factors_pkey PRIMARY KEY (factor_id),
+  constraint second_factors_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint second_factors_kind_check CHECK ((kind = ANY (ARRAY['totp'::text, 'passkey'::text]))),
+  constraint second_factors_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'active'::text])))
+);
+CREATE INDEX second_factors_of_account ON mana.second_factors USING btree (account_id);
+CREATE UNIQUE INDEX second_factors_credential ON mana.second_factors USING btree (credential_id) WHERE (credential_id IS NOT NULL);
+alter table mana.second_factors enable row level security;
+alter table mana.second_factors force row level security;
+create policy door on mana.second_factors as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana.second_factors as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant delete, insert, select, update on mana.second_factors to mana_app;
+
+create table mana.security_events (
+  account_id text not null,
+  number bigint not null generated always as identity,
+  at timestamp with time zone not null,
+  action text not null,
+  ok boolean not null,
+  session_id text,
+  detail text not null default ''::text,
+  constraint security_events_pkey PRIMARY KEY (account_id, number),
+  constraint security_events_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE
+);
+alter table mana.security_events enable row level security;
+alter table mana.security_events force row level security;
+create policy door on mana.security_events as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana.security_events as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant insert, select on mana.security_events to mana_app;
+
 create table mana.sessions (
   session_id text not null,
   account_id text not null,
   created_at timestamp with time zone not null,
   ended_at timestamp with time zone,
+  seen_at timestamp with time zone,
+  name text not null default ''::text,
+  device_id text,
   constraint sessions_pkey PRIMARY KEY (session_id),
   constraint sessions_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE
 );
@@ -457,7 +560,7 @@ alter table mana.sessions enable row level security;
 alter table mana.sessions force row level security;
 create policy door on mana.sessions as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
 create policy own on mana.sessions as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
-grant insert, select, update(ended_at) on mana.sessions to mana_app;
+grant insert, select, update(ended_at), update(seen_at), update(name), update(device_id) on mana.sessions to mana_app;
 
 create table mana.space_heads (
   space_id text not null,
@@ -575,6 +678,22 @@ create policy writer on mana.sync_changes as permissive for insert to mana_app, 
 grant insert, select on mana.sync_changes to mana_app;
 grant insert, select on mana.sync_changes to mana_runner;
 
+create table mana.vault_statements (
+  account_id text not null,
+  revision integer not null,
+  statement json not null,
+  signature text not null,
+  own_signature text,
+  constraint vault_statements_pkey PRIMARY KEY (account_id, revision),
+  constraint vault_statements_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint vault_statements_revision_check CHECK ((revision > 0))
+);
+alter table mana.vault_statements enable row level security;
+alter table mana.vault_statements force row level security;
+create policy door on mana.vault_statements as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana.vault_statements as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant insert, select on mana.vault_statements to mana_app;
+
 create table mana_ai.agent_snapshots (
   space_id text not null,
   agent_id text not null,
@@ -655,6 +774,10 @@ create table mana_ai.grants (
   created_at timestamp with time zone not null default clock_timestamp(),
   completed_at timestamp with time zone,
   ended_at timestamp with time zone,
+  wrapped_key_hash text,
+  sealed_keys_hash text,
+  revoker text,
+  revocation text,
   constraint grants_pkey PRIMARY KEY (grant_id),
   constraint grants_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
   constraint grants_check CHECK (((state = 'active'::text) = ((sealed_keys IS NOT NULL) AND (wrapped_key IS NOT NULL)))),

@@ -44,6 +44,7 @@ from mana.hub.grants.store import GrantStore, Register
 from mana.hub.runner import audit, scheduling
 from mana.hub.runner.ledger import RegisteredGrant
 from mana.hub.tenants import Tenant
+from mana.protocol.errors import ZeroKnowledgeActive
 from mana.protocol.messages import (
     AuditAnswer,
     GrantCompletion,
@@ -68,13 +69,6 @@ class GrantNotConfigured(Unavailable):
 
     code: ClassVar[str] = "GRANT_NOT_CONFIGURED"
     advice: ClassVar[str] = "Start `mana runner` once, or set MANA_AI_PUBLIC_KEY_PEM."
-
-
-class ZeroKnowledgeActive(Conflict):
-    """The account is in zero-knowledge mode, where nothing is granted to a hub."""
-
-    code: ClassVar[str] = "ZK_ACTIVE"
-    advice: ClassVar[str] = "Run the mission on a device."
 
 
 class VaultNotInitialised(NotFound):

@@ -1,0 +1,143 @@
+-- The vault beyond sign-up: its statements, recovery, resets, second factors, links between
+-- devices, revoked devices, and what a person can read about all that.
+
+alter table mana.accounts
+  add column revision integer not null default 0 check (revision >= 0),
+  add column challenge text not null default encode(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()), 'base64'),
+  add column kek_id text,
+  add column recovery jsonb,
+  add column recovery_hash bytea,
+  add column recovery_set_at timestamptz,
+  add column formers jsonb not null default '{"masters": [], "identities": []}',
+  add column grants boolean,
+  add constraint accounts_recovery check ((recovery is null) = (recovery_hash is null)
+    and (recovery is null) = (recovery_set_at is null));
+-- In standard mode the hub's runner may be granted to; in zero-knowledge mode only if the person
+-- has said so.
+select set_config('app.door', 'open', true);
+update mana.accounts set grants = (mode = 'standard');
+alter table mana.accounts alter column grants set not null;
+
+-- The chain of signed statements: nobody changes or removes one.
+create table mana.vault_statements (
+  account_id text not null references mana.accounts on delete cascade,
+  revision integer not null check (revision > 0),
+  statement json not null,
+  signature text not null,
+  own_signature text,
+  primary key (account_id, revision)
+);
+
+create table mana.security_events (
+  account_id text not null references mana.accounts on delete cascade,
+  number bigint generated always as identity,
+  at timestamptz not null,
+  action text not null,
+  ok boolean not null,
+  session_id text,
+  detail text not null default '',
+  primary key (account_id, number)
+);
+
+-- One-time tokens that the operator makes on the hub's own machine.
+create table mana.resets (
+  token_hash bytea not null,
+  account_id text not null references mana.accounts on delete cascade,
+  created_at timestamptz not null,
+  expires_at timestamptz not null,
+  primary key (token_hash)
+);
+create index resets_of_account on mana.resets (account_id);
+
+alter table mana.sessions
+  add column seen_at timestamptz,
+  add column name text not null default '',
+  add column device_id text;
+
+alter table mana.devices
+  add column former_signature text,
+  add column revoked_at text,
+  add column revocation text,
+  add constraint devices_revoked check ((revoked_at is null) = (revocation is null));
+
+-- `secret`: sealed by the hub (TOTP), or the public key of a passkey. `state`: pending ones count
+-- nothing. `used`: the last TOTP step, or the passkey's counter.
+create table mana.second_factors (
+  factor_id text not null,
+  account_id text not null references mana.accounts on delete cascade,
+  kind text not null check (kind in ('totp', 'passkey')),
+  name text not null,
+  state text not null check (state in ('pending', 'active')),
+  secret text not null,
+  credential_id text,
+  used bigint not null default 0,
+  created_at timestamptz not null,
+  used_at timestamptz,
+  primary key (factor_id)
+);
+create index second_factors_of_account on mana.second_factors (account_id);
+create unique index second_factors_credential on mana.second_factors (credential_id)
+  where credential_id is not null;
+
+-- A new device that asks to be unlocked by another. `account_id` is null for a login that does
+-- not exist, so that asking tells nothing.
+create table mana.links (
+  link_id text not null,
+  account_id text references mana.accounts on delete cascade,
+  login text not null,
+  name text not null,
+  ticket_hash bytea not null,
+  commitment text not null,
+  state text not null check (state in ('waiting', 'answered', 'revealed', 'approved', 'refused', 'taken')),
+  own_nonce text,
+  hpke_key text,
+  device_key text,
+  device_id text,
+  nonce text,
+  wrapped text,
+  session_id text,
+  created_at timestamptz not null,
+  expires_at timestamptz not null,
+  primary key (link_id)
+);
+create index links_of_account on mana.links (account_id);
+create index links_by_age on mana.links (expires_at);
+
+do $$
+declare
+  name text;
+begin
+  foreach name in array array['vault_statements', 'security_events', 'resets', 'second_factors', 'links']
+  loop
+    execute format('alter table mana.%I enable row level security', name);
+    execute format('alter table mana.%I force row level security', name);
+    execute format('create policy own on mana.%I to mana_app'
+      ' using (account_id = mana.current_account()) with check (account_id = mana.current_account())',
+      name);
+    execute format('create policy door on mana.%I to current_user'
+      ' using (current_setting(''app.door'', true) = ''open'')'
+      ' with check (current_setting(''app.door'', true) = ''open'')', name);
+  end loop;
+end
+$$;
+
+grant select, insert on mana.vault_statements, mana.security_events to mana_app;
+grant select, insert, update, delete on mana.second_factors, mana.links to mana_app;
+grant select, delete on mana.resets to mana_app;
+grant update (mode, kdf, login_hash, master_wrap, master_check, kek_wrap, kek_id, signing_key,
+  hpke_key, sealed_private, revision, challenge, recovery, recovery_hash, recovery_set_at, formers,
+  grants) on mana.accounts to mana_app;
+grant update (signature, former_signature, revoked_at, revocation) on mana.devices to mana_app;
+grant update (seen_at, name, device_id) on mana.sessions to mana_app;
+
+-- What a member of a grant's space needs to verify it after its sealed material is erased, and
+-- the signed word that it ended.
+alter table mana_ai.grants
+  add column wrapped_key_hash text,
+  add column sealed_keys_hash text,
+  add column revoker text,
+  add column revocation text;
+update mana_ai.grants
+   set wrapped_key_hash = encode(sha256(decode(wrapped_key, 'base64')), 'hex'),
+       sealed_keys_hash = encode(sha256(convert_to(sealed_keys, 'UTF8')), 'hex')
+ where wrapped_key is not null;
