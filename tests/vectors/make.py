@@ -24,10 +24,12 @@ from mana.crypto import (
     identity,
     invitations,
     keys,
+    linking,
     passwords,
     rsa,
     runners,
     signatures,
+    vaults,
     wrapping,
 )
 from mana.crypto.authority import facts_of, verify_log
@@ -380,7 +382,70 @@ def _collection(
     return {re.sub(r"^lines/[0-9a-f]{16}$", "lines/*", path): one for path, one in written.items()}
 
 
+def _recovery(secret: str, login: str) -> dict[str, str]:
+    derived = vaults.recovery_keys(raw(secret), login)
+    return {
+        "code": vaults.recovery_code(raw(secret)),
+        "wrapKey": derived.wrap_key.hex(),
+        "loginKey": derived.login_key.hex(),
+        "keyId": derived.key_id,
+    }
+
+
+def _vault_statement(key: str, statement: dict[str, Any]) -> dict[str, str]:
+    read = vaults.VaultStatement.from_wire(statement)
+    signed = vaults.sign_statement(signatures.SigningKey(raw(key)), read)
+    return {"hash": read.hash(), "signature": b64(signed)}
+
+
+def _former_master(masterKey: str, former: str, accountId: str) -> dict[str, str]:
+    check, sealed = vaults.seal_former_master(
+        raw(masterKey), raw(former), accountId, random=counting()
+    )
+    return {"check": check, "sealed": sealed}
+
+
+def _master_proof(
+    key: str, accountId: str, action: str, challenge: str, body: dict[str, Any]
+) -> str:
+    signing = signatures.SigningKey(raw(key))
+    return b64(vaults.sign_proof(signing, accountId, action, challenge, body))
+
+
+def _device_revocation(key: str, accountId: str, deviceId: str, revokedAt: str) -> str:
+    signing = signatures.SigningKey(raw(key))
+    return b64(identity.revoke_device(signing, accountId, deviceId, revokedAt).signature)
+
+
+def _link(
+    hpkeKey: str,
+    deviceKey: str,
+    deviceId: str,
+    linkId: str,
+    login: str,
+    accountId: str,
+    newNonce: str,
+    oldNonce: str,
+) -> dict[str, str]:
+    shown = linking.LinkKeys(
+        hpke.HpkePrivateKey(raw(hpkeKey)).public(),
+        signatures.SigningKey(raw(deviceKey)).public(),
+        deviceId,
+    )
+    new, old = raw(newNonce), raw(oldNonce)
+    return {
+        "commitment": linking.commit(linkId, login, shown, new).hex(),
+        "digits": linking.link_digits(linkId, login, accountId, shown, new, old),
+    }
+
+
 OPERATIONS: dict[str, Operation] = {
+    "recovery": _recovery,
+    "vault-statement": _vault_statement,
+    "former-master": _former_master,
+    "master-proof": _master_proof,
+    "device-revocation": _device_revocation,
+    "link": _link,
     "stamp": _stamp,
     "derived-id": lambda purpose, parts: derived_id(purpose, *parts),
     "run-ids": _run_ids,
@@ -453,6 +518,24 @@ BINDING = {
     "path": "title",
     "at": AT,
     "actor": ACTOR,
+}
+STATEMENT = {
+    "version": "v1",
+    "accountId": ACCOUNT,
+    "revision": 1,
+    "previous": "",
+    "challenge": b64(bytes(range(32))),
+    "mode": "standard",
+    "kdf": {"salt": b64(bytes(16)), "t": 3, "mKib": 65536, "p": 4},
+    "masterCheck": b64(bytes(16)),
+    "masterWrap": repeated(0x33),
+    "recovery": "",
+    "signingKey": b64(bytes(range(32))),
+    "hpkeKey": b64(bytes(1216)),
+    "sealedPrivate": repeated(0x44),
+    "formers": vaults.formers_hash([], []),
+    "grants": True,
+    "changedAt": "2026-11-21T05:23:00.123Z",
 }
 HEADER = {
     "version": "v2",
@@ -868,6 +951,70 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "hpke.json": [],
+    "vaults.json": [
+        (
+            "a recovery code, as the reference has it",
+            "recovery",
+            {"secret": bytes(range(32)).hex(), "login": "ada"},
+        ),
+        ("another code and login", "recovery", {"secret": repeated(0xAB), "login": "Zoë"}),
+        ("the first statement", "vault-statement", {"key": repeated(5), "statement": STATEMENT}),
+        (
+            "a statement of zero-knowledge mode",
+            "vault-statement",
+            {
+                "key": repeated(5),
+                "statement": {
+                    **STATEMENT,
+                    "revision": 2,
+                    "previous": repeated(0x11),
+                    "mode": "zero-knowledge",
+                    "recovery": repeated(0x22),
+                    "grants": False,
+                },
+            },
+        ),
+        (
+            "a former master key",
+            "former-master",
+            {"masterKey": repeated(0x42), "former": repeated(0x41), "accountId": ACCOUNT},
+        ),
+        (
+            "a proof",
+            "master-proof",
+            {
+                "key": repeated(5),
+                "accountId": ACCOUNT,
+                "action": "link-approve",
+                "challenge": b64(raw(repeated(6))),
+                "body": {"deviceId": DEVICE, "linkId": "0" * 32},
+            },
+        ),
+        (
+            "a revoked device",
+            "device-revocation",
+            {
+                "key": repeated(5),
+                "accountId": ACCOUNT,
+                "deviceId": DEVICE,
+                "revokedAt": "2026-11-21T05:23:00.123Z",
+            },
+        ),
+        (
+            "a link",
+            "link",
+            {
+                "hpkeKey": bytes(range(96)).hex(),
+                "deviceKey": repeated(8),
+                "deviceId": DEVICE,
+                "linkId": "0123456789abcdef" * 2,
+                "login": "ada",
+                "accountId": ACCOUNT,
+                "newNonce": repeated(1),
+                "oldNonce": repeated(2),
+            },
+        ),
+    ],
 }
 
 
