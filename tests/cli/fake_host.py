@@ -23,6 +23,7 @@ from mana.device.views import (
     DataAccess,
     FieldDiff,
     GrantView,
+    HeldView,
     InvitationView,
     MemberView,
     MissionView,
@@ -102,6 +103,7 @@ class FakeDevice:
         self.refused_changes: dict[str, RefusedChange] = {}
         self.overwritten: dict[str, ConflictView] = {}
         self.troubles: dict[str, str] = {}
+        self.held: dict[str, builtins.list[HeldView]] = {}
         self.space_id = self.personal_id = derived_id("fake-space", login)
         self.shared = shared if shared is not None else {}
         self.friends = friends if friends is not None else []
@@ -218,6 +220,13 @@ class FakeDevice:
         self.here.require_former(self.account_id)
         self.here.former.discard(self.account_id)
         self.here.members.pop(self.account_id, None)
+
+    async def reread(self) -> None:
+        self._hub()
+        self.troubles.pop(self.space_id, None)
+
+    async def held_only(self) -> builtins.list[HeldView]:
+        return self.held.get(self.space_id, [])
 
     async def invite(self, role: str, *, days: int = 7, label: str = "") -> InvitationView:
         self._hub()

@@ -9,7 +9,7 @@ import pytest
 
 from mana.cli.commands.space import InvitedRole, Role, SpaceType
 from mana.device.invitations import INVITED_ROLES
-from mana.device.views import ConflictView, OverwrittenField, RefusedChange
+from mana.device.views import ConflictView, HeldView, OverwrittenField, RefusedChange
 from mana.domain import spaces as domain
 from tests.cli.fake_host import NOW_MS
 from tests.cli.fake_spaces import FakeSpace
@@ -304,6 +304,21 @@ def test_troubles_are_told_by_space() -> None:
     assert "Home" in row
     terminal.device.troubles = {home.space_id: "OFFLINE"}
     assert "is not synced" not in terminal.ok("status")
+
+
+def test_a_space_of_a_hub_that_was_set_back_is_read_anew() -> None:
+    """The way out is named with the trouble; afterwards, what is held here only is listed."""
+    terminal, home = with_space()
+    terminal.device.troubles = {home.space_id: "HUB_BEHIND"}
+    shown = terminal.ok("space", "show", "home")
+    assert "mana space reread" in shown
+    terminal.device.in_space(home.space_id).held = terminal.device.held = {
+        home.space_id: [HeldView("notes", "r1", "Bins")]
+    }
+    assert "Read “Home” anew." in terminal.ok("space", "reread", "home")
+    assert "reread" not in terminal.ok("space", "show", "home")
+    assert "Bins" in terminal.ok("space", "show", "home")
+    assert terminal.json("space", "show", "home")["heldOnly"][0]["title"] == "Bins"
 
 
 def test_what_was_replaced_is_shown_and_taken_back() -> None:

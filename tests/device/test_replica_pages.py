@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mana.device.errors import ReplicaBroken, SpaceLeft, StorageFull
-from mana.device.replica import Replica, Tx, Watch
+from mana.device.replica import OutboxRow, Replica, Tx, Watch
 from mana.device.replica.rows import decode_row, encode_row, held_of, read_row, row_after, write_row
 from mana.device.replica.tables import OVERWRITTEN_MAX, TOMBSTONE_MS
 from mana.domain.clock import Stamp, iso_ms
@@ -105,7 +105,7 @@ async def opened(path: Path, **options: Any) -> Replica:
     def begin(tx: Tx) -> None:
         if tx.space(SPACE) is None:
             tx.add_space(SPACE, "team")
-            tx.take_state(SPACE, [], head=0, page=None, known=known)
+            tx.take_state(SPACE, [], head=0, page=None, known=known, **STATE)
 
     await replica.write(begin)
     return replica
@@ -115,12 +115,21 @@ async def take(
     replica: Replica, *changes: LoggedChange, hidden: tuple[HiddenRecord, ...] = (), **more: Any
 ) -> bool:
     seqs = [one.seq for one in (*changes, *hidden)]
-    found = more.pop("watch", watch())
+    options: Any = {"watch": watch(), "anew": as_it_is, "restamp": as_it_is, **more}
     return await replica.write(
-        lambda tx: tx.take_changes(
-            SPACE, changes, max(seqs), known=known, hidden=hidden, watch=found, **more
-        )
+        lambda tx: tx.take_changes(SPACE, changes, max(seqs), known=known, hidden=hidden, **options)
     )
+
+
+def as_it_is(tx: Tx, row: OutboxRow) -> ChangeMessage:
+    return row.message
+
+
+STATE: dict[str, Any] = {
+    "resend": lambda tx, space, record, shown, left: [],
+    "hub_ms": 0,
+    "account_id": ADA,
+}
 
 
 async def shown(replica: Replica, record: str = "n1") -> dict[str, Json] | None:
@@ -227,7 +236,9 @@ async def test_the_newest_place_in_the_log_decides_who_sees(replica: Replica) ->
     assert held is not None
     assert held.record.visibility == "private"
     state = StateRecord(table="notes", id="n1", author_id=ADA, visibility="space", seq=2, fields={})
-    await replica.write(lambda tx: tx.take_state(SPACE, [state], head=3, page=None, known=known))
+    await replica.write(
+        lambda tx: tx.take_state(SPACE, [state], head=3, page=None, known=known, **STATE)
+    )
     held = await replica.read(lambda tx: tx.held(SPACE, *KEY))
     assert held is not None
     assert held.record.visibility == "private"
@@ -440,7 +451,9 @@ async def test_state_and_replays_raise_no_conflict(replica: Replica) -> None:
         seq=2,
         fields={"title": theirs},
     )
-    await replica.write(lambda tx: tx.take_state(SPACE, [state], head=2, page=None, known=known))
+    await replica.write(
+        lambda tx: tx.take_state(SPACE, [state], head=2, page=None, known=known, **STATE)
+    )
     for _ in range(10):
         await take(replica, logged(2, change(2, {"title": "theirs"}, name="c9")))
     assert await overwritten(replica) == []
@@ -640,6 +653,53 @@ async def test_old_tombstones_make_room_on_a_full_disk(tmp_path: Path) -> None:
 # A process that dies between two statements
 
 
+async def test_a_state_that_is_read_anew_twice_drops_nothing(replica: Replica) -> None:
+    """Where the hub forgets the page in the middle, what was held before is still held after."""
+    await take(replica, logged(1, change(1, {"title": "a"})))
+    await take(replica, logged(2, change(2, {"title": "b"}, record="n2")))
+
+    def work(tx: Tx) -> None:
+        tx.read_anew(SPACE)
+        tx.take_state(SPACE, [], head=1, page="notes~n1", known=known, **STATE)
+        tx.restart_state(SPACE)
+        tx.take_state(SPACE, [], head=1, page=None, known=known, **STATE)
+
+    await replica.write(work)
+    found = await replica.read(lambda tx: tx.all_held(SPACE, "notes"))
+    assert {name: held.record.entries["title"].value for name, held in found.items()} == {
+        "n1": "a",
+        "n2": "b",
+    }
+    assert await replica.read(lambda tx: tx.held_only(SPACE)) == [("notes", "n1"), ("notes", "n2")]
+
+
+async def test_what_is_held_only_goes_where_its_author_hides_it(replica: Replica) -> None:
+    """A marker of the new log takes what was kept through a reading anew, and the note of it."""
+    await take(replica, logged(4, change(1, {"title": "a"}, author=BOB)))
+
+    def work(tx: Tx) -> None:
+        tx.read_anew(SPACE)
+        tx.take_state(SPACE, [], head=1, page=None, known=known, **STATE)
+
+    await replica.write(work)
+    await take(replica, hidden=(HiddenRecord(seq=2, table="notes", id="n1"),))
+    assert await replica.read(lambda tx: tx.all_held(SPACE, "notes")) == {}
+    assert await replica.read(lambda tx: tx.held_only(SPACE)) == []
+
+
+async def test_a_new_log_decides_guarded_fields_whatever_the_old_places(replica: Replica) -> None:
+    """After a reading anew, what the hub decides next stands, though its log is shorter by then."""
+    await take(replica, logged(9, change(1, {"status": "old"})))
+    await replica.write(lambda tx: tx.read_anew(SPACE))
+    await replica.write(
+        lambda tx: tx.take_state(SPACE, [], head=1, page=None, known=known, **STATE)
+    )
+    await take(replica, logged(2, change(2, {"status": "new"})))
+    held = await replica.read(lambda tx: tx.held(SPACE, "notes", "n1"))
+    assert held is not None
+    assert held.record.entries["status"].value == "new"
+
+
 class Dying(sqlite3.Connection):
     """Dies before the statement that is named; what follows does not happen either."""
 
@@ -682,6 +742,7 @@ def _settled(tx: Tx) -> None:
         now_ms=MS,
         restamp=lambda tx, row: row.message,
         rename=lambda tx, row: renamed,
+        account_id=ADA,
     )
 
 
@@ -697,6 +758,8 @@ def _pulled(tx: Tx) -> None:
         known=known,
         hidden=[HiddenRecord(seq=7, table="notes", id="n2")],
         watch=watch(),
+        anew=as_it_is,
+        restamp=as_it_is,
     )
 
 
@@ -719,7 +782,7 @@ def _read_on(tx: Tx) -> None:
         )
         for name in ("n1", "n3", "n7")
     ]
-    tx.take_state(SPACE, records, head=9, page=None, known=known)
+    tx.take_state(SPACE, records, head=9, page=None, known=known, **STATE)
 
 
 STEPS: list[tuple[str, Callable[[Tx], object]]] = [
@@ -728,6 +791,8 @@ STEPS: list[tuple[str, Callable[[Tx], object]]] = [
     ("settle", _settled),
     ("pull", _pulled),
     ("state", _read_on),
+    ("read anew", lambda tx: tx.read_anew(SPACE)),
+    ("state anew", _read_on),
     ("reseal", lambda tx: tx.reseal(SPACE, lambda tx, row: row.message, now_ms=MS)),
     ("let-go", lambda tx: tx.let_go(MS + 40 * 86_400_000)),
     ("leave", lambda tx: tx.leave_space(SPACE, now_ms=MS)),

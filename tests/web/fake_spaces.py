@@ -16,6 +16,7 @@ from mana.device.errors import Offline, ReadOnlyHere, SpaceLeft
 from mana.device.invitations import InvitationUsed, LinkMalformed
 from mana.device.views import (
     ConflictView,
+    HeldView,
     InvitationView,
     MemberView,
     OverwrittenField,
@@ -51,6 +52,7 @@ class FakeSpaces:
         self.waiting_to_join: list[InvitationView] = []
         self.overwritten: dict[str, ConflictView] = {}
         self.troubles: dict[str, str] = {}
+        self.held: dict[str, builtins.list[HeldView]] = {}
         self.used_links: set[str] = set()
         self.asked = 0
 
@@ -203,6 +205,13 @@ class FakeSpaces:
         del self.first.shared[self.space_id]
         del self.first.beside[self.space_id]
         self.first.tell("spaces")
+
+    async def reread(self) -> None:
+        self._require_hub()
+        self.first.troubles.pop(self.space_id, None)
+
+    async def held_only(self) -> builtins.list[HeldView]:
+        return self.first.held.get(self.space_id, [])
 
     async def invite(self, role: str, *, days: int = 7, label: str = "") -> InvitationView:
         self._require_hub()

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from mana.device.errors import Offline
-from mana.device.views import InvitationView, RefusedChange
+from mana.device.views import HeldView, InvitationView, RefusedChange
 from mana.domain.spaces import MembershipRefused
 from mana.web.places import part, space_of, within
 from mana.web.problems import problem_of
@@ -418,6 +418,29 @@ async def test_what_is_refused_or_stuck_names_its_space() -> None:
         assert "/refused/c-2/drop" in text
         assert "<bdi>The Lindens</bdi>: What the hub says does not fit" in text
         assert "not synced: <bdi>The Lindens</bdi>" in (await client.get("/notes")).text
+
+
+@pytest.mark.anyio
+async def test_a_space_of_a_hub_that_was_set_back_is_read_anew() -> None:
+    """The button is there where the hub was set back, and what is held here only is named."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        family = await seed_family(device)
+        place = f"{at(family)}/space"
+        assert "/space/reread" not in (await client.get(place)).text
+        device.troubles[family.space_id] = "HUB_BEHIND"
+        device.held[family.space_id] = [HeldView("notes", "r1", NASTY)]
+        assert f'href="{place}"' in (await client.get("/settings")).text
+        text = (await client.get(place)).text
+        assert f'action="{place}/reread"' in text
+        assert html.escape(NASTY) in text or NASTY not in text
+        answer = await post(client, f"{place}/reread")
+        assert answer.status_code == 303
+        assert "/space/reread" not in (await client.get(place)).text
+        device.troubles["f" * 64] = "HUB_BEHIND"
+        assert 'action="/space/reread"' in (await client.get("/space")).text
+        assert "/space/reread" not in (await client.get(place)).text
 
 
 @pytest.mark.anyio

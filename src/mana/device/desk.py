@@ -17,6 +17,7 @@ from mana.device.views import (
     Consent,
     DataAccess,
     GrantView,
+    HeldView,
     InvitationView,
     MemberView,
     MissionView,
@@ -131,6 +132,19 @@ class Device:
         """Remove this former space from this device, with all that is here of it."""
         await self._of.forget_space(self.space_id)
         self._devices.pop(self.space_id, None)
+
+    async def reread(self) -> None:
+        """Read this space anew from the hub, over what is held here; nothing held goes.
+
+        For a hub that was set back, or that named a place in its log that is none. What this
+        device wrote and the hub lacks is sent again. Needs the hub; if it goes away meanwhile, a
+        later sync goes on.
+        """
+        await self._of.spaces.reread(self.space_id)
+
+    async def held_only(self) -> builtins.list[HeldView]:
+        """Return what this device holds of this space and the hub did not show when reread."""
+        return await self._of.spaces.held_only(self.space_id)
 
     async def invite(self, role: str, *, days: int = 7, label: str = "") -> InvitationView:
         """Invite somebody into this space; the view holds the link. Needs the hub."""

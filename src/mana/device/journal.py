@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from mana.device.diffs import record_diff
+from mana.device.flips import flip_change_id
 from mana.device.opened import Opened
-from mana.device.records import Write, flip_change_id
+from mana.device.records import Write
 from mana.device.views import Conflict, RecordDiff, RevertPreview
 from mana.domain.actors import Actor
 from mana.domain.changes import Change, ChangeKind

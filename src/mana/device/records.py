@@ -24,7 +24,6 @@ from mana.device.authority import reason_of, verify_run
 from mana.device.elements import expand
 from mana.device.errors import (
     ChangeRefused,
-    FieldsClosed,
     Locked,
     ManagersOnly,
     ModuleNotHeld,
@@ -33,22 +32,23 @@ from mana.device.errors import (
     SpaceLeft,
     VisibilityFixed,
 )
+from mana.device.flips import flipped
 from mana.device.hub_client import HubClient
 from mana.device.renewals import restamper
-from mana.device.replica import OutboxRow, Replica, Space, Tx
+from mana.device.replica import OutboxRow, Replica, Tx
 from mana.device.sealing import TARGET_ID, TARGET_TABLE, Sealer
 from mana.device.settings import DeviceSettings
 from mana.device.syncer import CLOCK_OFFSET, Syncer
 from mana.device.vault import OpenedVault, SpaceKeys, random_id
 from mana.device.views import Notice, RefusedChange, SyncStatus
 from mana.device.words import refused_change_words
-from mana.domain.actors import Actor, Origin, origin_of, person
+from mana.domain.actors import Actor, Origin, origin_of
 from mana.domain.changes import Change
 from mana.domain.clock import DRIFT_MS_MAX, Stamp, next_stamp, observe, parse_stamp
 from mana.domain.encoding import Json, canonical_json
 from mana.domain.errors import Invalid, ManaError, NotFound, TooLarge
 from mana.domain.grants import GrantHeader
-from mana.domain.ids import DeviceId, SpaceId, derived_id, require_record_id, require_uuid
+from mana.domain.ids import DeviceId, SpaceId, require_record_id, require_uuid
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.records import Record, View, Visibility
 from mana.domain.settings import USER_TABLES
@@ -383,7 +383,7 @@ class RecordBook:
         table = self.catalogue.table(change.table)
         require_record_id(change.record_id)
         keys = self.require_writable(table, change.record_id)
-        kept = _require_kept(tx, keys.space_id)
+        kept = tx.require_kept(keys.space_id)
         held = tx.held(keys.space_id, table.name, change.record_id)
         entries = held.record.entries if held is not None else {}
         visibility = held.record.visibility if held is not None else write.visibility
@@ -429,7 +429,7 @@ class RecordBook:
         sealer = self._sealer()
         table = self.catalogue.table(flip.table)
         keys = self.require_writable(table, flip.record_id)
-        kept = _require_kept(tx, keys.space_id)
+        kept = tx.require_kept(keys.space_id)
         held = tx.held(keys.space_id, table.name, flip.record_id)
         if held is None:
             raise NotFound("there is no such record here")
@@ -438,32 +438,23 @@ class RecordBook:
             raise NotYourRecord("another member made this record")
         if not table.flips or (flip.visibility == "private" and not keys.shared):
             raise VisibilityFixed("who sees this record is not changed")
-        opened = sealer.opened_paths(keys.space_id, record)
-        values: dict[str, Json] = {path: opened.get(path) for path in record.entries}
-        if any(
-            entry.value is not None and path not in opened for path, entry in record.entries.items()
-        ):
-            raise FieldsClosed("a value of the record does not open on this device")
-        if len(values) > CHANGE_FIELDS_MAX:
-            raise TooLarge(f"a record of more than {CHANGE_FIELDS_MAX} values keeps its visibility")
         stamp = self._stamp(tx, [entry.at for entry in record.entries.values()], now_ms)
-        me = person(self.account_id)
-        draft = ChangeMessage(
-            change_id=flip_change_id(table.name, flip.record_id, str(stamp)),
-            table=table.name,
-            id=flip.record_id,
-            op="flip",
-            fields={},
-            actor={name: str(member) for name, member in me.to_wire().items()},
-            origin=origin_of(me),
-            author_id=record.author_id,
-            visibility=flip.visibility,
+        guards = {
+            path: entry.value
+            for path, entry in record.entries.items()
+            if table.field_at(path).guarded
+        }
+        message = flipped(
+            sealer,
+            keys.space_id,
+            record,
+            flip.visibility,
+            stamp=stamp,
+            guards=guards,
             group=group,
-            guards={path: value for path, value in values.items() if table.field_at(path).guarded},
             seen=kept.cursor,
         )
-        place = sealer.place(table, flip.record_id, flip.visibility, record.entries, {})
-        return keys.space_id, _sized(sealer.seal(keys.space_id, draft, place, values, stamp))
+        return keys.space_id, _sized(message)
 
     def _is_of_private(self, tx: Tx, keys: SpaceKeys, table: Table, change: Change) -> bool:
         """Say whether a new record tells of a private one, and so must be private itself.
@@ -645,6 +636,12 @@ class RecordBook:
         await self._syncer().once()
         return await self._syncer().status()
 
+    async def held_only(self, space_ids: Sequence[str]) -> list[tuple[str, str]]:
+        """Return table and id of what is held of these spaces and the hub did not show."""
+        return await self._replica.read(
+            lambda tx: [key for space_id in space_ids for key in tx.held_only(space_id)]
+        )
+
     async def refused(self) -> list[RefusedChange]:
         """Return the changes that the hub refused, newest first."""
         rows = await self._replica.read(lambda tx: tx.refused())
@@ -662,7 +659,7 @@ class RecordBook:
                 raise NotFound("no refused change has this id")
             for space in {row.space for row in rows}:
                 # It would wait for a sync that never comes, and be shown no more.
-                _require_kept(tx, space)
+                tx.require_kept(space)
             if any(self._is_outdated(row) for row in rows):
                 tx.restamp(rows, anew, now_ms=now_ms)
                 return
@@ -760,22 +757,6 @@ class RecordBook:
     def _emit(self, notice: Notice) -> None:
         for callback in tuple(self._callbacks):
             callback(notice)
-
-
-def _require_kept(tx: Tx, space_id: str) -> Space:
-    """Return a space that is synced here.
-
-    Raises SpaceLeft if another process of this machine has learned that the account is out.
-    """
-    kept = tx.space(space_id)
-    if kept is None or kept.state == "left":  # or removed from this device
-        raise SpaceLeft("the account is no longer in this space")
-    return kept
-
-
-def flip_change_id(table: str, record_id: str, at: str) -> str:
-    """Return the id of the change that gives a record another visibility at a stamp."""
-    return derived_id("change", table, record_id, "flip", at)
 
 
 def _sized(message: ChangeMessage) -> ChangeMessage:

@@ -24,12 +24,12 @@ from mana.device.invitations import Invitations
 from mana.device.membership import Hand, require_member
 from mana.device.moves import Moves
 from mana.device.opened import Opened
-from mana.device.records import Write
+from mana.device.records import RecordBook, Write
 from mana.device.vault import SpaceKeys, found_space
-from mana.device.views import InvitationView, MemberView, Notice, SpaceView
+from mana.device.views import HeldView, InvitationView, MemberView, Notice, SpaceView
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.encoding import Json
-from mana.domain.errors import Conflict, Invalid, ManaError, Unavailable
+from mana.domain.errors import Conflict, Invalid, ManaError, NotFound, Unavailable
 from mana.domain.ids import RecordId
 from mana.domain.records import View
 from mana.domain.settings import SETTINGS, SETTINGS_ID
@@ -165,6 +165,23 @@ class Spaces:
         """Remove a former space from this device, with all that is here of it."""
         await self._opened.book.inner().syncer.forget_space(space_id)
         await self._gone(space_id)
+
+    async def reread(self, space_id: str) -> None:
+        """Read a space anew from the hub, over what is held; the person's settings with their own.
+
+        Raises SpaceLeft, and what stands in the way of the hub; a later sync then goes on.
+        """
+        space = self._moves.vault.space(space_id)
+        # The user scope has no page of its own, and is theirs as the personal space is.
+        beside = [] if space.shared else [self._opened.book.user_space]
+        await self._opened.book.inner().syncer.reread([space_id, *beside])
+
+    async def held_only(self, space_id: str) -> builtins.list[HeldView]:
+        """Return what is held here and the hub did not show when the space was read anew."""
+        book = self._opened.book.in_space(space_id)
+        beside = [] if book.keys.shared else [book.user_space]
+        keys = await book.held_only([space_id, *beside])
+        return [HeldView(*key, await _title(book, *key)) for key in keys]
 
     async def _gone(self, space_id: str) -> None:
         await self._moves.note(NAMING, {space_id: None})
@@ -368,6 +385,8 @@ class Spaces:
         name = view.text("name") if view is not None else ""
         if not space.shared:
             name = PERSONAL_NAME
+        beside = [] if space.shared else [self._opened.book.user_space]
+        held_only = await self._opened.book.held_only([space.space_id, *beside])
         return SpaceView(
             space_id=space.space_id,
             type=space.type,
@@ -377,6 +396,7 @@ class Spaces:
             left=space.former,
             closed=space.closed,
             description=view.text("description") if view is not None and space.shared else "",
+            held_only=len(held_only),
         )
 
     async def _member_name(self, space: SpaceKeys, account_id: str) -> str:
@@ -417,6 +437,15 @@ class Spaces:
 
 def _rotate_if_due(space: SpaceKeys, hand: Hand) -> MembershipAppend | None:
     return membership.rotate(space, hand) if rotation_due(space.entries) else None
+
+
+async def _title(book: RecordBook, table: str, record_id: str) -> str:
+    try:
+        named = book.catalogue.table(table).title_field
+        view = await book.view(table, record_id)
+    except NotFound:
+        return ""  # its module is not installed here any more
+    return view.text(named) if view is not None and named is not None else ""
 
 
 def _is_by(view: View | None, account_id: str) -> bool:

@@ -25,6 +25,7 @@ from mana.device.hub_client import HubClient, jittered
 from mana.device.locks import FileLock
 from mana.device.renewals import differs, renamer, resealer, restamper
 from mana.device.replica import HUB_TIME, OutboxRow, Replica, Space, Tx, Watch
+from mana.device.resending import resender
 from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
 from mana.device.vault import OpenedVault, SpaceKeys, random_id
@@ -309,6 +310,21 @@ class Syncer:
         for known in (self._certificates, self._authorities, self._troubles):
             known.pop(space_id, None)
         await self.announce()
+
+    async def reread(self, space_ids: Iterable[str]) -> None:
+        """Read the state of these spaces anew, over what is held, then sync once.
+
+        Nothing that is held goes. Raises what stands in the way; it goes on with a later sync.
+        """
+        async with self._one_at_a_time:
+
+            def work(tx: Tx) -> None:
+                for space_id in space_ids:
+                    tx.read_anew(space_id)
+
+            await self._replica.write(work)
+        await self.announce()
+        await self.once()
 
     async def tidy(self) -> int:
         """Let go of old tombstones, at most once a day; return how many."""
@@ -819,6 +835,7 @@ class Syncer:
         # The first page's head counts: it was read before any record of the state.
         head = answer.head if space.head is None else space.head
         stamps = [entry.at for record in answer.records for entry in record.fields.values()]
+        resend = resender(self._sealer, self._new_id, hub_ms)
 
         def work(tx: Tx) -> bool:
             if tx.space(space.space) != space:
@@ -831,6 +848,7 @@ class Syncer:
                 head=head,
                 page=answer.next,
                 known=self._known.__contains__,
+                resend=resend,
                 hub_ms=hub_ms,
                 account_id=self._vault.account_id,
             )

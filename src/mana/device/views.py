@@ -359,6 +359,17 @@ class SpaceView:
     left: bool = False
     closed: bool = False
     description: str = ""
+    held_only: int = 0
+    """How many records hold what the hub did not show when it was read anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldView:
+    """A record of which this device holds what the hub did not show. No title: it is not opened."""
+
+    table: str
+    record_id: str
+    title: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 
 NUMBER_MAX: Final = 2**53
+SEQ_MAX: Final = 2**53 - 1
+"""The last place that a log can have: each one up to here is told from its neighbours."""
 DEPTH_MAX: Final = 64
 
 _T = TypeVar("_T")

@@ -37,7 +37,10 @@ class HubBehind(Conflict):
     """The hub's log of a space ends before what this device has seen of it."""
 
     code = "HUB_BEHIND"
-    advice = "The hub was rolled back, as to an old backup; ask whoever runs it. Nothing is sent."
+    advice = (
+        "The hub was rolled back, as to an old backup; ask whoever runs it, then read the space"
+        " anew. Nothing is sent until then."
+    )
 
 
 class LoginTaken(Conflict):

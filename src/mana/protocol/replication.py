@@ -23,7 +23,7 @@ from mana.domain.ids import RecordId, require_record_id, require_uuid
 from mana.domain.merge import later
 from mana.domain.records import VISIBILITIES, Entry, Record, Visibility
 from mana.domain.settings import USER_TABLES
-from mana.protocol.codec import check_value
+from mana.protocol.codec import SEQ_MAX, check_value
 from mana.protocol.messages import (
     BATCH_BYTES_MAX,
     BATCH_CHANGES_MAX,
@@ -48,7 +48,6 @@ _STAMP: Final = re.compile(
     r"-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
     re.ASCII,
 )
-SEQ_MAX: Final = 2**53
 
 Guarded: TypeAlias = Callable[[str, str], bool]
 """Says of a table's path whether the hub's order decides it. Unknown ones are not guarded."""

@@ -102,7 +102,8 @@ _TROUBLES: Final = {
     "CLOCK_AHEAD": "This machine’s clock is ahead of the hub’s.",
     "DEVICE_UNKNOWN": "The hub does not know this device any more. Sign out, and sign in again.",
     "FORBIDDEN": "The hub does not let this device in.",
-    "HUB_BEHIND": "The hub was set back to an older state. Nothing is sent; ask whoever runs it.",
+    "HUB_BEHIND": "The hub was set back to an older state. Nothing is sent; ask whoever"
+    " runs it, then read the space anew on its page.",
     "HUB_DISTRUSTED": "What the hub says does not fit what this device has checked. It is not"
     " believed; ask whoever runs it.",
     "INTERNAL": "Something went wrong inside Mana.",

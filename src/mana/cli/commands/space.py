@@ -19,6 +19,7 @@ from mana.cli.text import counted, left, one_line
 from mana.device.desk import Device
 from mana.device.views import InvitationView, MemberView, SpaceView
 from mana.domain.errors import Invalid
+from mana.protocol.errors import HubBehind
 
 
 class SpaceType(StrEnum):
@@ -129,11 +130,38 @@ async def show(device: Device, named: SpaceArgument) -> Answer:
         ("About", one.description),
         ("Members", f"{len(members)}: mana space members {_short(await option(inside))}"),
         ("Not synced", trouble),
+        ("Held here only", _held_words(one)),
     ]
     blocks: list[Block] = [Line(called(one), "title"), Facts(facts)]
+    held = await inside.held_only()
+    if held:
+        rows = [(each.table, each.record_id, one_line(each.title)) for each in held]
+        blocks.append(Rows(("TABLE", "ID", "TITLE"), rows, flexible=2))
+    if trouble == HubBehind.code:
+        blocks.append(
+            Line(f"Read it anew: mana space reread {_short(await option(inside))}", "quiet")
+        )
     if one.left:
         blocks.append(Line("What this device had of it stays readable here.", "quiet"))
-    return Answer({"space": one, "members": members, "trouble": trouble}, blocks)
+    return Answer({"space": one, "members": members, "trouble": trouble, "heldOnly": held}, blocks)
+
+
+@space.command()
+@on_account(in_space=False)
+async def reread(device: Device, named: SpaceArgument) -> Answer:
+    """Read a space anew from the hub, if the hub was set back. Nothing on this device goes.
+
+    What you wrote here and the hub lacks is sent again. Needs the hub.
+    """
+    one = await find_space(device, named)
+    inside = device.in_space(one.space_id)
+    await inside.reread()
+    after = await find_space(device, one.space_id)
+    blocks: list[Block] = [f"Read “{called(one)}” anew."]
+    if after.held_only:
+        blocks.append(f"Held here only: {_held_words(after)}.")
+        blocks.append(Line(f"See which: mana space show {_short(await option(inside))}", "quiet"))
+    return Answer({"space": after}, blocks)
 
 
 @space.command()
@@ -488,6 +516,13 @@ def _gone(after: SpaceView, words: str, at: str) -> Answer:
 
 def _name(member: MemberView) -> str:
     return one_line(member.name, 80) or "a member without a name"
+
+
+def _held_words(one: SpaceView) -> str:
+    """Say how much of a space the hub does not show; empty if it shows all."""
+    if not one.held_only:
+        return ""
+    return f"{counted(one.held_only, 'record')} with what the hub did not show"
 
 
 def _sure(member: MemberView) -> str:

@@ -2,7 +2,7 @@
 
 from mana.device.replica.database import Replica
 from mana.device.replica.marker import CopyState, certify_place, inspect_place
-from mana.device.replica.tables import HUB_TIME, OutboxRow, Overwritten, Space, Tx, Watch
+from mana.device.replica.tables import HUB_TIME, OutboxRow, Overwritten, Resend, Space, Tx, Watch
 
 __all__ = [
     "HUB_TIME",
@@ -10,6 +10,7 @@ __all__ = [
     "OutboxRow",
     "Overwritten",
     "Replica",
+    "Resend",
     "Space",
     "Tx",
     "Watch",

@@ -95,4 +95,21 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     -- Where the change lies in the log, if it is this device's own and was seen there.
     alter table made add column seq integer;
     """,
+    """
+    -- 1: the state is read anew, over what is held.
+    alter table spaces add column anew integer not null default 0;
+
+    -- 1: held from before, and not met yet in a state that is read anew.
+    alter table records add column unmet integer;
+
+    -- What is held here and the hub did not show when its state was read anew.
+    create table held_only (
+      space text not null,
+      tbl text not null,
+      id text not null,
+      path text not null,
+      at text not null,
+      primary key (space, tbl, id, path)
+    ) strict, without rowid;
+    """,
 )

@@ -61,6 +61,11 @@ Key: TypeAlias = tuple[str, str]
 """Table and record id."""
 Anew: TypeAlias = "Callable[[Tx, OutboxRow], ChangeMessage]"
 """Makes a change that waits anew; the same one if there is nothing to do."""
+Resend: TypeAlias = (
+    "Callable[[Tx, str, Record, StateRecord | None, Sequence[str]], list[ChangeMessage]]"
+)
+"""Makes own changes again that the hub lacks, of: a space, the record as it stands here, the same
+as the hub shows it, and the paths that are newer here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +225,15 @@ class Tx:
     def forget_space(self, space: str) -> None:
         """Remove everything of a space from this device."""
         tables = self._sql("select distinct tbl from records where space = ?", (space,)).fetchall()
-        for name in ("records", "outbox", "aside", "gone", "overwritten", "spaces"):
+        for name in (
+            "records",
+            "outbox",
+            "aside",
+            "gone",
+            "overwritten",
+            "held_only",
+            "spaces",
+        ):
             self._sql(f"delete from {name} where space = ?", (space,))  # noqa: S608
         for (table,) in tables:
             self._mark(str(table))
@@ -232,9 +245,23 @@ class Tx:
         ).fetchone()
         return None if row is None else Space(*row)
 
+    def require_kept(self, space: str) -> Space:
+        """Return a space that is synced here.
+
+        Raises SpaceLeft if another process of this machine has learned that the account is out.
+        """
+        kept = self.space(space)
+        # Without a row, it was removed from this device.
+        if kept is None or kept.state == _LEFT:
+            raise SpaceLeft("the account is no longer in this space")
+        return kept
+
     def restart_state(self, space: str) -> None:
         """Read the state of a space from its beginning."""
         self._sql("update spaces set page = null, head = null where space = ?", (space,))
+        if self._is_anew(space):
+            self._sql("update records set unmet = 1 where space = ? and base is not null", (space,))
+            return
         # What was read is read again: it may have flipped since, and a state is not signed.
         dropped = self._sql(
             "delete from records where space = ? and shown is null returning tbl", (space,)
@@ -242,6 +269,49 @@ class Tx:
         for table in {str(row[0]) for row in dropped}:
             self._mark(table)
         self._sql("update records set base = null where space = ?", (space,))
+
+    def read_anew(self, space: str) -> None:
+        """Begin to read the state of a space from its beginning, over what is held.
+
+        Nothing that is held goes. Places in the log mean nothing from here on: the hub's log may
+        be another one by now. What it took and the log has not brought is sent again.
+        """
+        self.require_kept(space)
+        self._sql(
+            "update spaces set cursor = null, page = null, head = null, anew = 1 where space = ?",
+            (space,),
+        )
+        self._sql(
+            "update outbox set state = 'waiting', seq = null"
+            " where space = ? and state = 'acknowledged'",
+            (space,),
+        )
+        rows = self._sql(
+            "select tbl, id, base from records where space = ? and base is not null", (space,)
+        ).fetchall()
+        self._many(
+            "update records set base = ?, unmet = 1 where space = ? and tbl = ? and id = ?",
+            [
+                (
+                    encode_row(msgspec.structs.replace(decode_row(base), seqs={}, seq=0)),
+                    space,
+                    table,
+                    record_id,
+                )
+                for table, record_id, base in rows
+            ],
+        )
+
+    def held_only(self, space: str) -> list[Key]:
+        """Return the records of which this device holds what the hub did not show."""
+        rows = self._sql(
+            "select distinct tbl, id from held_only where space = ? order by tbl, id", (space,)
+        )
+        return [(str(table), str(record_id)) for table, record_id in rows]
+
+    def _is_anew(self, space: str) -> bool:
+        row = self._sql("select anew from spaces where space = ?", (space,)).fetchone()
+        return row is not None and bool(row[0])
 
     # Records
 
@@ -317,9 +387,13 @@ class Tx:
 
     def add(self, space: str, message: ChangeMessage) -> None:
         """Put a new change into the outbox and over its record."""
-        self._require_kept(space)
+        self.require_kept(space)
         self.drop(self._outbox("change_id = ? and state = 'refused'", (message.change_id,)))
         self._sql("insert into made (change_id) values (?)", (message.change_id,))
+        self._queue(space, message)
+        self._refresh(space, [(message.table, message.id)])
+
+    def _queue(self, space: str, message: ChangeMessage) -> None:
         self._sql(
             "insert into outbox (space, change_id, tbl, id, grp, message, state)"
             " values (?, ?, ?, ?, ?, ?, 'waiting')",
@@ -332,7 +406,6 @@ class Tx:
                 msgspec.json.encode(message),
             ),
         )
-        self._refresh(space, [(message.table, message.id)])
 
     def batch(self, space: str, *, units_max: int | None = None) -> list[OutboxRow]:
         """Return the batch to push: the one that was sent before, else the next, marked sent."""
@@ -364,8 +437,8 @@ class Tx:
         *,
         now_ms: int,
         restamp: Anew,
-        rename: Anew | None = None,
-        account_id: str = "",
+        rename: Anew,
+        account_id: str,
     ) -> None:
         """Take the hub's verdicts on a batch; what waits is stamped anew where one asks for it.
 
@@ -462,7 +535,7 @@ class Tx:
 
         Raises SpaceLeft where it would wait for ever.
         """
-        self._require_kept(row.space)
+        self.require_kept(row.space)
         self._sql(
             "update outbox set message = ?, state = 'waiting', code = null where position = ?",
             (msgspec.json.encode(message), row.position),
@@ -520,18 +593,18 @@ class Tx:
         *,
         known: Callable[[str], bool],
         hidden: Sequence[HiddenRecord] = (),
-        watch: Watch | None = None,
-        anew: Anew | None = None,
-        restamp: Anew | None = None,
+        watch: Watch,
+        anew: Anew,
+        restamp: Anew,
     ) -> bool:
         """Apply a checked page and move the cursor, together.
 
-        `anew` seals what waits over a record that flipped; `restamp` also stamps it. Says whether an edit of the person
-        was overwritten that they should know of.
+        `anew` seals what waits over a record that flipped; `restamp` also stamps it. Says whether
+        an edit of the person was overwritten that they should know of.
         """
         keys = {(one.change.table, one.change.id) for one in changes}
         private = self._made_private(space, sorted(keys))
-        self._logged(changes, watch)
+        self._logged(changes, watch.device_id)
         # Of another device of this account the hub says so itself when this one is sent; of
         # another account a change with the id of one that waits here proves nothing.
         self._many(
@@ -539,7 +612,7 @@ class Tx:
             [
                 (logged.change.change_id,)
                 for logged in changes
-                if watch is None or logged.device_id == watch.device_id
+                if logged.device_id == watch.device_id
             ],
         )
         self._sql("update spaces set cursor = ? where space = ?", (cursor, space))
@@ -558,14 +631,19 @@ class Tx:
                 over.append((one.change.table, one.change.id))
             else:
                 self._apply(page, one, watch)
-        self._settle_page(space, page, watch)
-        now_ms = watch.hub_ms if watch is not None else 0
-        account_id = watch.account_id if watch is not None else ""
+        self._settle_page(space, page, watch.hub_ms)
+        self._met(
+            space,
+            (
+                (one.change.table, one.change.id, path, write.at)
+                for one in changes
+                for path, write in one.change.fields.items()
+            ),
+        )
         self._refresh(space, [key for key in over if key not in page.after])
-        self._refresh(space, self._confirm(space, cursor, account_id, now_ms))
-        if anew is not None:
-            self._follow_flips(space, page, anew, restamp or anew, now_ms)
-        return watch is not None and self._raise_conflicts(space, page, watch)
+        self._refresh(space, self._confirm(space, cursor, watch.account_id, watch.hub_ms))
+        self._follow_flips(space, page, anew, restamp, watch.hub_ms)
+        return self._raise_conflicts(space, page, watch)
 
     def _page(self, space: str, keys: Sequence[Key]) -> _Page:
         before: dict[Key, tuple[Row | None, Row | None]] = {}
@@ -589,7 +667,7 @@ class Tx:
             and self.raw_base(space, *key) is None
         }
 
-    def _apply(self, page: _Page, logged: LoggedChange, watch: Watch | None) -> None:
+    def _apply(self, page: _Page, logged: LoggedChange, watch: Watch) -> None:
         change = logged.change
         key = (change.table, change.id)
         standing = page.standing(key)
@@ -599,7 +677,7 @@ class Tx:
         page.after[key] = after
         if standing is None or change.op != "reseal" or not _same_stamps(standing, after):
             page.loud.add(key)
-        if key not in page.before or watch is None or logged.device_id == watch.device_id:
+        if key not in page.before or logged.device_id == watch.device_id:
             return
         if change.op != "reseal":
             met = page.written.setdefault(key, {})
@@ -614,7 +692,7 @@ class Tx:
         marker: HiddenRecord,
         *,
         known: Callable[[str], bool],
-        watch: Watch | None,
+        watch: Watch,
     ) -> None:
         """Drop a record that its author keeps to themselves from now on."""
         key = (marker.table, marker.id)
@@ -622,16 +700,15 @@ class Tx:
             self._drop_aside(space, *key)
             return
         standing = page.standing(key)
-        if standing is not None and watch is not None and standing.author_id == watch.account_id:
+        if standing is not None and standing.author_id == watch.account_id:
             raise HubDistrusted("the hub hides a record from its own author")
         page.after[key] = None
         page.hidden.add(key)
         page.loud.add(key)
         page.written.pop(key, None)
 
-    def _settle_page(self, space: str, page: _Page, watch: Watch | None) -> None:
+    def _settle_page(self, space: str, page: _Page, hub_ms: int) -> None:
         """Write what a page made of its records."""
-        hub_ms = watch.hub_ms if watch is not None else 0
         away = [key for key in page.hidden if page.after[key] is None]
         for key in away:
             self._sql(
@@ -640,7 +717,8 @@ class Tx:
                 (space, *key),
             )
             where = "space = ? and tbl = ? and id = ?"
-            self._sql(f"delete from overwritten where {where}", (space, *key))  # noqa: S608
+            for name in ("overwritten", "held_only"):
+                self._sql(f"delete from {name} where {where}", (space, *key))  # noqa: S608
             self.park(
                 self._outbox(f"{where} and state = 'waiting'", (space, *key)),
                 "hidden",
@@ -686,24 +764,113 @@ class Tx:
         head: int,
         page: str | None,
         known: Callable[[str], bool],
-        hub_ms: int = 0,
-        account_id: str = "",
+        resend: Resend,
+        hub_ms: int,
+        account_id: str,
     ) -> None:
-        """Apply a checked page of the state; after the last one the cursor is the first head."""
+        """Apply a checked page of the state; after the last one the cursor is the first head.
+
+        Where the state is read anew, `resend` makes own changes again that the hub lacks.
+        """
         for record in records:
             if not known(record.table):
                 self._set_aside(space, record.table, "record", record)
-        self._take_records(space, [one for one in records if known(one.table)], hub_ms)
+        mine = [one for one in records if known(one.table)]
+        lacking = self._lacking(space, mine) if self._is_anew(space) else []
+        self._take_records(space, mine, hub_ms)
+        for key, shown, left in lacking:
+            self._keep_held(space, key, shown, left, resend)
         if page is None:
+            for key, left in self._unmet(space):
+                self._keep_held(space, key, None, left, resend)
             self._sql(
-                "update spaces set cursor = ?, page = null, head = null where space = ?",
+                "update spaces set cursor = ?, page = null, head = null, anew = 0 where space = ?",
                 (head, space),
             )
             self._refresh(space, self._confirm(space, head, account_id, hub_ms))
         else:
             self._sql("update spaces set page = ?, head = ? where space = ?", (page, head, space))
 
+    def _lacking(
+        self, space: str, records: Sequence[StateRecord]
+    ) -> list[tuple[Key, StateRecord, list[str]]]:
+        """Return what of held records is newer than the hub shows it; they count as met."""
+        keys = [(record.table, record.id) for record in records]
+        held = {
+            (table, record_id): decode_row(base)
+            for table, record_id, base, unmet in self._rows(
+                "r.base, r.unmet", "records r", space, keys
+            )
+            if unmet is not None and base is not None
+        }
+        self._many(
+            "update records set unmet = null where space = ? and tbl = ? and id = ?",
+            [(space, *key) for key in held],
+        )
+        found: list[tuple[Key, StateRecord, list[str]]] = []
+        for key, record in zip(keys, records, strict=True):
+            row = held.get(key)
+            if row is None:
+                continue
+            left = [path for path, entry in row.fields.items() if _is_newer(entry, record, path)]
+            if left or row.visibility != record.visibility:
+                found.append((key, record, left))
+        return found
+
+    def _unmet(self, space: str) -> list[tuple[Key, list[str]]]:
+        """Return the held records that no page of the state showed, with their paths."""
+        rows = self._sql(
+            "select tbl, id, base from records"
+            " where space = ? and unmet is not null and base is not null",
+            (space,),
+        ).fetchall()
+        self._sql("update records set unmet = null where space = ? and unmet is not null", (space,))
+        return [
+            ((str(table), str(record_id)), list(decode_row(base).fields))
+            for table, record_id, base in rows
+        ]
+
+    def _keep_held(
+        self,
+        space: str,
+        key: Key,
+        shown: StateRecord | None,
+        left: Sequence[str],
+        resend: Resend,
+    ) -> None:
+        """Note what is held here only, and send what of it is this device's own again."""
+        held = self.base(space, *key)
+        if held is None:
+            return
+        entries = held.record.entries
+        self._many(
+            "insert into held_only (space, tbl, id, path, at) values (?, ?, ?, ?, ?)"
+            " on conflict (space, tbl, id, path) do update set at = excluded.at",
+            [(space, *key, path, entries[path].at) for path in left],
+        )
+        for message in resend(self, space, held.record, shown, left):
+            self._made([message.change_id])
+            self._queue(space, message)
+        self._refresh(space, [key])
+
+    def _met(self, space: str, shown: Iterable[tuple[str, str, str, str]]) -> None:
+        """Note what the hub shows by now: table, id, path, and the stamp there."""
+        if self._sql("select 1 from held_only where space = ? limit 1", (space,)).fetchone():
+            self._many(
+                "delete from held_only"
+                " where space = ? and tbl = ? and id = ? and path = ? and at <= ?",
+                [(space, *one) for one in shown],
+            )
+
     def _take_records(self, space: str, records: Sequence[StateRecord], hub_ms: int) -> None:
+        self._met(
+            space,
+            (
+                (record.table, record.id, path, entry.at)
+                for record in records
+                for path, entry in record.fields.items()
+            ),
+        )
         keys = [(record.table, record.id) for record in records]
         standing = {
             (table, record_id): read_row(table, record_id, base)
@@ -729,10 +896,27 @@ class Tx:
             if before is None:
                 rows[key] = (*key, encode_row(fresh), fresh.deleted, True)
             else:
-                after = apply_state(before, record, guarded=self._guarded)
+                after = apply_state(before, self._in_order(before, record), guarded=self._guarded)
                 standing[key] = after
                 rows[key] = (*key, write_row(after), after.record.deleted, True)
         self._set_bases(space, list(rows.values()), hub_ms)
+
+    def _in_order(self, held: Held, record: StateRecord) -> StateRecord:
+        """Return a state without guarded values that were decided before those held here.
+
+        Where places in the log say nothing any more, stamps do: who decides stamps later than
+        what stood.
+        """
+        if held.seq:
+            return record
+        fields = {
+            path: entry
+            for path, entry in record.fields.items()
+            if not self._guarded(record.table, path)
+            or path not in held.record.entries
+            or entry.at >= held.record.entries[path].at
+        }
+        return msgspec.structs.replace(record, fields=fields)
 
     def take_aside(self, known: Callable[[str], bool]) -> None:
         """Apply what was set aside for tables that are known by now, in the order it came."""
@@ -775,7 +959,8 @@ class Tx:
         self._many(
             "insert into gone (space, tbl, id) values (?, ?, ?) on conflict do nothing", rows
         )
-        self._many("delete from overwritten where space = ? and tbl = ? and id = ?", rows)
+        for name in ("overwritten", "held_only"):
+            self._many(f"delete from {name} where space = ? and tbl = ? and id = ?", rows)  # noqa: S608
         for table in {str(row[1]) for row in rows}:
             self._mark(table)
         return len(rows)
@@ -898,12 +1083,6 @@ class Tx:
         )
 
     # Within
-
-    def _require_kept(self, space: str) -> None:
-        row = self._sql("select state from spaces where space = ?", (space,)).fetchone()
-        # Without a row, another process of this machine has removed the space from it.
-        if row is None or row[0] == _LEFT:
-            raise SpaceLeft("the account is no longer in this space")
 
     def _outbox(self, where: str, values: tuple[str | int, ...]) -> list[OutboxRow]:
         rows = self._sql(
@@ -1028,7 +1207,7 @@ class Tx:
             [(change_id,) for change_id in change_ids],
         )
 
-    def _logged(self, changes: Iterable[LoggedChange], watch: Watch | None) -> None:
+    def _logged(self, changes: Iterable[LoggedChange], device_id: str) -> None:
         """Note which changes are in the log, and where if they are this device's own."""
         self._many(
             "insert into made (change_id, seq) values (?, ?) on conflict do update"
@@ -1036,9 +1215,7 @@ class Tx:
             [
                 (
                     logged.change.change_id,
-                    logged.seq
-                    if watch is not None and logged.device_id == watch.device_id
-                    else None,
+                    logged.seq if logged.device_id == device_id else None,
                 )
                 for logged in changes
             ],
@@ -1141,6 +1318,11 @@ class Tx:
 
 _Own: TypeAlias = tuple[int, ChangeMessage]
 """The change's place in the outbox, and the change."""
+
+
+def _is_newer(entry: StateField, shown: StateRecord, path: str) -> bool:
+    """Say whether a held entry is newer than what the hub shows at its path, if anything."""
+    return path not in shown.fields or entry.at > shown.fields[path].at
 
 
 def _same_stamps(before: Row, after: Row) -> bool:

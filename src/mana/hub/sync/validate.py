@@ -35,7 +35,7 @@ from mana.domain.records import VISIBILITIES
 from mana.domain.settings import INVITATIONS, SETTINGS, USER_TABLES
 from mana.domain.spaces import MEMBER_NAMES, PROFILE, Role, can_manage, can_write, holds
 from mana.domain.tables import Field, Sealing, Table
-from mana.protocol.codec import NUMBER_MAX, check_value, encode
+from mana.protocol.codec import SEQ_MAX, check_value, encode
 from mana.protocol.messages import CHANGE_BYTES_MAX, CHANGE_FIELDS_MAX, ChangeMessage
 
 RESEAL: Final = "reseal"
@@ -183,7 +183,7 @@ def _check_form(change: ChangeMessage) -> None:
             require_uuid(change.group, "group id")
     except Invalid:
         raise Refused("bad-value") from None
-    if change.seen is not None and not 0 <= change.seen <= NUMBER_MAX:
+    if change.seen is not None and not 0 <= change.seen <= SEQ_MAX:
         raise Refused("bad-value")
     if change.op not in OPS or change.visibility not in VISIBILITIES or not change.fields:
         raise Refused("bad-value")

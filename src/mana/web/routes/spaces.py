@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from litestar import get, post
@@ -11,8 +11,9 @@ from litestar.types import ControllerRouterHandler
 
 from mana.domain.errors import Invalid, NotFound, Unavailable
 from mana.domain.spaces import SHARED_TYPES, holds
+from mana.protocol.errors import HubBehind
 from mana.registry.catalogue import load_catalogue
-from mana.web.places import FOLDER, may_leave, roles_for
+from mana.web.places import FOLDER, Place, may_leave, roles_for
 from mana.web.visits import Named, Page, Visit, Visiting, text_of
 from mana.web.words import t
 
@@ -83,6 +84,7 @@ async def space(visit: Visiting) -> Page:
     """Show a space: what it is, who is in it, who is invited."""
     device, here = visit.device, await visit.place()
     members = await device.members()
+    sync = (await device.status()).sync
     invitations: list[InvitationView] | None = []
     if here.may_manage:
         invitations = await _from_hub(visit, device.invitations)
@@ -95,7 +97,9 @@ async def space(visit: Visiting) -> Page:
         invitations=[one for one in known if one.state not in ENDED],
         ended=[one for one in known if one.state in ENDED],
         unknown=invitations is None,
-        offline=_is_away((await device.status()).sync),
+        offline=_is_away(sync),
+        behind=_is_behind(here, [one.space_id for one in await visit.account.spaces()], sync),
+        held_only=await device.held_only(),
         days_shown=DAYS_SHOWN,
     )
 
@@ -157,6 +161,14 @@ async def withdraw(visit: Visiting, invitation_id: Named) -> Page:
     return visit.go(visit.to("/space"), t("Withdrawn. Nobody can join by its link."))
 
 
+@post("/space/reread")
+async def reread(visit: Visiting) -> Page:
+    """Read the space anew from the hub, over what this device holds."""
+    name = (await visit.place()).name
+    await visit.device.reread()
+    return visit.go(visit.to("/space"), t("{space} was read anew.", space=name))
+
+
 @post("/space/leave")
 async def leave(visit: Visiting) -> Page:
     """Leave the space."""
@@ -200,6 +212,13 @@ def _is_away(sync: SyncStatus) -> bool:
     return sync.link == "offline" and bool(sync.trouble)
 
 
+def _is_behind(here: Place, known: Sequence[str], sync: SyncStatus) -> bool:
+    """Say whether the hub was set back in this space, or in the scope that goes with it."""
+    stuck = {name for name, code in sync.troubles.items() if code == HubBehind.code}
+    # The user scope is no place on the page; it goes with the person's own space.
+    return here.space_id in stuck or (not here.shared and not stuck <= set(known))
+
+
 async def _member_name(visit: Visit, account_id: str) -> str:
     for one in await visit.device.members():
         if one.account_id == account_id:
@@ -227,6 +246,7 @@ ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
     transfer,
     invite,
     withdraw,
+    reread,
     leave,
     close_space,
     forget_space,
