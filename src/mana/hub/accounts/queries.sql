@@ -57,6 +57,12 @@ values ($1, mana.current_account(), $2, $3)
 -- name: account
 select * from mana.accounts where account_id = mana.current_account()
 
+-- name: lock_account
+select * from mana.accounts where account_id = mana.current_account() for no key update
+
+-- name: set_challenge
+update mana.accounts set challenge = $1 where account_id = mana.current_account()
+
 -- name: devices
 select * from mana.devices where account_id = mana.current_account() order by registered_at, device_id
 

@@ -10,19 +10,23 @@ from typing import Any, Final
 import msgspec
 
 from mana.crypto.primitives import unb64
-from mana.crypto.signatures import entry_hash
+from mana.crypto.signatures import VerifyKey, entry_hash
+from mana.crypto.vaults import new_challenge, verify_proof
 from mana.domain.clock import iso_ms
-from mana.domain.errors import Conflict, Unauthenticated
+from mana.domain.encoding import Json
+from mana.domain.errors import Conflict, CryptoFailed, Unauthenticated
 from mana.domain.ids import AccountId
 from mana.hub.accounts.founding import CheckedSignUp, CheckedSpace
 from mana.hub.db import AlreadyExists, Tenancy, Transaction, load_queries
+from mana.hub.http.endpoints import Session
 from mana.hub.tenants import Tenant
-from mana.protocol.errors import AccountExists, InviteNeeded, LoginTaken
+from mana.protocol.errors import AccountExists, InviteNeeded, LoginTaken, ProofRefused
 from mana.protocol.messages import (
     Account,
     DeviceCertificate,
     Identity,
     KdfParameters,
+    MasterProof,
     Vault,
 )
 
@@ -277,6 +281,36 @@ async def _account(tx: Transaction) -> Mapping[str, Any]:
     if row is None:
         raise Unauthenticated("the account is gone")
     return row
+
+
+async def lock_account(tx: Transaction) -> Mapping[str, Any]:
+    """Return the account's row; nobody else changes its vault until the end of the transaction.
+
+    Raises Unauthenticated if the account is gone. Rows that only refer to it are not held up.
+    """
+    row = await tx.one(Q["lock_account"])
+    if row is None:
+        raise Unauthenticated("the account is gone")
+    return row
+
+
+async def require_proof(
+    tx: Transaction, session: Session, action: str, body: Mapping[str, Json], proof: MasterProof
+) -> None:
+    """Raise ProofRefused unless the account's identity signed this action over the challenge.
+
+    The next challenge is drawn in the same transaction, so a proof is good for one that commits.
+    `action` and `body`: docs/protocol/vault.md, 3.
+    """
+    row = await lock_account(tx)
+    try:
+        if proof.challenge != row["challenge"]:
+            raise ProofRefused("the proof is over another challenge")
+        key, signature = VerifyKey(unb64(row["signing_key"])), unb64(proof.signature)
+        verify_proof(key, signature, session.account, action, proof.challenge, body)
+    except CryptoFailed:
+        raise ProofRefused("the proof does not hold") from None
+    await tx.execute(Q["set_challenge"], new_challenge())
 
 
 async def _insert_device(tx: Transaction, certificate: DeviceCertificate, now: datetime) -> None:
