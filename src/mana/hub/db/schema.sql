@@ -165,20 +165,57 @@ end
 $function$;
 -- execute: mana_app
 
+CREATE OR REPLACE FUNCTION mana_ai.end_grants()
+ RETURNS TABLE(grant_id text, expires_at timestamp with time zone)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+#variable_conflict use_column
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  update mana_ai.grants g
+     set state = 'expired', ended_at = pg_catalog.clock_timestamp(), wrapped_key = null,
+         sealed_keys = null
+   where g.state = 'active' and g.expires_at <= pg_catalog.clock_timestamp();
+  delete from mana_ai.grants g
+   where g.state = 'pending'
+     and g.created_at < pg_catalog.clock_timestamp() - interval '1 hour';
+  return query
+    select g.grant_id, g.expires_at from mana_ai.grants g
+     where g.state in ('revoked', 'replaced') and g.expires_at > pg_catalog.clock_timestamp();
+end
+$function$;
+-- execute: mana_runner
+
 CREATE OR REPLACE FUNCTION mana_ai.guard_grant()
  RETURNS trigger
  LANGUAGE plpgsql
 AS $function$
 begin
-  if old.state in ('expired', 'revoked', 'replaced') then
-    raise exception 'an ended grant does not change' using errcode = '42501';
-  end if;
   if (new.grant_id, new.account_id, new.space_id, new.mission_id, new.agent_id, new.header,
       new.suite, new.runner_key_id, new.expires_at, new.created_at)
      is distinct from
      (old.grant_id, old.account_id, old.space_id, old.mission_id, old.agent_id, old.header,
       old.suite, old.runner_key_id, old.expires_at, old.created_at) then
     raise exception 'the scope and life of a grant do not change' using errcode = '42501';
+  end if;
+  if old.state <> 'pending'
+     and (new.signer, new.signature, new.hub_signature, new.wrapped_key_hash,
+          new.sealed_keys_hash, new.completed_at)
+         is distinct from
+         (old.signer, old.signature, old.hub_signature, old.wrapped_key_hash,
+          old.sealed_keys_hash, old.completed_at) then
+    raise exception 'the signatures of a grant do not change' using errcode = '42501';
+  end if;
+  if old.revocation is not null
+     and (new.revoker, new.revocation) is distinct from (old.revoker, old.revocation) then
+    raise exception 'the word that a grant ended does not change' using errcode = '42501';
+  end if;
+  if old.state in ('expired', 'revoked', 'replaced')
+     and (new.state, new.ended_at, new.wrapped_key, new.sealed_keys)
+         is distinct from (old.state, old.ended_at, old.wrapped_key, old.sealed_keys) then
+    raise exception 'an ended grant does not change' using errcode = '42501';
   end if;
   if old.state = 'active' and new.state = 'active' and new is distinct from old
      or old.state = 'active' and new.state = 'pending' then
@@ -782,14 +819,17 @@ create table mana_ai.grants (
   constraint grants_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
   constraint grants_check CHECK (((state = 'active'::text) = ((sealed_keys IS NOT NULL) AND (wrapped_key IS NOT NULL)))),
   constraint grants_check1 CHECK (((state = ANY (ARRAY['expired'::text, 'revoked'::text, 'replaced'::text])) = (ended_at IS NOT NULL))),
+  constraint grants_revoked CHECK ((((revoker IS NULL) = (revocation IS NULL)) AND ((revocation IS NULL) OR (state = ANY (ARRAY['expired'::text, 'revoked'::text, 'replaced'::text]))))),
   constraint grants_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
   constraint grants_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'active'::text, 'expired'::text, 'revoked'::text, 'replaced'::text])))
 );
 CREATE INDEX grants_account ON mana_ai.grants USING btree (account_id, created_at DESC);
+CREATE INDEX grants_ending ON mana_ai.grants USING btree (expires_at) WHERE (state <> 'expired'::text);
 CREATE INDEX grants_mission ON mana_ai.grants USING btree (space_id, mission_id, created_at DESC);
 CREATE UNIQUE INDEX grants_active ON mana_ai.grants USING btree (space_id, mission_id) WHERE (state = 'active'::text);
 alter table mana_ai.grants enable row level security;
 alter table mana_ai.grants force row level security;
+create policy door on mana_ai.grants as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
 create policy members on mana_ai.grants as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = grants.space_id)))) with check ((EXISTS ( SELECT

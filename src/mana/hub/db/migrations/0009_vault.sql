@@ -137,7 +137,76 @@ alter table mana_ai.grants
   add column sealed_keys_hash text,
   add column revoker text,
   add column revocation text;
+-- An active grant only ends, so what it is to be known by is written past its guard, this once.
+create policy door on mana_ai.grants to current_user
+  using (current_setting('app.door', true) = 'open')
+  with check (current_setting('app.door', true) = 'open');
+alter table mana_ai.grants disable trigger guard_grant;
 update mana_ai.grants
    set wrapped_key_hash = encode(sha256(decode(wrapped_key, 'base64')), 'hex'),
        sealed_keys_hash = encode(sha256(convert_to(sealed_keys, 'UTF8')), 'hex')
  where wrapped_key is not null;
+alter table mana_ai.grants enable trigger guard_grant;
+alter table mana_ai.grants
+  add constraint grants_revoked check ((revoker is null) = (revocation is null)
+    and (revocation is null or state in ('expired', 'revoked', 'replaced')));
+create index grants_ending on mana_ai.grants (expires_at) where state <> 'expired';
+
+-- What has ended stays so, and no signature is replaced: the database itself says so. A grant
+-- that has ended can only gain the signed word that it has.
+create or replace function mana_ai.guard_grant() returns trigger language plpgsql as $$
+begin
+  if (new.grant_id, new.account_id, new.space_id, new.mission_id, new.agent_id, new.header,
+      new.suite, new.runner_key_id, new.expires_at, new.created_at)
+     is distinct from
+     (old.grant_id, old.account_id, old.space_id, old.mission_id, old.agent_id, old.header,
+      old.suite, old.runner_key_id, old.expires_at, old.created_at) then
+    raise exception 'the scope and life of a grant do not change' using errcode = '42501';
+  end if;
+  if old.state <> 'pending'
+     and (new.signer, new.signature, new.hub_signature, new.wrapped_key_hash,
+          new.sealed_keys_hash, new.completed_at)
+         is distinct from
+         (old.signer, old.signature, old.hub_signature, old.wrapped_key_hash,
+          old.sealed_keys_hash, old.completed_at) then
+    raise exception 'the signatures of a grant do not change' using errcode = '42501';
+  end if;
+  if old.revocation is not null
+     and (new.revoker, new.revocation) is distinct from (old.revoker, old.revocation) then
+    raise exception 'the word that a grant ended does not change' using errcode = '42501';
+  end if;
+  if old.state in ('expired', 'revoked', 'replaced')
+     and (new.state, new.ended_at, new.wrapped_key, new.sealed_keys)
+         is distinct from (old.state, old.ended_at, old.wrapped_key, old.sealed_keys) then
+    raise exception 'an ended grant does not change' using errcode = '42501';
+  end if;
+  if old.state = 'active' and new.state = 'active' and new is distinct from old
+     or old.state = 'active' and new.state = 'pending' then
+    raise exception 'an active grant only ends' using errcode = '42501';
+  end if;
+  return new;
+end
+$$;
+
+-- Ends what has come to its end in any account, and tells which grants ended before theirs: ids
+-- and times, so that the runner remembers them beside the database.
+create function mana_ai.end_grants() returns table (grant_id text, expires_at timestamptz)
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  update mana_ai.grants g
+     set state = 'expired', ended_at = pg_catalog.clock_timestamp(), wrapped_key = null,
+         sealed_keys = null
+   where g.state = 'active' and g.expires_at <= pg_catalog.clock_timestamp();
+  delete from mana_ai.grants g
+   where g.state = 'pending'
+     and g.created_at < pg_catalog.clock_timestamp() - interval '1 hour';
+  return query
+    select g.grant_id, g.expires_at from mana_ai.grants g
+     where g.state in ('revoked', 'replaced') and g.expires_at > pg_catalog.clock_timestamp();
+end
+$$;
+grant execute on function mana_ai.end_grants() to mana_runner;
