@@ -28,11 +28,19 @@ from mana.protocol.errors import InvalidCredentials, SessionEnded
 from mana.protocol.messages import (
     AcceptInvitation,
     Account,
+    AnswerLink,
+    ApproveLink,
     AuditAnswer,
     CloseSpace,
     DeleteAccountRequest,
     DeviceCertificate,
+    DeviceRevocation,
     DevicesAnswer,
+    FactorAnswer,
+    FactorInfo,
+    FactorsAnswer,
+    FactorSetup,
+    FinishFactor,
     GrantCompletion,
     GrantHeaderAnswer,
     GrantInfo,
@@ -44,9 +52,17 @@ from mana.protocol.messages import (
     KdfParameters,
     KdfRequest,
     KeyWrap,
+    LinkInfo,
+    LinkPoll,
+    LinkRequest,
+    LinkReveal,
+    LinksAnswer,
+    LinkState,
+    LinkTicket,
     LoginRequest,
     MembershipAppend,
     MissionsAnswer,
+    NewFactor,
     NewInvitation,
     NewSpace,
     OccurrenceInfo,
@@ -55,7 +71,11 @@ from mana.protocol.messages import (
     PushAnswer,
     PushRequest,
     RefreshRequest,
+    RemoveFactor,
     RunnerInfo,
+    SecurityEvents,
+    SessionInfo,
+    SessionsAnswer,
     SignedEntry,
     SignUpRequest,
     SpaceInfo,
@@ -142,9 +162,18 @@ class HubClient:
         """Return the password parameters of a login name."""
         return await self._open_call("/api/v1/auth/kdf", KdfRequest(login=login), KdfParameters)
 
-    async def login(self, login: str, login_key: bytes) -> Tokens:
-        """Begin a session; raise InvalidCredentials."""
-        request = LoginRequest(login=login, login_key=b64(login_key))
+    async def login(
+        self,
+        login: str,
+        login_key: bytes,
+        *,
+        factor: FactorAnswer | None = None,
+        device_name: str = "",
+    ) -> Tokens:
+        """Begin a session; raise InvalidCredentials, TwoFactorRequired or TwoFactorFailed."""
+        request = LoginRequest(
+            login=login, login_key=b64(login_key), factor=factor, device_name=device_name
+        )
         return await self._open_call("/api/v1/auth/login", request, Tokens)
 
     async def logout(self) -> None:
@@ -181,6 +210,82 @@ class HubClient:
     async def register_device(self, certificate: DeviceCertificate) -> None:
         """Register a device of this account."""
         await self._do("POST", "/api/v1/me/devices", body=certificate)
+
+    # Sessions, devices, second factors
+
+    async def sessions(self) -> list[SessionInfo]:
+        """Return the account's sessions that stand, newest first."""
+        return (await self._call("GET", "/api/v1/me/sessions", SessionsAnswer)).sessions
+
+    async def end_session(self, session_id: str) -> None:
+        """End a session; its tokens are worth nothing from then on."""
+        await self._do("DELETE", f"/api/v1/me/sessions/{_part(session_id)}")
+
+    async def own_devices(self) -> DevicesAnswer:
+        """Return the account's devices, and those that were revoked."""
+        return await self._call("GET", "/api/v1/me/devices", DevicesAnswer)
+
+    async def revoke_device(self, revocation: DeviceRevocation) -> None:
+        """End a device of this account for ever."""
+        path = f"/api/v1/me/devices/{_part(revocation.device_id)}/revoke"
+        await self._do("POST", path, body=revocation)
+
+    async def security_events(
+        self, *, before: str | None = None, limit: int | None = None
+    ) -> SecurityEvents:
+        """Return what happened to keys and sessions, newest first."""
+        query: dict[str, str | int | None] = {"before": before, "limit": limit}
+        return await self._call("GET", "/api/v1/me/security", SecurityEvents, query=query)
+
+    async def factors(self) -> list[FactorInfo]:
+        """Return the account's second factors."""
+        return (await self._call("GET", "/api/v1/me/factors", FactorsAnswer)).factors
+
+    async def begin_factor(self, factor: NewFactor) -> FactorSetup:
+        """Begin to add a second factor; it counts once it is finished."""
+        return await self._call("POST", "/api/v1/me/factors", FactorSetup, body=factor)
+
+    async def finish_factor(self, factor_id: str, answer: FactorAnswer) -> None:
+        """Prove that the person has the second factor; raise FactorUnknown, TwoFactorFailed."""
+        path = f"/api/v1/me/factors/{_part(factor_id)}/finish"
+        await self._do("POST", path, body=FinishFactor(answer=answer))
+
+    async def remove_factor(self, factor_id: str, removal: RemoveFactor) -> None:
+        """Remove a second factor."""
+        await self._do("DELETE", f"/api/v1/me/factors/{_part(factor_id)}", body=removal)
+
+    # Links: the first three are of a device without a session
+
+    async def begin_link(self, request: LinkRequest) -> LinkTicket:
+        """Ask to be unlocked by another device; the answer is the same for any login."""
+        return await self._open_call("/api/v1/auth/links", request, LinkTicket)
+
+    async def poll_link(self, link_id: str, ticket: str) -> LinkState:
+        """Ask how the link stands; what was approved is given once. Raises LinkEnded."""
+        path = f"/api/v1/auth/links/{_part(link_id)}/poll"
+        return await self._open_call(path, LinkPoll(ticket=ticket), LinkState)
+
+    async def reveal_link(self, link_id: str, reveal: LinkReveal) -> None:
+        """Show what was committed to, once the old device has answered."""
+        path = f"/api/v1/auth/links/{_part(link_id)}/reveal"
+        await self._open_do(path, reveal)
+
+    async def links(self) -> list[LinkInfo]:
+        """Return the links that wait for one of the account's devices."""
+        return (await self._call("GET", "/api/v1/me/links", LinksAnswer)).links
+
+    async def answer_link(self, link_id: str, nonce: bytes) -> None:
+        """Give this device's nonce; raise LinkEnded."""
+        path = f"/api/v1/me/links/{_part(link_id)}/answer"
+        await self._do("POST", path, body=AnswerLink(nonce=b64(nonce)))
+
+    async def approve_link(self, link_id: str, approval: ApproveLink) -> None:
+        """Hand the account over to the new device; raise LinkEnded, ProofRefused."""
+        await self._do("POST", f"/api/v1/me/links/{_part(link_id)}/approve", body=approval)
+
+    async def refuse_link(self, link_id: str) -> None:
+        """End a link."""
+        await self._do("POST", f"/api/v1/me/links/{_part(link_id)}/refuse")
 
     # Spaces
 
@@ -327,10 +432,13 @@ class HubClient:
     # The transport
 
     async def _open_call(self, path: str, body: object, answer: type[_T]) -> _T:
+        return _read_answer(await self._open_do(path, body), answer)
+
+    async def _open_do(self, path: str, body: object) -> bytes:
         raw, status = await self._send("POST", path, body=body, query={}, token=None)
         if status >= 300:
             raise error_of(raw, status)
-        return _read_answer(raw, answer)
+        return raw
 
     async def _call(
         self,
