@@ -95,15 +95,61 @@ def test_each_rule_refuses_its_breach(expected: str, following: MembershipEntry)
     assert reason(HOUSE, following) == expected
 
 
-def test_nobody_s_keys_are_exchanged() -> None:
-    """Who stays keeps both public keys, whoever writes the entry, the person included."""
-    for index, name in enumerate(ROLES):
-        for change in ({"signing_key": "other"}, {"hpke_key": "other"}):
-            members = list(HOUSE.members)
-            members[index] = replace(members[index], **change)  # type: ignore[arg-type]
-            for author in (ADA, name):
-                changed = replace(HOUSE, members=tuple(members), author_id=author)
-                assert reason(HOUSE, changed) == "keys-changed"
+def with_keys(of: str, *, by: str, version: int = 1, **keys: str) -> MembershipEntry:
+    """Return the house with other keys for one of its members."""
+    members = tuple(
+        replace(one, **keys) if one.account_id == of else one  # type: ignore[arg-type]
+        for one in HOUSE.members
+    )
+    return replace(entry(ROLES, by=by, version=version), members=members)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"signing_key": "new"}, {"hpke_key": "new"}, {"signing_key": "new", "hpke_key": "new"}]
+)
+def test_nobody_s_keys_are_exchanged_by_another(keys: dict[str, str]) -> None:
+    """Whoever is in the space replaces their own keys, both or one; nobody those of another."""
+    for name in ROLES:
+        for author in ROLES:
+            found = reason(HOUSE, with_keys(name, by=author, **keys))
+            assert found == (None if author == name else "keys-changed")
+
+
+def test_who_replaces_their_keys_changes_nobody_else() -> None:
+    """With new keys comes no newcomer, no removal, no role, no second person's keys, no end."""
+    own = with_keys(ADA, by=ADA, signing_key="new")
+    stranger, others = member(STRANGER, "member"), own.members[1:]
+    for members in (
+        (*own.members, stranger),
+        own.members[:-1],
+        (own.members[0], replace(others[0], role="owner"), *others[1:]),
+        (replace(own.members[0], role="admin"), replace(others[0], role="owner"), *others[1:]),
+        (own.members[0], replace(others[0], hpke_key="new"), *others[1:]),
+    ):
+        for version in (1, 2):
+            check = f"check-{version}"
+            following = replace(own, members=members, key_version=version, key_check=check)
+            assert reason(HOUSE, following) == "keys-changed"
+
+
+def test_new_own_keys_and_the_space_s_next_key() -> None:
+    """In the entry with their new keys, owners and admins may change the space's key; no other."""
+    for name, role in ROLES.items():
+        found = reason(HOUSE, with_keys(name, by=name, version=2, hpke_key="new"))
+        assert found == (None if can_manage(role) else "role")
+
+
+def test_the_one_person_of_a_space_replaces_their_keys() -> None:
+    """In a personal space and a user scope the person replaces their keys, the space's too."""
+    kinds: tuple[SpaceType, ...] = ("personal", "user")
+    for kind in kinds:
+        own = replace(entry({ADA: "owner"}), space_type=kind)
+        mine = replace(own.members[0], signing_key="new", hpke_key="new")
+        rekeyed = replace(own, members=(mine,))
+        assert reason(own, rekeyed) is None
+        assert reason(own, replace(rekeyed, key_version=2, key_check="check-2")) is None
+        shared = replace(rekeyed, members=(mine, member(BO, "viewer")))
+        assert reason(own, shared) == "keys-changed"
 
 
 def test_nothing_follows_the_end() -> None:
@@ -262,21 +308,23 @@ def test_another_shape_is_no_entry(change: dict[str, object]) -> None:
 
 PEOPLE = (ADA, BO, CY, DEE, STRANGER)
 someone = st.sampled_from(PEOPLE)
-drafts = st.tuples(
+Draft = tuple[str, dict[str, Role], int, bool, frozenset[str]]
+drafts: st.SearchStrategy[Draft] = st.tuples(
     someone,
     st.dictionaries(someone, st.sampled_from(NEWCOMERS), max_size=len(PEOPLE)),
     st.sampled_from((0, 0, 0, 1, 1, 2, -1)),
     st.booleans(),
+    st.frozensets(someone, max_size=2),
 )
-"""Author, members, how the key version grows, and whether the members are a change of those
-that stand, which gives many more entries that may follow.
+"""Author, members, how the key version grows, whether the members are a change of those that
+stand, which gives many more entries that may follow, and whose keys are others than before.
 """
 
 
-def grown_log(steps: list[tuple[str, dict[str, Role], int, bool]]) -> list[MembershipEntry]:
+def grown_log(steps: list[Draft]) -> list[MembershipEntry]:
     """Return the log that the rules let grow from these drafts; the others are refused."""
     log = [replace(entry({ADA: "owner"}), previous="")]
-    for author, drafted, growth, is_change in steps:
+    for author, drafted, growth, is_change, rekeyed in steps:
         newest = log[-1]
         members = dict(drafted)
         if is_change:
@@ -287,16 +335,25 @@ def grown_log(steps: list[tuple[str, dict[str, Role], int, bool]]) -> list[Membe
                 else:
                     members[name] = role
         following = entry(members, by=author, version=newest.key_version + growth)
+        following = replace(
+            following,
+            members=tuple(with_next_keys(newest, one, rekeyed) for one in following.members),
+        )
         if reason(newest, following) is None:
             log.append(following)
     return log
 
 
+def with_next_keys(newest: MembershipEntry, drafted: Member, rekeyed: frozenset[str]) -> Member:
+    """Return a drafted member with the keys that they have, or others if they are rekeyed."""
+    known = newest.member(drafted.account_id) or drafted
+    mark = "+" if drafted.account_id in rekeyed else ""
+    return replace(drafted, signing_key=known.signing_key + mark, hpke_key=known.hpke_key + mark)
+
+
 @given(st.lists(drafts, max_size=30))
 @settings(max_examples=300)
-def test_no_sequence_of_entries_escalates(
-    steps: list[tuple[str, dict[str, Role], int, bool]],
-) -> None:
+def test_no_sequence_of_entries_escalates(steps: list[Draft]) -> None:
     """Only an owner's entry makes or unmakes owners and admins; nobody else gains by their own."""
     log = grown_log(steps)
     rank = {role: place for place, role in enumerate(("viewer", "member", "admin", "owner"))}
@@ -315,9 +372,26 @@ def test_no_sequence_of_entries_escalates(
 
 @given(st.lists(drafts, max_size=30))
 @settings(max_examples=300)
-def test_who_was_removed_never_knows_the_key_in_use(
-    steps: list[tuple[str, dict[str, Role], int, bool]],
-) -> None:
+def test_nobody_is_given_other_keys(steps: list[Draft]) -> None:
+    """In no sequence does somebody's public key change by another's entry, or with another change.
+
+    So who signed as somebody before can always be followed, by their own hand, to who does now.
+    """
+    for before, after in pairwise(grown_log(steps)):
+        moved = [
+            one.account_id
+            for one in after.members
+            if (old := before.member(one.account_id)) is not None and old.keys != one.keys
+        ]
+        assert moved in ([], [after.author_id])
+        if moved:
+            names = [(one.account_id, one.role) for one in after.members]
+            assert sorted(names) == sorted((one.account_id, one.role) for one in before.members)
+
+
+@given(st.lists(drafts, max_size=30))
+@settings(max_examples=300)
+def test_who_was_removed_never_knows_the_key_in_use(steps: list[Draft]) -> None:
     """Key versions never skip or go back; a rotation is due exactly while a leaver knows the key."""
     log = grown_log(steps)
     knows: dict[str, int] = {}

@@ -264,9 +264,9 @@ def verify_next(
     if author is None:
         raise SignatureRejected("an entry of the log is by nobody who may change it")
     verify_entry(VerifyKey(unb64(author.signing_key)), signed.entry, signature)
-    before = set() if newest is None else {one.account_id for one in newest.members}
     for member in entry.members:
-        if member.account_id not in before:
+        known = newest.member(member.account_id) if newest is not None else None
+        if known is None or known.keys != member.keys:
             # Nobody could wrap a key to them, so none could be changed while they are here.
             public_identity(member)
     return entry, found_hash

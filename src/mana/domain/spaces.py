@@ -7,7 +7,7 @@ another. Bytes: docs/protocol/crypto.md, *Membership*; rules: docs/protocol/sync
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from mana.domain.encoding import Json
@@ -72,6 +72,7 @@ class MembershipRefused(Forbidden):
 WORDS: Final[Mapping[str, str]] = {
     "closed": "the space is closed",
     "closing": "only an owner can close a space",
+    "keys-changed": "nobody changes the public keys of somebody else",
     "leaving": "whoever leaves changes nothing else",
     "no-owner": "a space always has an owner: hand it over first, or close it",
     "not-a-member": "they or you are not in this space any more",
@@ -102,6 +103,11 @@ class Member:
             "signingKey": self.signing_key,
             "hpkeKey": self.hpke_key,
         }
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Return both public keys, signing and HPKE."""
+        return self.signing_key, self.hpke_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +183,18 @@ def require_next(previous: MembershipEntry, entry: MembershipEntry) -> None:
         raise _refused("key-version")
     before = {one.account_id: one for one in previous.members}
     after = {one.account_id: one for one in entry.members}
-    for name in before.keys() & after.keys():
-        mine, theirs = before[name], after[name]
-        if (mine.signing_key, mine.hpke_key) != (theirs.signing_key, theirs.hpke_key):
+    if is_rekeyed(previous, entry):
+        # Signed with the keys before, it is the same person; with anything else in the same
+        # entry nobody could tell what they meant to say with which hand.
+        mine = after.get(author.account_id)
+        if mine is None or before != {
+            **after,
+            author.account_id: _with_keys(mine, author.keys),
+        }:
             raise _refused("keys-changed")
+        if grown and not can_manage(author.role):
+            raise _refused("role")
+        return
     if entry.space_type not in SHARED_TYPES and before != after:
         raise _refused("one-person")
     if before == after and not grown:
@@ -202,6 +216,18 @@ def require_next(previous: MembershipEntry, entry: MembershipEntry) -> None:
     _require_role(author, before, after, bool(grown))
     if gone and not grown:
         raise _refused("rotation")
+
+
+def is_rekeyed(previous: MembershipEntry, entry: MembershipEntry) -> bool:
+    """Say whether somebody who is in both entries has other public keys in the second."""
+    return any(
+        (old := previous.member(one.account_id)) is not None and old.keys != one.keys
+        for one in entry.members
+    )
+
+
+def _with_keys(member: Member, keys: tuple[str, str]) -> Member:
+    return replace(member, signing_key=keys[0], hpke_key=keys[1])
 
 
 def _require_role(
