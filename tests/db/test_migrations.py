@@ -36,8 +36,15 @@ LOGIN_FUNCTIONS = [
     "mana.admit_sign_up",
     "mana.clear_attempts",
     "mana.count_attempt",
+    "mana.kek_batch",
+    "mana.kek_left",
     "mana.login_facts",
+    "mana.open_reset",
+    "mana.recovery_facts",
+    "mana.reset_account",
     "mana.rotate_token",
+    "mana.set_kek_wrap",
+    "mana.touch_attempts",
 ]
 
 ONE = Migration(1, "one", "create table mana.one (x int);")

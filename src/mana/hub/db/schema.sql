@@ -95,6 +95,36 @@ CREATE OR REPLACE FUNCTION mana.current_space()
 AS $function$ select nullif(pg_catalog.current_setting('app.current_space', true), '') $function$;
 -- execute: mana_app, mana_runner
 
+CREATE OR REPLACE FUNCTION mana.kek_batch(p_kek_id text, p_limit integer)
+ RETURNS TABLE(account_id text, kek_wrap text, kek_id text)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    select a.account_id, a.kek_wrap, a.kek_id from mana.accounts a
+     where a.kek_wrap is not null and a.kek_id is distinct from p_kek_id
+     order by a.account_id limit p_limit for no key update;
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.kek_left(p_kek_id text)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return (select pg_catalog.count(*) from mana.accounts a
+           where a.kek_wrap is not null and a.kek_id is distinct from p_kek_id);
+end
+$function$;
+-- execute: mana_app
+
 CREATE OR REPLACE FUNCTION mana.login_facts(p_login_key text)
  RETURNS TABLE(account_id text, kdf jsonb, login_hash text)
  LANGUAGE plpgsql
@@ -115,6 +145,59 @@ CREATE OR REPLACE FUNCTION mana.moving_space()
  STABLE PARALLEL SAFE
 AS $function$ select nullif(pg_catalog.current_setting('app.moving_space', true), '') $function$;
 -- execute: mana_app, mana_runner
+
+CREATE OR REPLACE FUNCTION mana.open_reset(p_token_hash bytea, p_login_key text, p_now timestamp with time zone, p_expires timestamp with time zone)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+declare
+  held record;
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  delete from mana.resets r where r.expires_at <= p_now;
+  select a.account_id, a.mode into held from mana.accounts a where a.login_key = p_login_key;
+  if held.mode = 'standard' then
+    insert into mana.resets (token_hash, account_id, created_at, expires_at)
+      values (p_token_hash, held.account_id, p_now, p_expires);
+    insert into mana.security_events (account_id, at, action, ok, detail)
+      values (held.account_id, p_now, 'reset', true, 'token');
+  end if;
+  return held.mode;
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.recovery_facts(p_login_key text)
+ RETURNS TABLE(account_id text, recovery_hash bytea)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    select a.account_id, a.recovery_hash from mana.accounts a
+     where a.login_key = p_login_key and a.recovery_hash is not null;
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.reset_account(p_token_hash bytea, p_login_key text, p_now timestamp with time zone)
+ RETURNS text
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return (
+    select r.account_id from mana.resets r join mana.accounts a on a.account_id = r.account_id
+     where r.token_hash = p_token_hash and a.login_key = p_login_key and r.expires_at > p_now);
+end
+$function$;
+-- execute: mana_app
 
 CREATE OR REPLACE FUNCTION mana.rotate_token(p_old bytea, p_new bytea, p_now timestamp with time zone, p_grace interval, p_life interval)
  RETURNS TABLE(outcome text, account_id text, session_id text)
@@ -158,9 +241,37 @@ begin
   end if;
   delete from mana.refresh_tokens t
    where t.session_id = held.session_id and t.issued_at <= p_now - p_life;
+  update mana.sessions s set seen_at = p_now where s.session_id = held.session_id;
   insert into mana.refresh_tokens (token_hash, session_id, account_id, parent_hash, issued_at)
     values (p_new, held.session_id, held.account_id, p_old, p_now);
   return query select 'ok', held.account_id, held.session_id;
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.set_kek_wrap(p_account text, p_wrap text, p_kek_id text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  update mana.accounts a set kek_wrap = p_wrap, kek_id = p_kek_id
+   where a.account_id = p_account and a.kek_wrap is not null;
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.touch_attempts(p_login_mac bytea)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  update mana.login_attempts l set attempted_at = l.attempted_at where l.login_mac = p_login_mac;
 end
 $function$;
 -- execute: mana_app

@@ -210,3 +210,162 @@ begin
 end
 $$;
 grant execute on function mana_ai.end_grants() to mana_runner;
+
+-- Doors, as in 0002: before there is a session, and for the operator on the hub's own machine.
+create function mana.recovery_facts(p_login_key text)
+  returns table (account_id text, recovery_hash bytea)
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    select a.account_id, a.recovery_hash from mana.accounts a
+     where a.login_key = p_login_key and a.recovery_hash is not null;
+end
+$$;
+
+-- What a refused attempt costs where there is no account whose log could tell of it.
+create function mana.touch_attempts(p_login_mac bytea) returns void
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  update mana.login_attempts l set attempted_at = l.attempted_at where l.login_mac = p_login_mac;
+end
+$$;
+
+-- Keep a one-time token, where the account's mode lets the hub open its master key. Returns the
+-- mode, or null for an unknown login. The person reads in the log that a token was made.
+create function mana.open_reset(
+  p_token_hash bytea, p_login_key text, p_now timestamptz, p_expires timestamptz)
+  returns text
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+declare
+  held record;
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  delete from mana.resets r where r.expires_at <= p_now;
+  select a.account_id, a.mode into held from mana.accounts a where a.login_key = p_login_key;
+  if held.mode = 'standard' then
+    insert into mana.resets (token_hash, account_id, created_at, expires_at)
+      values (p_token_hash, held.account_id, p_now, p_expires);
+    insert into mana.security_events (account_id, at, action, ok, detail)
+      values (held.account_id, p_now, 'reset', true, 'token');
+  end if;
+  return held.mode;
+end
+$$;
+
+create function mana.reset_account(p_token_hash bytea, p_login_key text, p_now timestamptz)
+  returns text
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return (
+    select r.account_id from mana.resets r join mana.accounts a on a.account_id = r.account_id
+     where r.token_hash = p_token_hash and a.login_key = p_login_key and r.expires_at > p_now);
+end
+$$;
+
+-- Wraps of master keys that do not name this KEK, a batch of them, and the new one of one account.
+create function mana.kek_left(p_kek_id text) returns bigint
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return (select pg_catalog.count(*) from mana.accounts a
+           where a.kek_wrap is not null and a.kek_id is distinct from p_kek_id);
+end
+$$;
+
+create function mana.kek_batch(p_kek_id text, p_limit integer)
+  returns table (account_id text, kek_wrap text, kek_id text)
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    select a.account_id, a.kek_wrap, a.kek_id from mana.accounts a
+     where a.kek_wrap is not null and a.kek_id is distinct from p_kek_id
+     order by a.account_id limit p_limit for no key update;
+end
+$$;
+
+create function mana.set_kek_wrap(p_account text, p_wrap text, p_kek_id text) returns void
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  update mana.accounts a set kek_wrap = p_wrap, kek_id = p_kek_id
+   where a.account_id = p_account and a.kek_wrap is not null;
+end
+$$;
+
+-- As before, and it notes when the session was seen.
+create or replace function mana.rotate_token(
+  p_old bytea, p_new bytea, p_now timestamptz, p_grace interval, p_life interval)
+  returns table (outcome text, account_id text, session_id text)
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+#variable_conflict use_column
+declare
+  held record;
+  sess record;
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  select * into held from mana.refresh_tokens t where t.token_hash = p_old;
+  if not found then
+    return query select 'unknown', null::text, null::text;
+    return;
+  end if;
+  select * into sess from mana.sessions s where s.session_id = held.session_id for update;
+  -- Read again: another exchange may have come first while this one waited for the session.
+  select * into held from mana.refresh_tokens t where t.token_hash = p_old;
+  if held.token_hash is null or sess.session_id is null then
+    return query select 'unknown', null::text, null::text;
+    return;
+  end if;
+  if sess.ended_at is not null or held.issued_at <= p_now - p_life then
+    return query select 'ended', null::text, null::text;
+    return;
+  end if;
+  if held.replaced or held.used_at is not null then
+    if held.replaced or held.used_at <= p_now - p_grace or exists (
+      select from mana.refresh_tokens t where t.parent_hash = p_old and t.used_at is not null)
+    then
+      update mana.sessions s set ended_at = p_now where s.session_id = held.session_id;
+      return query select 'reused', null::text, null::text;
+      return;
+    end if;
+    update mana.refresh_tokens t set replaced = true where t.parent_hash = p_old;
+  else
+    update mana.refresh_tokens t set used_at = p_now where t.token_hash = p_old;
+  end if;
+  delete from mana.refresh_tokens t
+   where t.session_id = held.session_id and t.issued_at <= p_now - p_life;
+  update mana.sessions s set seen_at = p_now where s.session_id = held.session_id;
+  insert into mana.refresh_tokens (token_hash, session_id, account_id, parent_hash, issued_at)
+    values (p_new, held.session_id, held.account_id, p_old, p_now);
+  return query select 'ok', held.account_id, held.session_id;
+end
+$$;
+
+grant execute on function
+  mana.recovery_facts(text),
+  mana.touch_attempts(bytea),
+  mana.open_reset(bytea, text, timestamptz, timestamptz),
+  mana.reset_account(bytea, text, timestamptz),
+  mana.kek_left(text),
+  mana.kek_batch(text, integer),
+  mana.set_kek_wrap(text, text, text)
+  to mana_app;
