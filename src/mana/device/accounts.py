@@ -363,8 +363,9 @@ class _StoredSession:
         await self._replica.write(lambda tx: tx.set_meta(_REFRESH, sealed))
 
     def credentials(self) -> tuple[str, bytes] | None:
-        """Return login name and login key while the account is unlocked."""
-        return self._vault.login, self._vault.login_key
+        """Return login name and login key; None where the account was opened without a password."""
+        login_key = self._vault.login_key
+        return None if login_key is None else (self._vault.login, login_key)
 
 
 @dataclass

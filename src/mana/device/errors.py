@@ -26,6 +26,13 @@ class WrongPassword(Unauthenticated):
     advice = "Check the password; upper and lower case count."
 
 
+class PasswordAsked(Unauthenticated):
+    """The account was opened without its password, and this needs it."""
+
+    code = "PASSWORD_ASKED"
+    advice = "Enter the password once; the account stays open."
+
+
 class AccountKnown(Conflict):
     """This account is on this device already."""
 

@@ -28,6 +28,7 @@ from mana.device.errors import (
     ManagersOnly,
     ModuleNotHeld,
     NotYourRecord,
+    PasswordAsked,
     ReadOnlyHere,
     SpaceLeft,
     VisibilityFixed,
@@ -597,8 +598,14 @@ class RecordBook:
         return self._sealer().device.key
 
     def login_key(self) -> bytes:
-        """Return the login key, which proves to the hub that it is the person."""
-        return self._vault().login_key
+        """Return the login key, which proves to the hub that it is the person.
+
+        Raises PasswordAsked where the account was opened without the password.
+        """
+        login_key = self._vault().login_key
+        if login_key is None:
+            raise PasswordAsked("the account was opened without the password")
+        return login_key
 
     # What stays on this device
 

@@ -6,6 +6,7 @@ key must match its check value, private halves their public ones, and every spac
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,6 +42,7 @@ from mana.crypto.passwords import (
 )
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.signatures import SigningKey, VerifyKey, entry_hash, sign_entry
+from mana.crypto.vaults import open_former_master
 from mana.device.errors import PrivateKeyMissing, SpaceKeyMissing, WrongPassword
 from mana.domain.clock import iso_ms
 from mana.domain.errors import Conflict, CryptoFailed, NotFound
@@ -49,6 +51,7 @@ from mana.domain.spaces import Member, MembershipEntry, Role, SpaceType
 from mana.protocol.messages import (
     Departure,
     DeviceCertificate,
+    FormerIdentity,
     Identity,
     KeyWrap,
     NewSpace,
@@ -61,7 +64,7 @@ from mana.protocol.messages import (
 from mana.protocol.messages import KdfParameters as WireKdf
 from mana.protocol.replication import HubDistrusted
 
-_UNLOCK_KEY_ID: Final = "k1"
+UNLOCK_KEY_ID: Final = "k1"
 _RECORD_KEYS_MAX: Final = 50_000
 _PARENTS_MAX: Final = 1_000
 
@@ -83,6 +86,7 @@ class SpaceKeys:
     """The keys of one space by version, and its verified log, entry by entry.
 
     `former`: the account is no longer a member; the keys stay, so that what is here can be read.
+    `outdated_private`: versions of the private key that stem from a former master key.
     """
 
     space_id: SpaceId
@@ -93,6 +97,7 @@ class SpaceKeys:
     verified: VerifiedLog = field(repr=False)
     role: Role | None
     former: bool = False
+    outdated_private: frozenset[int] = frozenset()
 
     @property
     def log(self) -> tuple[SignedEntry, ...]:
@@ -136,10 +141,19 @@ class SpaceKeys:
 
     @property
     def private_version(self) -> int:
-        """Return the newest version of the account's private key here; PrivateKeyMissing."""
-        if not self.private_keys:
+        """Return the newest version of the account's private key here; PrivateKeyMissing.
+
+        One that stems from a former master key opens what is there, and seals nothing: whoever
+        had that master key would read it.
+        """
+        if self.owes_private_key:
             raise PrivateKeyMissing("this account has no private key in the space yet")
         return max(self.private_keys)
+
+    @property
+    def owes_private_key(self) -> bool:
+        """Say whether the account has yet to make a private key here under its master key."""
+        return not self.private_keys.keys() - self.outdated_private
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +174,15 @@ class OpenedVault:
         account_id: AccountId,
         login: str,
         mode: str,
-        login_key: bytes,
+        login_key: bytes | None,
         master_key: bytes,
         identity: PrivateIdentity,
     ) -> None:
         self.account_id: Final = account_id
         self.login: Final = login
         self.mode: Final = mode
-        self.login_key: Final = login_key
+        # None where no password was typed: whoever needs it asks the person.
+        self.login_key = login_key
         self.master_key: Final = master_key
         self.identity: Final = identity
         self.spaces: dict[str, SpaceKeys] = {}
@@ -177,6 +192,48 @@ class OpenedVault:
 
     def __repr__(self) -> str:
         return f"OpenedVault({self.account_id})"
+
+    @property
+    def mode(self) -> str:
+        """Return the account's mode: standard or zero-knowledge."""
+        return self.keys.mode
+
+    @property
+    def master_key(self) -> bytes:
+        """Return the master key in force."""
+        return self.keys.master_key
+
+    @property
+    def login_key(self) -> bytes | None:
+        """Return the key that signs in; None where the vault was opened without the password."""
+        return self.keys.login_key
+
+    @property
+    def identity(self) -> PrivateIdentity:
+        """Return the identity in force."""
+        return self.keys.identity
+
+    @property
+    def identities(self) -> tuple[PrivateIdentity, ...]:
+        """Return the identity in force and the former ones that some space may name, newest first."""
+        return (self.keys.identity, *self.keys.former_identities)
+
+    def identity_for(self, signing_key: str) -> PrivateIdentity | None:
+        """Return the identity of this account with a signing key (base64), former ones too."""
+        for identity in self.identities:
+            if b64(identity.signing_key.public().to_bytes()) == signing_key:
+                return identity
+        return None
+
+    def adopt(self, keys: VaultKeys) -> None:
+        """Take the keys of another revision of this vault, all at once; the spaces stay open."""
+        self.keys = keys
+        self.spaces = {
+            name: replace(
+                space, outdated_private=_outdated(self, space.space_id, space.private_keys)
+            )
+            for name, space in self.spaces.items()
+        }
 
     def space_of_type(self, space_type: SpaceType) -> SpaceKeys:
         """Return the account's own space of a type of which there is one."""
@@ -389,7 +446,7 @@ def new_account(
         hpke_key=b64(public.hpke_key.to_bytes()),
         sealed_private=identity.seal(master_key),
     )
-    master_wrap = wrap_master_key(master_key, keys.unlock_key, "unlock", account, _UNLOCK_KEY_ID)
+    master_wrap = wrap_master_key(master_key, keys.unlock_key, "unlock", account, UNLOCK_KEY_ID)
     check = key_check(master_key, account, 1)
     vault = OpenedVault(
         account_id=account,
@@ -432,28 +489,50 @@ def new_account(
 
 def open_vault(wire: Vault, keys: PasswordKeys) -> OpenedVault:
     """Open a vault with the password's keys; raise WrongPassword if they do not fit."""
-    account = AccountId(wire.account_id)
     try:
         master_key = unwrap_master_key(
-            wire.master_wrap, keys.unlock_key, "unlock", account, _UNLOCK_KEY_ID
+            wire.master_wrap, keys.unlock_key, "unlock", wire.account_id, UNLOCK_KEY_ID
         )
     except WrapRejected:
         raise WrongPassword("the password does not open this account") from None
+    return open_with_master(wire, master_key, login_key=keys.login_key)
+
+
+def open_with_master(
+    wire: Vault, master_key: bytes, *, login_key: bytes | None = None
+) -> OpenedVault:
+    """Open a vault with its master key; raise HubDistrusted if that is another one.
+
+    Every former key is opened too, so that a vault that lacks one is refused as a whole.
+    """
+    account = AccountId(wire.account_id)
     if key_check(master_key, account, 1) != wire.master_check:
         raise HubDistrusted("the master key is not the one that the account was made with")
-    public = PublicIdentity(
-        account,
-        HpkePublicKey(unb64(wire.identity.hpke_key)),
-        VerifyKey(unb64(wire.identity.signing_key)),
-    )
+    formers = wire.formers
     return OpenedVault(
         account_id=account,
         login=wire.login,
         mode=wire.mode,
-        login_key=keys.login_key,
+        login_key=login_key,
         master_key=master_key,
-        identity=PrivateIdentity.open(master_key, wire.identity.sealed_private, public),
+        identity=_open_identity(master_key, account, wire.identity),
+        former_masters=[
+            open_former_master(master_key, one.check, one.sealed, account)
+            for one in formers.masters
+        ],
+        former_identities=[
+            _open_identity(master_key, account, one) for one in formers.identities
+        ],
     )
+
+
+def _open_identity(
+    master_key: bytes, account: AccountId, wire: Identity | FormerIdentity
+) -> PrivateIdentity:
+    public = PublicIdentity(
+        account, HpkePublicKey(unb64(wire.hpke_key)), VerifyKey(unb64(wire.signing_key))
+    )
+    return PrivateIdentity.open(master_key, wire.sealed_private, public)
 
 
 def _open_space(
@@ -464,18 +543,16 @@ def _open_space(
     Keys of versions that were known and are not given again stay. `former`: the log must show
     that the account is out of it; then not every key of it is to be had.
     """
-    identity = vault.identity
     verified = verify_log(info.space_id, info.log, known.verified if known is not None else None)
     newest = verified.newest
-    memberships = [entry.member(identity.account_id) for entry in verified.entries]
+    memberships = [entry.member(vault.account_id) for entry in verified.entries]
     own = next((one for one in reversed(memberships) if one is not None), None)
-    public = identity.public()
     is_in = memberships[-1] is not None
     if own is None or is_in is former or newest.space_type != info.type:
         raise HubDistrusted("the space is not one of this account")
-    if own.signing_key != b64(public.signing_key.to_bytes()) or own.hpke_key != b64(
-        public.hpke_key.to_bytes()
-    ):
+    # A space names a former identity until its log has followed.
+    identity = vault.identity_for(own.signing_key)
+    if identity is None or own.hpke_key != b64(identity.public().hpke_key.to_bytes()):
         raise HubDistrusted("the space names other keys for this account")
     if newest.space_type in _FIRST_SPACES and newest.members != (own,):
         raise HubDistrusted("a space of one person has other members")
@@ -484,10 +561,10 @@ def _open_space(
     for wrap in info.wraps:
         kind = "s" if wrap.kind == "s" else "p"
         name = SpaceKeyName(
-            "s" if kind == "s" else "p", info.space_id, wrap.version, identity.account_id
+            "s" if kind == "s" else "p", info.space_id, wrap.version, vault.account_id
         )
         try:
-            key = unwrap_space_key(wrap.wrapped, identity.hpke_key, name)
+            key = _unwrapped(vault, identity, wrap.wrapped, name)
             if kind == "s":
                 _check_key(verified.entries, wrap.version, key)
         except CryptoFailed:
@@ -496,11 +573,10 @@ def _open_space(
             if kind == "p" or newest.space_type in _FIRST_SPACES:
                 raise
             continue
-        if kind == "p":
-            _check_private_key(vault, newest.space_type, name, key)
         keys = space_keys if kind == "s" else private_keys
         if keys.setdefault(wrap.version, key) != key:
             raise HubDistrusted("the hub gives another key for a version that was seen before")
+    private_keys = _known_private(vault, newest.space_type, info.space_id, private_keys)
     given = space_keys.keys() | {wrap.version for wrap in info.wraps if wrap.kind == "s"}
     if not former and newest.key_version not in given:
         raise HubDistrusted("the hub withholds a key of the space")
@@ -515,21 +591,67 @@ def _open_space(
         verified=verified,
         role=None if former else own.role,
         former=former,
+        outdated_private=_outdated(vault, info.space_id, private_keys),
     )
 
 
-def _check_private_key(
-    vault: OpenedVault, space_type: SpaceType, name: SpaceKeyName, key: bytes
-) -> None:
-    """Refuse a private key that is not derived from the master key.
+def _unwrapped(
+    vault: OpenedVault, named: PrivateIdentity, wrapped: str, name: SpaceKeyName
+) -> bytes:
+    """Return a key that was wrapped to the identity that the log names, or to another of ours.
+
+    While a space follows to a new identity, wraps that are kept here may be older than its log.
+    """
+    for identity in (one for one in vault.identities if one is not named):
+        with contextlib.suppress(WrapRejected):
+            return unwrap_space_key(wrapped, identity.hpke_key, name)
+    return unwrap_space_key(wrapped, named.hpke_key, name)
+
+
+def _origin(vault: OpenedVault, space_id: str, version: int, key: bytes) -> int | None:
+    """Return from which master key a private key stems: 0 is the one in force; None for none."""
+    masters = (vault.keys.master_key, *vault.keys.former_masters)
+    return next(
+        (at for at, one in enumerate(masters) if private_key(one, space_id, version) == key), None
+    )
+
+
+def _known_private(
+    vault: OpenedVault, space_type: SpaceType, space_id: str, keys: Mapping[int, bytes]
+) -> dict[int, bytes]:
+    """Return the private keys that this account made; raise HubDistrusted for any other.
 
     Anybody can wrap a key to a public one, and no log names private keys: the hub could hand out
-    one of its own. The first ones of an account's own two spaces may be older than this rule;
-    nobody else can be kept out of those.
+    one of its own. So each stems from a master key, and no later one from an earlier master key:
+    who knew that one could choose what is sealed under. What is older than all that is known is
+    left out, because its master key may have been dropped. The first ones of an account's own
+    two spaces may be older than this rule; nobody else can be kept out of those.
     """
-    derived = private_key(vault.master_key, name.space, name.version)
-    if key != derived and (space_type not in _FIRST_SPACES or name.version > 1):
+    found: dict[int, bytes] = {}
+    before: int | None = None
+    for version in sorted(keys):
+        at = _origin(vault, space_id, version, keys[version])
+        if at is None and (space_type not in _FIRST_SPACES or version > 1):
+            if found and before is not None:
+                raise HubDistrusted("a private key that this account did not make")
+            continue
+        if at is not None:
+            if before is not None and at > before:
+                raise HubDistrusted("a private key that a former master key came back with")
+            before = at
+        found[version] = keys[version]
+    if len(found) < len(keys) and before is None:
         raise HubDistrusted("a private key that this account did not make")
+    return found
+
+
+def _outdated(vault: OpenedVault, space_id: str, keys: Mapping[int, bytes]) -> frozenset[int]:
+    """Return the versions that do not stem from the master key in force, once there was another."""
+    if not vault.keys.former_masters:
+        return frozenset()
+    return frozenset(
+        version for version, key in keys.items() if _origin(vault, space_id, version, key) != 0
+    )
 
 
 def new_device(
