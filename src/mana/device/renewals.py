@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from mana.crypto.envelope import Binding, open_field, parse_envelope
+from mana.crypto.envelope import Binding, parse_envelope
 from mana.device.replica import OutboxRow, Tx
 from mana.device.sealing import TARGET_ID, TARGET_TABLE, Sealer
 from mana.domain.actors import actor_from_wire
@@ -72,12 +72,10 @@ def seal_anew(
     for path, write in change.fields.items():
         value = write.value
         if value is not None and table.field_at(path).sealed:
-            envelope = parse_envelope(str(value))
-            was = "private" if envelope.cls == "p" else "space"
+            was = "private" if parse_envelope(str(value)).cls == "p" else "space"
             old = sealer.place(table, change.id, was, entries, plain)
             binding = Binding(space_id, change.table, change.id, path, write.at, actor)
-            key = sealer.record_key(keys, old, envelope.version)
-            value = open_field(key, str(value), binding=binding)
+            value = sealer.open_value(keys, old, binding, str(value))
         values[path] = value
     # All paths of an own change bear one stamp.
     at = stamp or parse_stamp(next(iter(change.fields.values())).at)

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from mana.crypto.authority import facts_of
-from mana.crypto.envelope import Binding, open_field, parse_envelope, seal_field
+from mana.crypto.envelope import Binding, parse_envelope, seal_field
 from mana.crypto.primitives import b64
 from mana.crypto.signatures import sign_reseal
 from mana.device.records import RecordBook
@@ -280,13 +280,12 @@ def _resealed(
     if envelope.cls != place.cls or envelope.version >= version:
         return {}
     binding = Binding(keys.space_id, record.table, record.id, path, entry.at, entry.actor.to_wire())
-    opened = open_field(sealer.record_key(keys, place, envelope.version), value, binding=binding)
     again = seal_field(
         sealer.record_key(keys, place, version),
         cls=place.cls,
         version=version,
         binding=binding,
-        value=opened,
+        value=sealer.open_value(keys, place, binding, value),
         random=sealer.random,
     )
     return {path: FieldWrite(value=again, at=entry.at)}

@@ -21,6 +21,7 @@ from mana.crypto.envelope import (
     RecordKey,
     actor_bytes,
     open_envelope,
+    open_field,
     parse_envelope,
     seal_field,
 )
@@ -157,6 +158,11 @@ class Sealer:
             except ManaError:
                 closed.add(declared.name)
         return opened, closed
+
+    def open_value(self, space: SpaceKeys, place: KeyPlace, binding: Binding, value: str) -> Json:
+        """Return what was sealed for a place, under the version that its envelope names."""
+        version = parse_envelope(value).version
+        return open_field(self.record_key(space, place, version), value, binding=binding)
 
     # Sealing
 
