@@ -653,8 +653,7 @@ class Syncer:
         versions = (space.version, max(space.private_keys, default=0))
         if self._sealed_for.get(space_id) == versions:
             return
-        anew, now_ms = resealer(self._sealer), self._now_ms()
-        await self._replica.write(lambda tx: tx.reseal(space_id, anew, now_ms=now_ms))
+        await self._reseal(space_id, self._now_ms())
         self._sealed_for[space_id] = versions
 
     async def _batch(self, space_id: str, units_max: int | None) -> list[OutboxRow]:
@@ -678,10 +677,12 @@ class Syncer:
         """Seal what waits under the keys and for the visibilities that stand by now."""
         await self._read_spaces()
         await self._pull(space_id)
-        if self._vault.space(space_id).spoiled:
-            return
+        if not self._vault.space(space_id).spoiled:
+            await self._reseal(space_id, hub_ms)
+
+    async def _reseal(self, space_id: str, now_ms: int) -> None:
         anew = resealer(self._sealer)
-        await self._replica.write(lambda tx: tx.reseal(space_id, anew, now_ms=hub_ms))
+        await self._replica.write(lambda tx: tx.reseal(space_id, anew, now_ms=now_ms))
 
     async def _request(self, space_id: str, sent: list[ChangeMessage]) -> PushRequest:
         space = await self._replica.read(lambda tx: tx.space(space_id))
