@@ -21,8 +21,6 @@ from mana.protocol.messages import (
     LoggedChange,
     Proof,
     Signature,
-    StateField,
-    StateRecord,
 )
 
 LOG_COLUMNS: Final = (
@@ -178,19 +176,6 @@ def logged_of(row: Mapping[str, Any]) -> LoggedChange:
         seen=row["seen"],
     )
     return LoggedChange(seq=row["seq"], change=change, device_id=row["client_id"])
-
-
-def state_of(row: Mapping[str, Any]) -> StateRecord:
-    """Return the record of a row of `records`, as the wire shows it."""
-    return StateRecord(
-        table=row["table_name"],
-        id=row["record_id"],
-        author_id=row["author_id"],
-        visibility=row["visibility"],
-        seq=row["seq"],
-        fields=msgspec.convert(row["fields"], dict[str, StateField]),
-        proofs=msgspec.convert(row["proofs"], dict[str, Proof]),
-    )
 
 
 def state_answer(
