@@ -50,7 +50,7 @@ PARKED: Final = frozenset(
 
 async def settle(world: World) -> int:
     """Let everything be sent and read; return after how many rounds nothing moved any more."""
-    world.network.weather = Weather.calm()
+    world.network.weather = Weather()
     world.network.hub_down_until_ms = 0
     for machine in world.machines:
         machine.offline_until_s = 0.0

@@ -35,6 +35,7 @@ from mana.domain.spaces import (
     SHARED_TYPES,
     MembershipEntry,
     MembershipRefused,
+    Role,
     can_manage,
 )
 from mana.hub.accounts.founding import (
@@ -155,10 +156,17 @@ class Space:
     invitations: dict[str, InvitationInfo] = field(default_factory=dict)
     hash_by_invitation: dict[str, str] = field(default_factory=dict)
 
-    def role(self, account: str) -> str | None:
+    def role(self, account: str) -> Role | None:
         """Return the account's role by the newest entry; None for who is no member."""
         member = self.entries[-1].member(account)
         return None if member is None else member.role
+
+    def require_role(self, account: str) -> Role:
+        """Return the account's role; raise NotFound for who is no member."""
+        role = self.role(account)
+        if role is None:
+            raise NotFound("there is no such space here")
+        return role
 
     @property
     def newest(self) -> Head:
@@ -418,13 +426,14 @@ class ModelHub:
 
     def _member_space(self, call: _Call) -> Space:
         space = self.spaces.get(call.path[1])
-        if space is None or space.role(call.account) is None:
+        if space is None:
             raise NotFound("there is no such space here")
+        space.require_role(call.account)
         return space
 
     def _managed(self, call: _Call) -> Space:
         space = self._member_space(call)
-        if not can_manage(space.role(call.account)):  # type: ignore[arg-type]
+        if not can_manage(space.require_role(call.account)):
             raise Forbidden("only owners and admins invite")
         return space
 
@@ -634,7 +643,7 @@ class ModelHub:
             space_id=space.space_id,
             type=space.type,
             key_version=space.entries[-1].key_version,
-            role=space.role(call.account),  # type: ignore[arg-type]
+            role=space.require_role(call.account),
             device_key=VerifyKey(unb64(certificate.public_key)),
             now_ms=now_ms,
         )

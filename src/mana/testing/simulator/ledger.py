@@ -23,7 +23,7 @@ from mana.crypto.signatures import entry_hash
 from mana.domain.clock import DRIFT_MS_MAX, parse_stamp
 from mana.domain.encoding import Json, canonical_json
 from mana.domain.settings import USER_TABLES
-from mana.domain.spaces import MembershipEntry, can_write, entry_from_wire
+from mana.domain.spaces import MembershipEntry, Role, can_write, entry_from_wire
 from mana.domain.tables import Shape, Table
 from mana.protocol.messages import (
     ChangeMessage,
@@ -103,7 +103,7 @@ class SpaceFacts:
     records: dict[Ref, Expected] = field(default_factory=dict)
     closed: bool = False
 
-    def role(self, account: str) -> str | None:
+    def role(self, account: str) -> Role | None:
         """Return the account's role, None for who is no member."""
         member = None if self.closed else self.entries[-1].member(account)
         return None if member is None else member.role
@@ -310,7 +310,7 @@ class Ledger:
         if change.change_id in self.place_by_change:
             raise Broken("once", f"change {change.change_id} was applied twice")
         role = facts.role(row.account)
-        if role is None or not can_write(role):  # type: ignore[arg-type]
+        if role is None or not can_write(role):
             raise Broken("role", f"a change of {row.account[:6]}, whose role is {role}")
         if (change.table in USER_TABLES) != (facts.type == "user"):
             raise Broken("space", f"a record of {change.table} in a space of type {facts.type}")

@@ -46,7 +46,10 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """How often something happens to a request, from 0 to 1; `delay_s` is a mean."""
+    """How often something happens to a request, from 0 to 1; `delay_s` is a mean.
+
+    Unless more is said, everything arrives.
+    """
 
     delay_s: float = 0.05
     lost: float = 0.0
@@ -55,11 +58,6 @@ class Weather:
     doubled: float = 0.0
     crash_before: float = 0.0
     crash_after: float = 0.0
-
-    @staticmethod
-    def calm() -> Weather:
-        """Return weather in which everything arrives."""
-        return Weather()
 
 
 @dataclass

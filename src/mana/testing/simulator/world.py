@@ -185,7 +185,7 @@ class World:
         values: dict[str, Json] = {"title": self._text(machine)}
         if picks[1] % 3 == 0:
             values["content"] = self._text(machine)
-        visibility = "private" if picks[2] % 5 == 0 else "space"
+        visibility: Visibility = "private" if picks[2] % 5 == 0 else "space"
         view = await self._view(book, NOTES.name, picks[3]) if picks[1] % 4 else None
         if view is None:
             await self._commit(machine, book, [(NOTES.name, self.new_id(), values)], visibility)
@@ -503,7 +503,7 @@ class World:
         machine: Machine,
         book: RecordBook,
         writes: Sequence[tuple[str, str, Mapping[str, Json]]],
-        visibility: str = "space",
+        visibility: Visibility = "space",
         *,
         group: str | None = None,
         guards: dict[str, Json] | None = None,
@@ -521,9 +521,7 @@ class World:
                 values,
                 guards if guards is not None and number == 0 else {},
             )
-            planned.append(
-                Write(change, person(book.account_id), visibility, change_id)  # type: ignore[arg-type]
-            )
+            planned.append(Write(change, person(book.account_id), visibility, change_id))
             meant.append(
                 Written(
                     change_id,
