@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from mana.crypto.authority import (
     Authority,
     NotAMember,
+    SignerRevoked,
     SignerUnknown,
     authority_among,
     authority_of,
@@ -23,6 +24,7 @@ from mana.crypto.authority import (
     verify_record,
 )
 from mana.crypto.errors import SignatureRejected
+from mana.crypto.identity import PrivateIdentity, certify_device, revoke_device
 from mana.crypto.keys import mission_key
 from mana.crypto.primitives import b64
 from mana.crypto.runners import RunnerPrivateKey
@@ -35,15 +37,23 @@ from mana.crypto.signatures import (
 )
 from mana.device.authority import verify_run
 from mana.domain.agents import AGENTS
+from mana.domain.clock import iso_ms
 from mana.domain.encoding import Json
 from mana.domain.errors import ManaError
 from mana.domain.grants import GrantHeader
 from mana.domain.ids import IterationId, MissionId, iteration_id, step_id
 from mana.domain.iterations import ITERATIONS, STEPS
-from mana.domain.spaces import Role
+from mana.domain.spaces import Role, entry_from_wire
 from mana.hub.runner.opening import GrantedKey
 from mana.hub.runner.writeback import Draft, RunFacts, seal_run
-from mana.protocol.messages import ChangeMessage, FieldWrite, Proof, Signature
+from mana.protocol.messages import (
+    ChangeMessage,
+    DeviceCertificate,
+    DeviceRevocation,
+    FieldWrite,
+    Proof,
+    Signature,
+)
 from mana.protocol.replication import Held, apply_change
 from mana.testing.accounts import NewAccount, new_account, new_device, sealed_change, signed
 from mana.testing.postgres import Database
@@ -203,6 +213,123 @@ def test_a_member_vouches_for_a_value_under_a_new_key() -> None:
         verify_record(both("viewer"), record, AGENTS)
     with pytest.raises(SignerUnknown):
         verify_record(authority(ada()), record, AGENTS)
+
+
+LATER = iso_ms(START_MS + 60_000)
+"""When a device is revoked in these tests; what stands was signed a minute before."""
+
+
+def revocation(
+    account: NewAccount,
+    at: str = LATER,
+    *,
+    by: PrivateIdentity | None = None,
+    device_id: str | None = None,
+) -> DeviceRevocation:
+    identity = by or account.identity
+    signed_ = revoke_device(
+        identity.signing_key, account.account_id, device_id or account.device_id, at
+    )
+    return DeviceRevocation(
+        account_id=signed_.account_id,
+        device_id=signed_.device_id,
+        revoked_at=signed_.revoked_at,
+        signature=b64(signed_.signature),
+    )
+
+
+def after(*revocations: DeviceRevocation) -> Authority:
+    """Return who decides in Ada's space, where Bo is too, after these revocations."""
+    members = (member_of(ada(), "owner"), member_of(bo(), "member"))
+    certificates = [ada().certificate, bo().certificate]
+    return authority_among(ada().personal.space_id, members, certificates, revocations)
+
+
+def test_a_revoked_device_counts_for_what_it_said_before() -> None:
+    """Proofs with earlier stamps alone stand; one with a stamp of then or later decides nothing."""
+    early = held(agent_change(0, name="Mira", state="active"))
+    late = held(sealed_change(ada(), AGENTS, AGENT, {"state": "paused"}, now_ms=START_MS + 60_000))
+    verify_record(after(revocation(ada())), early, AGENTS)
+    with pytest.raises(SignerRevoked):
+        verify_record(after(revocation(ada())), late, AGENTS)
+    with pytest.raises(SignerRevoked):
+        verify_record(after(revocation(ada(), iso_ms(START_MS))), early, AGENTS)
+    with pytest.raises(SignerRevoked):
+        after(revocation(ada())).writer(ada().device_id)
+    verify_record(after(), late, AGENTS)
+
+
+def test_a_device_is_revoked_by_its_own_account() -> None:
+    """No other member, no forger and no malformed word takes a device off; the earliest counts."""
+    record = held(agent_change(0, state="active"))
+    at = iso_ms(START_MS)
+    by_bo = revocation(bo(), at, device_id=ada().device_id)
+    forged = revocation(ada(), at, by=bo().identity)
+    good = revocation(ada(), at)
+    for lie in (
+        by_bo,
+        forged,
+        msgspec.structs.replace(good, revoked_at="2020-01-01T00:00:00.000Z"),
+        msgspec.structs.replace(good, version="v2"),
+        revocation(ada(), "soon"),
+        msgspec.structs.replace(good, signature="?"),
+    ):
+        verify_record(after(lie), record, AGENTS)
+    for both_ in ((good, revocation(ada())), (revocation(ada()), good)):
+        with pytest.raises(SignerRevoked):
+            verify_record(after(*both_), record, AGENTS)
+
+
+def moved(*certificates: DeviceCertificate, revoked: Sequence[DeviceRevocation] = ()) -> Authority:
+    """Return who decides in Ada's space once its log names her new identity."""
+    first = entry_from_wire(ada().personal.new.first.entry)
+    now = member_of(replace(ada(), identity=new_identity()), "owner")
+    entries = (first, replace(first, members=(now,)))
+    return authority_among(ada().personal.space_id, (now,), certificates, revoked, entries=entries)
+
+
+@cache
+def new_identity() -> PrivateIdentity:
+    return PrivateIdentity.generate(ada().account_id)
+
+
+def certified(by: PrivateIdentity) -> DeviceCertificate:
+    """Return Ada's device, certified by another identity."""
+    key = ada().device_key.public()
+    made = certify_device(
+        by.signing_key, ada().account_id, ada().device_id, key, ada().certificate.created_at
+    )
+    return msgspec.convert(made.to_wire(), DeviceCertificate)
+
+
+def test_while_an_identity_moves_each_log_takes_the_certificate_by_its_own() -> None:
+    """With both certificates a device decides before the log follows and after; with one, there."""
+    record = held(agent_change(0, state="active"))
+    old, new = ada().certificate, certified(new_identity())
+    space, first = ada().personal.space_id, [ada().personal.new.first]
+    for order in ([old, new], [new, old]):
+        verify_record(authority_of(space, first, order), record, AGENTS)
+        verify_record(moved(*order), record, AGENTS)
+    with pytest.raises(SignerUnknown):
+        verify_record(authority_of(space, first, [new]), record, AGENTS)
+    with pytest.raises(SignerUnknown):
+        verify_record(moved(old), record, AGENTS)
+
+
+def test_a_former_identity_takes_devices_off_and_puts_none_on() -> None:
+    """What the identity before revoked stays revoked; nothing that it alone certified counts."""
+    record = held(agent_change(0, state="active"))
+    old, new = ada().certificate, certified(new_identity())
+    before = revocation(ada(), iso_ms(START_MS))
+    with pytest.raises(SignerRevoked):
+        verify_record(moved(new, revoked=[before]), record, AGENTS)
+    with pytest.raises(SignerUnknown):
+        verify_record(moved(old, revoked=[revocation(ada())]), record, AGENTS)
+    anew = revocation(ada(), by=new_identity())
+    verify_record(moved(old, revoked=[anew]), record, AGENTS)
+    late = held(sealed_change(ada(), AGENTS, AGENT, {"state": "paused"}, now_ms=START_MS + 60_000))
+    with pytest.raises(SignerRevoked):
+        verify_record(moved(old, revoked=[anew]), late, AGENTS)
 
 
 def test_a_re_seal_carries_no_decision() -> None:

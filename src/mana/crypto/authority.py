@@ -8,13 +8,19 @@ differ in what they obey. Normative: docs/protocol/sync.md, 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from mana.crypto.errors import Malformed, SignatureRejected
 from mana.crypto.hpke import HpkePublicKey
-from mana.crypto.identity import DeviceCertificate, PublicIdentity, verify_certificate
+from mana.crypto.identity import (
+    DeviceCertificate,
+    DeviceRevocation,
+    PublicIdentity,
+    verify_certificate,
+    verify_revocation,
+)
 from mana.crypto.primitives import unb64
 from mana.crypto.signatures import (
     ChangeFacts,
@@ -25,6 +31,7 @@ from mana.crypto.signatures import (
     verify_entry,
     verify_reseal,
 )
+from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json
 from mana.domain.errors import CryptoFailed, Forbidden, Invalid
 from mana.domain.records import Entry, Record
@@ -37,6 +44,9 @@ from mana.domain.spaces import (
     require_next,
 )
 from mana.domain.tables import Table
+
+_MOMENT: Final = 24
+"""How many characters of a stamp are its moment."""
 
 
 class SignedEntry(Protocol):
@@ -66,6 +76,25 @@ class Certificate(Protocol):
 
     @property
     def created_at(self) -> str: ...
+
+    @property
+    def signature(self) -> str: ...
+
+
+class Revocation(Protocol):
+    """An account's word on the wire that a device counts no more; the signature in base64."""
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def account_id(self) -> str: ...
+
+    @property
+    def device_id(self) -> str: ...
+
+    @property
+    def revoked_at(self) -> str: ...
 
     @property
     def signature(self) -> str: ...
@@ -162,6 +191,13 @@ class SignerUnknown(NotAMember):
     advice = "Connect to the hub, so that the certificate of the other device is fetched."
 
 
+class SignerRevoked(NotAMember):
+    """The device was revoked by its account, and this bears no earlier stamp."""
+
+    code = "SIGNER_REVOKED"
+    advice = "Ask the member whose device it was; they can write it again on another."
+
+
 class Withheld(SignatureRejected):
     """The record lacks something that one of its own signed changes wrote."""
 
@@ -170,18 +206,33 @@ class Withheld(SignatureRejected):
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """The verified members of a space, and the devices that they certified."""
+    """The verified members of a space, and the devices that they certified.
+
+    `revoked`: by device the moment from which on it counts no more.
+    """
 
     space_id: str
     members: Mapping[str, Member]
     devices: Mapping[str, tuple[str, VerifyKey]]
+    revoked: Mapping[str, str] = field(default_factory=dict)
 
-    def writer(self, device_id: str) -> tuple[str, VerifyKey]:
-        """Return account and key of a device whose owner may write here."""
+    def writer(self, device_id: str, *, newest: str | None = None) -> tuple[str, VerifyKey]:
+        """Return account and key of a device whose owner may write here; raises as `signer`."""
+        found = self.signer(device_id, newest=newest)
+        self.require_writer(found[0])
+        return found
+
+    def signer(self, device_id: str, *, newest: str | None = None) -> tuple[str, VerifyKey]:
+        """Return account and key of a device, for something whose newest stamp is `newest`.
+
+        Without it, a revoked device signs nothing at all. Raises SignerUnknown, SignerRevoked.
+        """
         found = self.devices.get(device_id)
         if found is None:
             raise SignerUnknown("no member of the space certified this device")
-        self.require_writer(found[0])
+        revoked_at = self.revoked.get(device_id)
+        if revoked_at is not None and (newest is None or newest[:_MOMENT] >= revoked_at):
+            raise SignerRevoked("the device was revoked before this was signed")
         return found
 
     def require_writer(self, account_id: str) -> None:
@@ -287,22 +338,106 @@ def read_log(space_id: str, log: Sequence[SignedEntry]) -> MembershipEntry:
 
 
 def authority_of(
-    space_id: str, log: Sequence[SignedEntry], certificates: Sequence[Certificate]
+    space_id: str,
+    log: Sequence[SignedEntry],
+    certificates: Sequence[Certificate],
+    revocations: Sequence[Revocation] = (),
 ) -> Authority:
     """Return who may decide by a log; certificates that no member signed are left out."""
-    return authority_among(space_id, read_log(space_id, log).members, certificates)
+    verified = verify_log(space_id, log)
+    return authority_among(
+        space_id, verified.newest.members, certificates, revocations, entries=verified.entries
+    )
 
 
 def authority_among(
-    space_id: str, members: Sequence[Member], certificates: Sequence[Certificate]
+    space_id: str,
+    members: Sequence[Member],
+    certificates: Sequence[Certificate],
+    revocations: Sequence[Revocation] = (),
+    *,
+    entries: Iterable[MembershipEntry] = (),
 ) -> Authority:
-    """Return who may decide among these members, who are known from a verified log."""
+    """Return who may decide among these members, who are known from a verified log.
+
+    A device may have a certificate by each identity while its account moves from one to another:
+    that by the one which the log names counts. `entries` are those of the log. By them an identity
+    that an account had before still takes devices off, and never puts one on, except for what a
+    device said before the account, by its identity of now, revoked it: that stays said.
+    """
     known = {member.account_id: member for member in members}
+    former = _former_keys(known, entries)
+    # By account too: whoever is in the space could else take off somebody else's device.
+    revoked: dict[tuple[str, str], str] = {}
+    vouched: set[tuple[str, str]] = set()
+    for read, by_newest in _revocations(revocations, known, former):
+        name = (read.account_id, read.device_id)
+        revoked[name] = min(read.revoked_at, revoked.get(name, read.revoked_at))
+        if by_newest:
+            vouched.add(name)
     devices: dict[str, tuple[str, VerifyKey]] = {}
     for certificate in certificates:
+        name = (certificate.account_id, certificate.device_id)
         member = known.get(certificate.account_id)
         if member is None:
             continue
+        keys = [member.signing_key, *(former[member.account_id] if name in vouched else ())]
+        key = _certified(certificate, keys)
+        if key is not None:
+            devices[certificate.device_id] = (member.account_id, key)
+    ended = {
+        device: revoked[account, device]
+        for device, (account, _) in devices.items()
+        if (account, device) in revoked
+    }
+    return Authority(space_id, known, devices, ended)
+
+
+def _former_keys(
+    members: Mapping[str, Member], entries: Iterable[MembershipEntry]
+) -> dict[str, list[str]]:
+    """Return by member the signing keys that they had in a log and have no more."""
+    found: dict[str, list[str]] = {name: [] for name in members}
+    for entry in entries:
+        for one in entry.members:
+            keys = found.get(one.account_id)
+            if keys is not None and one.signing_key not in (
+                members[one.account_id].signing_key,
+                *keys,
+            ):
+                keys.append(one.signing_key)
+    return found
+
+
+def _revocations(
+    revocations: Sequence[Revocation],
+    members: Mapping[str, Member],
+    former: Mapping[str, Sequence[str]],
+) -> Iterator[tuple[DeviceRevocation, bool]]:
+    """Yield the revocations that hold, and whether the account's identity of now signed them."""
+    for revocation in revocations:
+        member = members.get(revocation.account_id)
+        if member is None or revocation.version != "v1":
+            continue
+        for key in (member.signing_key, *former[member.account_id]):
+            try:
+                parse_iso_ms(revocation.revoked_at)
+                read = DeviceRevocation(
+                    revocation.account_id,
+                    revocation.device_id,
+                    revocation.revoked_at,
+                    unb64(revocation.signature),
+                )
+                verify_revocation(read, VerifyKey(unb64(key)), member.account_id)
+            except (CryptoFailed, Invalid):
+                continue
+            yield read, key == member.signing_key
+            break
+
+
+def _certified(certificate: Certificate, keys: Iterable[str]) -> VerifyKey | None:
+    """Return the device's key if one of these signed for it."""
+    for key in keys:
         try:
             read = DeviceCertificate.from_wire(
                 {
@@ -314,11 +449,10 @@ def authority_among(
                     "signature": certificate.signature,
                 }
             )
-            key = verify_certificate(read, VerifyKey(unb64(member.signing_key)), member.account_id)
+            return verify_certificate(read, VerifyKey(unb64(key)), read.account_id)
         except (CryptoFailed, Invalid):
             continue
-        devices[read.device_id] = (member.account_id, key)
-    return Authority(space_id, known, devices)
+    return None
 
 
 def facts_of(space_id: str, change: WrittenChange) -> ChangeFacts:
@@ -368,7 +502,8 @@ def verify_proof(
         # Guarded paths follow the hub's order, so a later value may bear an older stamp.
         if standing is None or (standing.at < at and not is_guarded(table, path)):
             raise Withheld("something that a change wrote is missing")
-    account, key = authority.writer(proof.signature.signer)
+    newest = max((at for at, _ in proof.entries.values()), default=None)
+    account, key = authority.writer(proof.signature.signer, newest=newest)
     if proof.reseal:
         _require_sealed(table, proof)
     elif proof.actor.get("kind") == "user" and proof.actor.get("principalId") != account:

@@ -30,6 +30,7 @@ _WORDS: Final = {
     "withheld": "A part of it is missing on the hub.",
     "record-withheld": "A part of it is missing on the hub.",
     "signer-unknown": "The device that signed it is not known here yet.",
+    "signer-revoked": "The device that signed it was revoked before.",
     "signature-rejected": "Its signature does not hold.",
     "not-a-member": "Whoever signed it may not write in this space.",
     "no-grant": "The grant that it names is not known here.",
