@@ -165,6 +165,21 @@ class DeviceKey:
     certificate: DeviceCertificate = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class VaultKeys:
+    """The keys of a vault as it stands, and what came before them, newest first.
+
+    `login_key` is None where no password was typed: whoever needs it asks the person.
+    """
+
+    mode: str
+    master_key: bytes = field(repr=False)
+    identity: PrivateIdentity = field(repr=False)
+    login_key: bytes | None = field(default=None, repr=False)
+    former_masters: tuple[bytes, ...] = field(default=(), repr=False)
+    former_identities: tuple[PrivateIdentity, ...] = field(default=(), repr=False)
+
+
 class OpenedVault:
     """The keys of one unlocked account, in memory only."""
 
@@ -177,14 +192,14 @@ class OpenedVault:
         login_key: bytes | None,
         master_key: bytes,
         identity: PrivateIdentity,
+        former_masters: Sequence[bytes] = (),
+        former_identities: Sequence[PrivateIdentity] = (),
     ) -> None:
         self.account_id: Final = account_id
         self.login: Final = login
-        self.mode: Final = mode
-        # None where no password was typed: whoever needs it asks the person.
-        self.login_key = login_key
-        self.master_key: Final = master_key
-        self.identity: Final = identity
+        self.keys = VaultKeys(
+            mode, master_key, identity, login_key, tuple(former_masters), tuple(former_identities)
+        )
         self.spaces: dict[str, SpaceKeys] = {}
         self._infos: dict[str, SpaceInfo] = {}
         self._record_keys: dict[tuple[str, str, int, str, str, str], RecordKey] = {}
@@ -520,9 +535,7 @@ def open_with_master(
             open_former_master(master_key, one.check, one.sealed, account)
             for one in formers.masters
         ],
-        former_identities=[
-            _open_identity(master_key, account, one) for one in formers.identities
-        ],
+        former_identities=[_open_identity(master_key, account, one) for one in formers.identities],
     )
 
 
