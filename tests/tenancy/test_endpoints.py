@@ -108,6 +108,10 @@ def completion(_made: Household, _name: str) -> Any:
     }
 
 
+def revocation(_made: Household, _name: str) -> Any:
+    return {"signature": {"signer": UNKNOWN, "value": b64(bytes(64))}}
+
+
 NAMED: dict[str, Named] = {
     f"GET {SPACE}/changes": Named(),
     f"POST {SPACE}/changes": Named(push),
@@ -126,6 +130,9 @@ NAMED: dict[str, Named] = {
     # Another member's grant that is not finished concerns nobody but its maker.
     f"POST {GRANT}/{{grantId}}/complete": Named(
         completion, ("400 GRANT_REFUSED", "404 NOT_FOUND", "404 NOT_FOUND")
+    ),
+    f"POST {GRANT}/{{grantId}}/revoke": Named(
+        revocation, ("400 GRANT_REFUSED", "403 FORBIDDEN", "403 FORBIDDEN")
     ),
     f"DELETE {GRANT}/{{grantId}}": Named(None, ("204", "403 FORBIDDEN", "403 FORBIDDEN")),
     f"POST {SPACE}/members": Named(

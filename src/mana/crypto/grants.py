@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from mana.crypto.envelope import parse_json
@@ -29,6 +29,8 @@ from mana.domain.encoding import Json, canonical_json, length_prefixed, sha256
 INFO_BYTES_MAX_V1: Final = 1024
 
 _SEALED_PREFIX: Final = "gk:2:"
+_MADE: Final = "mana-grant:v2"
+_ENDED: Final = "mana-grant-revoked:v1"
 
 
 class Signer(Protocol):
@@ -72,8 +74,8 @@ def seal_grant(
         random=random,
     )
     wrapped_key = runner.wrap(secret, _wrap_info(header))
-    signature = device.sign("mana-grant:v2", *_signed_parts(header, wrapped_key, sealed_keys))
-    return SealedGrant(wrapped_key, sealed_keys, signature)
+    unsigned = SealedGrant(wrapped_key, sealed_keys, b"")
+    return replace(unsigned, signature=device.sign(_MADE, header, *_hashes(unsigned)))
 
 
 def countersign_grant(hub: SigningKey, header: bytes, grant: SealedGrant) -> bytes:
@@ -84,8 +86,44 @@ def countersign_grant(hub: SigningKey, header: bytes, grant: SealedGrant) -> byt
 def verify_grant(header: bytes, grant: SealedGrant, *, device: VerifyKey) -> None:
     """Raise SignatureRejected unless the device made this grant. Needs no private key."""
     _require_canonical(header)
-    parts = _signed_parts(header, grant.wrapped_key, grant.sealed_keys)
-    device.verify(grant.signature, "mana-grant:v2", *parts)
+    device.verify(grant.signature, _MADE, header, *_hashes(grant))
+
+
+@dataclass(frozen=True, slots=True)
+class GrantHashes:
+    """What of a grant stays known when its sealed material is erased: hex SHA-256 of both parts."""
+
+    wrapped_key: str
+    sealed_keys: str
+
+    @classmethod
+    def of(cls, grant: SealedGrant) -> GrantHashes:
+        """Return the hashes that the device's signature covers."""
+        return cls(*(part.hex() for part in _hashes(grant)))
+
+
+def verify_grant_hashes(
+    header: bytes, hashes: GrantHashes, signature: bytes, *, device: VerifyKey
+) -> None:
+    """Raise unless the device made a grant of this header, whose material need not be there."""
+    _require_canonical(header)
+    try:
+        parts = bytes.fromhex(hashes.wrapped_key), bytes.fromhex(hashes.sealed_keys)
+    except ValueError:
+        raise Malformed("the hashes of a grant are hex digits") from None
+    device.verify(signature, _MADE, header, *parts)
+
+
+def end_grant(device: Signer, grant_id: str, header: bytes) -> bytes:
+    """Sign that a grant has ended, with a device of the grantor or of who manages the space."""
+    return device.sign(_ENDED, grant_id, sha256(header).hex())
+
+
+def verify_grant_ended(
+    grant_id: str, header: bytes, signature: bytes, *, device: VerifyKey
+) -> None:
+    """Raise SignatureRejected unless the device signed that this grant has ended."""
+    device.verify(signature, _ENDED, grant_id, sha256(header).hex())
 
 
 def verify_countersignature(
@@ -148,10 +186,10 @@ def _wrap_info(header: bytes) -> bytes:
     return length_prefixed("mana-grant-wrap:v2", sha256(header).hex())
 
 
-def _signed_parts(header: bytes, wrapped_key: bytes, sealed_keys: str) -> tuple[bytes, ...]:
-    if not sealed_keys.isascii():
+def _hashes(grant: SealedGrant) -> tuple[bytes, bytes]:
+    if not grant.sealed_keys.isascii():
         raise Malformed("not the form of sealed keys")
-    return header, sha256(wrapped_key), sha256(sealed_keys.encode("ascii"))
+    return sha256(grant.wrapped_key), sha256(grant.sealed_keys.encode("ascii"))
 
 
 def _require_canonical(header: bytes) -> None:

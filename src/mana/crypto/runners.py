@@ -7,12 +7,13 @@ private bundle is a file of the runner; the public one a setting (`MANA_AI_PUBLI
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from mana.crypto import hpke, rsa
 from mana.crypto.envelope import parse_json
-from mana.crypto.errors import Malformed
+from mana.crypto.errors import Malformed, SignatureRejected
 from mana.crypto.hpke import HpkePrivateKey, HpkePublicKey
 from mana.crypto.identity import fingerprint
 from mana.crypto.pem import from_pem, to_pem
@@ -24,6 +25,7 @@ from mana.domain.encoding import canonical_json, sha256
 
 _PUBLIC: Final = "MANA RUNNER PUBLIC KEY"
 _PRIVATE: Final = "MANA RUNNER PRIVATE KEY"
+_SUCCEEDED: Final = "mana-runner-key:v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,41 @@ class RunnerPrivateKey:
         """Read the private bundle; raise Malformed for any other form."""
         hpke_raw, rsa_raw, signing_raw = _members(_PRIVATE, text)
         return cls(HpkePrivateKey(hpke_raw), RsaPrivateKey(rsa_raw), SigningKey(signing_raw))
+
+
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """A runner's key, and its word that another one comes after it."""
+
+    key: RunnerPublicKey
+    signature: bytes
+
+
+def name_successor(before: RunnerPrivateKey, after: RunnerPublicKey) -> Succession:
+    """Sign, with a runner's key, the one that takes its place."""
+    public = before.public()
+    signature = before.signing_key.sign(_SUCCEEDED, public.key_id(), after.bundle())
+    return Succession(public, signature)
+
+
+def succession_from(
+    current: RunnerPublicKey, before: Sequence[Succession]
+) -> tuple[RunnerPublicKey, ...]:
+    """Return the keys that lead to `current`, newest first, as far as each signed the next.
+
+    `current` is the first of them. What signs nothing of the chain ends it: a list that
+    somebody else wrote can only be too short.
+    """
+    keys = [current]
+    for one in before:
+        try:
+            one.key.signing_key.verify(
+                one.signature, _SUCCEEDED, one.key.key_id(), keys[-1].bundle()
+            )
+        except SignatureRejected:
+            break
+        keys.append(one.key)
+    return tuple(keys)
 
 
 def _bundle(

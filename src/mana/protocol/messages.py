@@ -765,11 +765,16 @@ class GrantHeaderAnswer(Answer, frozen=True):
 
 
 class GrantCompletion(Request, frozen=True):
-    """The sealed keys of a grant and the device's signature over header and hashes."""
+    """The sealed keys of a grant and the device's signature over header and hashes.
+
+    `replaces`: where given, it counts only while this grant is the mission's active one, so that
+    a device that mints a grant anew never undoes what the person did meanwhile.
+    """
 
     wrapped_key: Long
     sealed_keys: Annotated[str, Meta(max_length=4 * 1024 * 1024)]
     signature: Signature
+    replaces: Short | None = None
 
 
 class GrantInfo(Answer, frozen=True):

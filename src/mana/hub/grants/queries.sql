@@ -2,7 +2,7 @@
 select clock_timestamp()
 
 -- name: facts
-select s.space_id, s.type, m.role, a.mode
+select s.space_id, s.type, m.role, a.grants
   from mana.spaces s
   join mana.memberships m on m.space_id = s.space_id and m.account_id = mana.current_account()
   join mana.accounts a on a.account_id = mana.current_account()
@@ -39,7 +39,8 @@ update mana_ai.grants
 -- name: activate
 update mana_ai.grants
    set state = 'active', completed_at = clock_timestamp(), wrapped_key = $2, sealed_keys = $3,
-       signer = $4, signature = $5, hub_signature = $6
+       signer = $4, signature = $5, hub_signature = $6, wrapped_key_hash = $7,
+       sealed_keys_hash = $8
  where grant_id = $1 and state = 'pending'
 
 -- name: expire_seen
@@ -52,13 +53,21 @@ update mana_ai.grants
    set state = 'revoked', ended_at = clock_timestamp(), wrapped_key = null, sealed_keys = null
  where grant_id = $1 and state in ('pending', 'active')
 
+-- name: add_revocation
+update mana_ai.grants set revoker = $2, revocation = $3
+ where grant_id = $1 and revocation is null
+
+-- name: active_grant
+select grant_id from mana_ai.grants
+ where space_id = $1 and mission_id = $2 and state = 'active' for update
+
 -- name: visible
 select *, expires_at <= clock_timestamp() as expired from mana_ai.grants
  where completed_at is not null order by created_at desc, grant_id limit $1
 
 -- name: certificate
 select account_id, device_id, public_key, created_at, signature from mana.devices
- where device_id = $1 and account_id = mana.current_account()
+ where device_id = $1 and account_id = mana.current_account() and revoked_at is null
 
 -- name: signing_key
 select signing_key from mana.accounts where account_id = mana.current_account()

@@ -14,6 +14,7 @@ from mana.protocol.messages import (
     GrantsAnswer,
     MissionsAnswer,
     OccurrenceInfo,
+    RevokeGrant,
     RunnerInfo,
 )
 
@@ -45,6 +46,9 @@ def grants_endpoints(service: GrantService) -> tuple[Endpoint, ...]:
 
     async def revoke(call: Call) -> None:
         await service.revoke(call.tenant, call.path["grantId"])
+
+    async def end(call: Call) -> None:
+        await service.revoke(call.tenant, call.path["grantId"], call.message(RevokeGrant))
 
     async def missions(call: Call) -> MissionsAnswer:
         return await service.missions(call.tenant)
@@ -83,6 +87,14 @@ def grants_endpoints(service: GrantService) -> tuple[Endpoint, ...]:
             bytes_max=COMPLETION_BYTES_MAX,
         ),
         Endpoint("DELETE", f"{GRANT}/{{grantId}}", revoke, "Revoke a grant, for ever", status=204),
+        Endpoint(
+            "POST",
+            f"{GRANT}/{{grantId}}/revoke",
+            end,
+            "Revoke a grant, for ever, by a device's signed word",
+            body=RevokeGrant,
+            status=204,
+        ),
         Endpoint("GET", f"{GRANT}s", grants, "Grants of the account's spaces", answer=GrantsAnswer),
         Endpoint(
             "GET",

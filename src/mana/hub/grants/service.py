@@ -15,7 +15,13 @@ import msgspec
 
 from mana.crypto.envelope import parse_json
 from mana.crypto.errors import Malformed, SignatureRejected
-from mana.crypto.grants import SealedGrant, countersign_grant, verify_grant
+from mana.crypto.grants import (
+    GrantHashes,
+    SealedGrant,
+    countersign_grant,
+    verify_grant,
+    verify_grant_ended,
+)
 from mana.crypto.identity import DeviceCertificate, verify_certificate
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.runners import RunnerPublicKey
@@ -56,7 +62,9 @@ from mana.protocol.messages import (
     MissionStatus,
     ModelInfo,
     OccurrenceInfo,
+    RevokeGrant,
     RunnerInfo,
+    Signature,
 )
 
 GRANTS_MAX: Final = 500
@@ -167,8 +175,8 @@ class GrantService:
                 if asked.space_id is None:
                     raise VaultNotInitialised("the account has no personal space")
                 raise NotFound("there is no such space")
-            if facts.mode == "zero-knowledge":
-                raise ZeroKnowledgeActive("the account is in zero-knowledge mode")
+            if not facts.grants:
+                raise ZeroKnowledgeActive("the person allows no grants from this vault")
             if facts.role == "viewer" or facts.type == "user":
                 raise Forbidden("the role may not grant in this space")
             key = self.runner.current()
@@ -230,7 +238,11 @@ class GrantService:
                 raise Forbidden("the role may not grant in this space")
             if grant.runner_key_id != self.runner.current().key_id():
                 raise GrantEnded("the runner has another key by now")
-            hub_signature = await self._verified(register, grant, done)
+            sealed, hub_signature = await self._verified(register, grant, done)
+            if done.replaces is not None:
+                active = await register.active_grant(grant.space_id, grant.mission_id)
+                if active != done.replaces:
+                    raise GrantEnded("the mission has another grant by now")
             await register.activate(
                 grant,
                 wrapped_key=done.wrapped_key,
@@ -238,34 +250,28 @@ class GrantService:
                 signer=done.signature.signer,
                 signature=done.signature.value,
                 hub_signature=hub_signature,
+                hashes=GrantHashes.of(sealed),
             )
             await scheduling.granted(
                 register.ledger, grant.space_id, grant.mission_id, tenant.account
             )
-        return GrantInfo(header=_header(grant), state="active")
+            completed = await register.one_locked(grant_id)
+        return _info(completed or grant)
 
     async def _verified(
         self, register: Register, grant: RegisteredGrant, done: GrantCompletion
-    ) -> str:
-        """Return the hub's signature over a grant that a certified device made."""
+    ) -> tuple[SealedGrant, str]:
+        """Return a grant that a certified device made, and the hub's signature over it."""
         try:
             if not done.sealed_keys.startswith("gk:2:"):
                 raise Malformed("not the form of sealed keys")
             sealed = SealedGrant(
                 unb64(done.wrapped_key), done.sealed_keys, unb64(done.signature.value)
             )
-            certificate = await register.certificate(done.signature.signer)
-            identity = await register.signing_key()
-            if certificate is None or identity is None:
-                raise SignatureRejected("the device is not registered to the account")
-            device = verify_certificate(
-                DeviceCertificate.from_wire(msgspec.to_builtins(certificate)),
-                VerifyKey(unb64(identity)),
-                grant.account_id,
-            )
+            device = await _device(register, done.signature.signer, grant.account_id)
             header = grant.header.encode("utf-8")
             verify_grant(header, sealed, device=device)
-            return b64(countersign_grant(self.hub_key, header, sealed))
+            return sealed, b64(countersign_grant(self.hub_key, header, sealed))
         except CryptoFailed as error:
             raise GrantRefused("the grant does not verify", detail={"cause": error.code}) from None
 
@@ -276,8 +282,11 @@ class GrantService:
             found = await register.visible(GRANTS_MAX)
         return GrantsAnswer(grants=[_info(grant) for grant in found])
 
-    async def revoke(self, tenant: Tenant, grant_id: str) -> None:
-        """End a grant for ever; one that has ended stays as it is."""
+    async def revoke(self, tenant: Tenant, grant_id: str, word: RevokeGrant | None = None) -> None:
+        """End a grant for ever; one that has ended stays as it is, but takes the first signed word.
+
+        Raises GrantRefused where the word is not signed by a device of this account.
+        """
         require_uuid(grant_id, "grant id")
         async with self.store.register(tenant) as register:
             grant = await register.one_locked(grant_id)
@@ -287,10 +296,27 @@ class GrantService:
                 role = await register.role(grant.space_id)
                 if role not in ("owner", "admin"):
                     raise Forbidden("the grant is another member's")
+            if word is not None:
+                await self._verify_word(register, tenant.account, grant, word)
             if grant.state in ("pending", "active"):
                 await register.revoke(grant_id)
             if grant.state == "active":
                 await scheduling.hold(register.ledger, grant.space_id, grant.mission_id, "revoked")
+                await register.ledger.wake()
+            if word is not None:
+                signed = word.signature
+                await register.add_revocation(grant_id, signer=signed.signer, value=signed.value)
+
+    async def _verify_word(
+        self, register: Register, account: AccountId, grant: RegisteredGrant, word: RevokeGrant
+    ) -> None:
+        """Raise GrantRefused unless a device of this account signed that this grant has ended."""
+        try:
+            device = await _device(register, word.signature.signer, account)
+            header, value = grant.header.encode("utf-8"), unb64(word.signature.value)
+            verify_grant_ended(grant.grant_id, header, value, device=device)
+        except CryptoFailed as error:
+            raise GrantRefused("the word does not verify", detail={"cause": error.code}) from None
 
     async def missions(self, tenant: Tenant) -> MissionsAnswer:
         """Return the schedules of the account's missions and today's use of tokens."""
@@ -343,6 +369,19 @@ class GrantService:
             )
 
 
+async def _device(register: Register, device_id: str, account: AccountId) -> VerifyKey:
+    """Return the key of a device that the account certified; raise SignatureRejected."""
+    certificate = await register.certificate(device_id)
+    identity = await register.signing_key()
+    if certificate is None or identity is None:
+        raise SignatureRejected("the device is not registered to the account")
+    return verify_certificate(
+        DeviceCertificate.from_wire(msgspec.to_builtins(certificate)),
+        VerifyKey(unb64(identity)),
+        account,
+    )
+
+
 def _pending(
     header: GrantHeader, account: AccountId, issued_ms: int, expires_ms: int
 ) -> RegisteredGrant:
@@ -367,7 +406,15 @@ def _info(grant: RegisteredGrant) -> GrantInfo:
         header=_header(grant),
         state=grant.state,
         ended_at=None if grant.ended_ms is None else iso_ms(grant.ended_ms),
+        signature=_signature(grant.signer, grant.signature),
+        wrapped_key_hash=grant.wrapped_key_hash,
+        sealed_keys_hash=grant.sealed_keys_hash,
+        revocation=_signature(grant.revoker, grant.revocation),
     )
+
+
+def _signature(signer: str | None, value: str | None) -> Signature | None:
+    return None if signer is None or value is None else Signature(signer=signer, value=value)
 
 
 def _header(grant: RegisteredGrant) -> dict[str, Json]:

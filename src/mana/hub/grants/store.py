@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mana.domain.ids import AccountId, SpaceId
+from mana.crypto.grants import GrantHashes
+from mana.domain.ids import AccountId, MissionId, SpaceId
 from mana.hub.db import Row, Tenancy, Transaction, load_queries
 from mana.hub.runner.ledger import RegisteredGrant
 from mana.hub.runner.store import Ledger, from_ms, registered_grant, to_ms
@@ -19,12 +20,12 @@ _QUERIES: Final = load_queries("mana.hub.grants")
 
 @dataclass(frozen=True, slots=True)
 class SpaceFacts:
-    """The space that a grant is asked for, and what the account is in it."""
+    """The space that a grant is asked for, what the account is in it, and whether it may grant."""
 
     space_id: SpaceId
     type: str
     role: str
-    mode: str
+    grants: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Register:
         row = await self.tx.one(_QUERIES["facts"], space)
         if row is None:
             return None
-        return SpaceFacts(SpaceId(row["space_id"]), row["type"], row["role"], row["mode"])
+        return SpaceFacts(SpaceId(row["space_id"]), row["type"], row["role"], row["grants"])
 
     async def standing(
         self, space: SpaceId, keys: Sequence[tuple[str, str]]
@@ -91,6 +92,7 @@ class Register:
         signer: str,
         signature: str,
         hub_signature: str,
+        hashes: GrantHashes,
     ) -> None:
         """Make a grant the active one of its mission; the one before it is replaced."""
         await self.tx.execute(
@@ -104,11 +106,22 @@ class Register:
             signer,
             signature,
             hub_signature,
+            hashes.wrapped_key,
+            hashes.sealed_keys,
         )
 
     async def revoke(self, grant_id: str) -> None:
         """End a grant for ever and erase its sealed keys."""
         await self.tx.execute(_QUERIES["revoke"], grant_id)
+
+    async def add_revocation(self, grant_id: str, *, signer: str, value: str) -> None:
+        """Keep a device's signed word that a grant has ended; the first one stays."""
+        await self.tx.execute(_QUERIES["add_revocation"], grant_id, signer, value)
+
+    async def active_grant(self, space: SpaceId, mission: MissionId) -> str | None:
+        """Return the active grant of a mission; nobody else ends it meanwhile."""
+        grant: str | None = await self.tx.value(_QUERIES["active_grant"], space, mission)
+        return grant
 
     async def expire_seen(self) -> None:
         """End the grants of the account's spaces whose time has passed."""

@@ -90,3 +90,7 @@ class RegisteredGrant:
     signer: str | None = None
     signature: str | None = None
     hub_signature: str | None = None
+    wrapped_key_hash: str | None = None
+    sealed_keys_hash: str | None = None
+    revoker: str | None = None
+    revocation: str | None = None

@@ -241,6 +241,10 @@ class Ledger:
             )
         )
 
+    async def wake(self) -> None:
+        """Tell the runners that something is to be looked at, when this transaction commits."""
+        await self.tx.value(_QUERIES["notify_due"], DUE)
+
     async def put_back(self, lease: Lease, *, delay_ms: int, counted: bool) -> bool:
         """Queue a leased occurrence again. `counted`: the attempt was one."""
         done = await self.tx.execute(
@@ -491,6 +495,10 @@ def registered_grant(row: Row) -> RegisteredGrant:
         signer=row["signer"],
         signature=row["signature"],
         hub_signature=row["hub_signature"],
+        wrapped_key_hash=row["wrapped_key_hash"],
+        sealed_keys_hash=row["sealed_keys_hash"],
+        revoker=row["revoker"],
+        revocation=row["revocation"],
     )
 
 
