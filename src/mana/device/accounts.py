@@ -11,7 +11,6 @@ import contextlib
 import os
 import secrets
 import time
-import unicodedata
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from mana.device.vault import (
     DeviceKey,
     OpenedVault,
     derive,
+    folded_login,
     new_account,
     new_device,
     new_kdf,
@@ -96,8 +96,8 @@ class Accounts:
 
     def find(self, login: str) -> KnownAccount | None:
         """Return the account of this device with a login name, however its letters are written."""
-        wanted = _folded(login)
-        return next((one for one in self.known() if _folded(one.login) == wanted), None)
+        wanted = folded_login(login)
+        return next((one for one in self.known() if folded_login(one.login) == wanted), None)
 
     async def sign_up(
         self,
@@ -431,10 +431,6 @@ def _write_device(tx: Tx, vault: OpenedVault, device: DeviceKey, marker: str) ->
     tx.set_meta(_CERTIFICATE, msgspec.json.encode(device.certificate).decode())
     tx.set_meta(_DEVICE_KEY, sealed)
     tx.set_meta(_MARKER, marker)
-
-
-def _folded(login: str) -> str:
-    return unicodedata.normalize("NFC", login.strip()).lower()
 
 
 def _login(login: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -72,6 +73,11 @@ _PARENTS_MAX: Final = 1_000
 def random_id() -> str:
     """Return a random id."""
     return str(uuid.uuid4())
+
+
+def folded_login(login: str) -> str:
+    """Return a login name in the one form in which two spellings of it are compared."""
+    return unicodedata.normalize("NFC", login.strip()).lower()
 
 
 class SpaceStillHeld(Conflict):
