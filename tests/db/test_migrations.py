@@ -44,6 +44,7 @@ LOGIN_FUNCTIONS = [
     "mana.reset_account",
     "mana.rotate_token",
     "mana.set_kek_wrap",
+    "mana.sweep_waiting",
     "mana.touch_attempts",
 ]
 

@@ -223,6 +223,10 @@ begin
     return query select 'unknown', null::text, null::text;
     return;
   end if;
+  if sess.revoked then
+    return query select 'revoked', null::text, null::text;
+    return;
+  end if;
   if sess.ended_at is not null or held.issued_at <= p_now - p_life then
     return query select 'ended', null::text, null::text;
     return;
@@ -262,6 +266,40 @@ begin
 end
 $function$;
 -- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.sweep_waiting(p_now timestamp with time zone)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  delete from mana.links l where l.expires_at <= p_now;
+  delete from mana.factor_challenges c where c.expires_at <= p_now;
+  delete from mana.second_factors f
+   where f.state = 'pending' and f.created_at <= p_now - interval '10 minutes';
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.tell_ended_session()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SET search_path TO ''
+AS $function$
+begin
+  if tg_op = 'DELETE' then
+    perform pg_catalog.pg_notify('mana_live', 'ended:' || old.session_id);
+  elsif new.revoked then
+    perform pg_catalog.pg_notify('mana_live', 'revoked:' || new.session_id);
+  elsif new.ended_at is not null then
+    perform pg_catalog.pg_notify('mana_live', 'ended:' || new.session_id);
+  end if;
+  return null;
+end
+$function$;
+-- execute: the owner only
 
 CREATE OR REPLACE FUNCTION mana.touch_attempts(p_login_mac bytea)
  RETURNS void
@@ -421,6 +459,24 @@ create policy shared on mana.devices as permissive for select to mana_app, mana_
 grant insert, select, update(signature), update(former_signature), update(revoked_at), update(revocation) on mana.devices to mana_app;
 grant select on mana.devices to mana_runner;
 
+create table mana.factor_challenges (
+  challenge text not null,
+  account_id text not null,
+  factor_id text,
+  expires_at timestamp with time zone not null,
+  constraint factor_challenges_pkey PRIMARY KEY (challenge),
+  constraint factor_challenges_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint factor_challenges_factor_id_fkey FOREIGN KEY (factor_id) REFERENCES mana.second_factors(factor_id) ON DELETE CASCADE
+);
+CREATE INDEX factor_challenges_by_age ON mana.factor_challenges USING btree (expires_at);
+CREATE INDEX factor_challenges_of_account ON mana.factor_challenges USING btree (account_id);
+CREATE INDEX factor_challenges_of_factor ON mana.factor_challenges USING btree (factor_id);
+alter table mana.factor_challenges enable row level security;
+alter table mana.factor_challenges force row level security;
+create policy door on mana.factor_challenges as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana.factor_challenges as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant delete, insert, select on mana.factor_challenges to mana_app;
+
 create table mana.hidden_records (
   space_id text not null,
   table_name text not null,
@@ -504,7 +560,7 @@ grant insert on mana.invites to mana_app;
 
 create table mana.links (
   link_id text not null,
-  account_id text,
+  account_id text not null,
   login text not null,
   name text not null,
   ticket_hash bytea not null,
@@ -516,11 +572,15 @@ create table mana.links (
   device_id text,
   nonce text,
   wrapped text,
+  certificate json,
   session_id text,
+  revision integer,
   created_at timestamp with time zone not null,
   expires_at timestamp with time zone not null,
   constraint links_pkey PRIMARY KEY (link_id),
   constraint links_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint links_check CHECK (((state = 'approved'::text) = (wrapped IS NOT NULL))),
+  constraint links_check1 CHECK (((wrapped IS NULL) = (certificate IS NULL))),
   constraint links_state_check CHECK ((state = ANY (ARRAY['waiting'::text, 'answered'::text, 'revealed'::text, 'approved'::text, 'refused'::text, 'taken'::text])))
 );
 CREATE INDEX links_by_age ON mana.links USING btree (expires_at);
@@ -668,6 +728,7 @@ create table mana.second_factors (
   constraint second_factors_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'active'::text])))
 );
 CREATE INDEX second_factors_of_account ON mana.second_factors USING btree (account_id);
+CREATE INDEX second_factors_unfinished ON mana.second_factors USING btree (created_at) WHERE (state = 'pending'::text);
 CREATE UNIQUE INDEX second_factors_credential ON mana.second_factors USING btree (credential_id) WHERE (credential_id IS NOT NULL);
 alter table mana.second_factors enable row level security;
 alter table mana.second_factors force row level security;
@@ -686,6 +747,7 @@ create table mana.security_events (
   constraint security_events_pkey PRIMARY KEY (account_id, number),
   constraint security_events_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE
 );
+CREATE INDEX security_events_by_time ON mana.security_events USING btree (account_id, at);
 alter table mana.security_events enable row level security;
 alter table mana.security_events force row level security;
 create policy door on mana.security_events as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
@@ -700,15 +762,18 @@ create table mana.sessions (
   seen_at timestamp with time zone,
   name text not null default ''::text,
   device_id text,
+  revoked boolean not null default false,
   constraint sessions_pkey PRIMARY KEY (session_id),
   constraint sessions_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE
 );
 CREATE INDEX sessions_of_account ON mana.sessions USING btree (account_id);
+CREATE INDEX sessions_of_device ON mana.sessions USING btree (device_id) WHERE (device_id IS NOT NULL);
 alter table mana.sessions enable row level security;
 alter table mana.sessions force row level security;
 create policy door on mana.sessions as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
 create policy own on mana.sessions as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
-grant insert, select, update(ended_at), update(seen_at), update(name), update(device_id) on mana.sessions to mana_app;
+CREATE TRIGGER tell_ended AFTER DELETE OR UPDATE OF ended_at, revoked ON mana.sessions FOR EACH ROW EXECUTE FUNCTION mana.tell_ended_session();
+grant insert, select, update(ended_at), update(seen_at), update(name), update(device_id), update(revoked) on mana.sessions to mana_app;
 
 create table mana.space_heads (
   space_id text not null,

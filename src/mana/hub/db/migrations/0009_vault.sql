@@ -38,6 +38,7 @@ create table mana.security_events (
   detail text not null default '',
   primary key (account_id, number)
 );
+create index security_events_by_time on mana.security_events (account_id, at);
 
 -- One-time tokens that the operator makes on the hub's own machine.
 create table mana.resets (
@@ -52,7 +53,28 @@ create index resets_of_account on mana.resets (account_id);
 alter table mana.sessions
   add column seen_at timestamptz,
   add column name text not null default '',
-  add column device_id text;
+  add column device_id text,
+  add column revoked boolean not null default false;
+create index sessions_of_device on mana.sessions (device_id) where device_id is not null;
+
+-- Whoever ends a session, and however: every hub process hears it, and refuses its tokens.
+create function mana.tell_ended_session() returns trigger
+  language plpgsql
+  set search_path = ''
+as $$
+begin
+  if tg_op = 'DELETE' then
+    perform pg_catalog.pg_notify('mana_live', 'ended:' || old.session_id);
+  elsif new.revoked then
+    perform pg_catalog.pg_notify('mana_live', 'revoked:' || new.session_id);
+  elsif new.ended_at is not null then
+    perform pg_catalog.pg_notify('mana_live', 'ended:' || new.session_id);
+  end if;
+  return null;
+end
+$$;
+create trigger tell_ended after delete or update of ended_at, revoked on mana.sessions
+  for each row execute function mana.tell_ended_session();
 
 alter table mana.devices
   add column former_signature text,
@@ -78,12 +100,27 @@ create table mana.second_factors (
 create index second_factors_of_account on mana.second_factors (account_id);
 create unique index second_factors_credential on mana.second_factors (credential_id)
   where credential_id is not null;
+create index second_factors_unfinished on mana.second_factors (created_at)
+  where state = 'pending';
 
--- A new device that asks to be unlocked by another. `account_id` is null for a login that does
--- not exist, so that asking tells nothing.
+-- What a passkey is asked to sign, once. Without `factor_id` it is for a log-in.
+create table mana.factor_challenges (
+  challenge text not null,
+  account_id text not null references mana.accounts on delete cascade,
+  factor_id text references mana.second_factors on delete cascade,
+  expires_at timestamptz not null,
+  primary key (challenge)
+);
+create index factor_challenges_of_account on mana.factor_challenges (account_id);
+create index factor_challenges_of_factor on mana.factor_challenges (factor_id);
+create index factor_challenges_by_age on mana.factor_challenges (expires_at);
+
+-- A new device that asks to be unlocked by another. A login that does not exist has no row, and
+-- a ticket all the same. Once approved: what is handed over, the session that approved it, and
+-- the revision of the vault at that moment.
 create table mana.links (
   link_id text not null,
-  account_id text references mana.accounts on delete cascade,
+  account_id text not null references mana.accounts on delete cascade,
   login text not null,
   name text not null,
   ticket_hash bytea not null,
@@ -95,10 +132,14 @@ create table mana.links (
   device_id text,
   nonce text,
   wrapped text,
+  certificate json,
   session_id text,
+  revision integer,
   created_at timestamptz not null,
   expires_at timestamptz not null,
-  primary key (link_id)
+  primary key (link_id),
+  check ((state = 'approved') = (wrapped is not null)),
+  check ((wrapped is null) = (certificate is null))
 );
 create index links_of_account on mana.links (account_id);
 create index links_by_age on mana.links (expires_at);
@@ -107,7 +148,8 @@ do $$
 declare
   name text;
 begin
-  foreach name in array array['vault_statements', 'security_events', 'resets', 'second_factors', 'links']
+  foreach name in array array['vault_statements', 'security_events', 'resets', 'second_factors',
+    'factor_challenges', 'links']
   loop
     execute format('alter table mana.%I enable row level security', name);
     execute format('alter table mana.%I force row level security', name);
@@ -123,12 +165,13 @@ $$;
 
 grant select, insert on mana.vault_statements, mana.security_events to mana_app;
 grant select, insert, update, delete on mana.second_factors, mana.links to mana_app;
+grant select, insert, delete on mana.factor_challenges to mana_app;
 grant select, delete on mana.resets to mana_app;
 grant update (mode, kdf, login_hash, master_wrap, master_check, kek_wrap, kek_id, signing_key,
   hpke_key, sealed_private, revision, challenge, recovery, recovery_hash, recovery_set_at, formers,
   grants) on mana.accounts to mana_app;
 grant update (signature, former_signature, revoked_at, revocation) on mana.devices to mana_app;
-grant update (seen_at, name, device_id) on mana.sessions to mana_app;
+grant update (seen_at, name, device_id, revoked) on mana.sessions to mana_app;
 
 -- What a member of a grant's space needs to verify it after its sealed material is erased, and
 -- the signed word that it ended.
@@ -310,7 +353,7 @@ begin
 end
 $$;
 
--- As before, and it notes when the session was seen.
+-- As before; it notes when the session was seen, and tells of a device that was revoked.
 create or replace function mana.rotate_token(
   p_old bytea, p_new bytea, p_now timestamptz, p_grace interval, p_life interval)
   returns table (outcome text, account_id text, session_id text)
@@ -333,6 +376,10 @@ begin
   select * into held from mana.refresh_tokens t where t.token_hash = p_old;
   if held.token_hash is null or sess.session_id is null then
     return query select 'unknown', null::text, null::text;
+    return;
+  end if;
+  if sess.revoked then
+    return query select 'revoked', null::text, null::text;
     return;
   end if;
   if sess.ended_at is not null or held.issued_at <= p_now - p_life then
@@ -360,8 +407,23 @@ begin
 end
 $$;
 
+-- What waited in vain goes: links, challenges, second factors that were never finished.
+create function mana.sweep_waiting(p_now timestamptz) returns void
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  delete from mana.links l where l.expires_at <= p_now;
+  delete from mana.factor_challenges c where c.expires_at <= p_now;
+  delete from mana.second_factors f
+   where f.state = 'pending' and f.created_at <= p_now - interval '10 minutes';
+end
+$$;
+
 grant execute on function
   mana.recovery_facts(text),
+  mana.sweep_waiting(timestamptz),
   mana.touch_attempts(bytea),
   mana.open_reset(bytea, text, timestamptz, timestamptz),
   mana.reset_account(bytea, text, timestamptz),
