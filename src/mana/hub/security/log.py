@@ -6,14 +6,16 @@ fail too, and then what the person asked for counts more than the line about it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Final, Literal, TypeAlias
 
 import structlog
 
 from mana.domain.clock import parse_iso_ms
-from mana.domain.errors import ManaError
+from mana.domain.errors import Forbidden, ManaError, Unauthenticated
 from mana.domain.ids import AccountId
+from mana.hub.http.endpoints import Session
 from mana.hub.security.store import SecurityStore
 from mana.hub.tenants import Tenant
 from mana.protocol.messages import SecurityEvents
@@ -72,6 +74,15 @@ class SecurityLog:
             )
         except ManaError as error:
             _LOG.error("security line lost", action=action, error=type(error).__name__)
+
+    @contextlib.asynccontextmanager
+    async def refusals(self, session: Session, action: Action) -> AsyncIterator[None]:
+        """Write a line about what is refused inside: a proof or an answer that does not hold."""
+        try:
+            yield
+        except (Forbidden, Unauthenticated):
+            await self.note(session.account, action, ok=False, session_id=session.session_id)
+            raise
 
     async def events(self, tenant: Tenant, *, before: str | None, limit: int) -> SecurityEvents:
         """Return lines before a moment (ISO), newest first.

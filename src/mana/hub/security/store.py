@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
-from mana.hub.db import Tenancy, load_queries
+from mana.hub.db import Tenancy, Transaction, load_queries
 from mana.hub.moments import iso_of, moment
 from mana.hub.tenants import Tenant
 from mana.protocol.messages import SecurityEvent, SecurityEvents
@@ -32,7 +32,9 @@ class SecurityStore:
     ) -> None:
         """Write a line."""
         async with self._tenancy.transaction(tenant) as tx:
-            await tx.execute(Q["insert_event"], moment(now_ms), action, ok, session_id, detail)
+            await write_event(
+                tx, action, ok=ok, session_id=session_id, detail=detail, now_ms=now_ms
+            )
 
     async def events(self, tenant: Tenant, *, before_ms: int | None, limit: int) -> SecurityEvents:
         """Return lines before a moment, newest first; those of one millisecond stay together."""
@@ -53,3 +55,16 @@ class SecurityStore:
             ],
             more=more,
         )
+
+
+async def write_event(
+    tx: Transaction,
+    action: str,
+    *,
+    ok: bool = True,
+    session_id: str | None = None,
+    detail: str = "",
+    now_ms: int,
+) -> None:
+    """Write a line with what it tells of: both stand, or neither."""
+    await tx.execute(Q["insert_event"], moment(now_ms), action, ok, session_id, detail)

@@ -1,0 +1,1 @@
+"""Second factors of a log-in: codes of an authenticator, and passkeys."""
