@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mana.device.errors import ReplicaBroken, SpaceLeft, StorageFull
-from mana.device.replica import OutboxRow, Replica, Tx, Watch
+from mana.device.replica import Outbox, OutboxRow, Replica, Tx, Watch
+from mana.device.replica.overwritten import OVERWRITTEN_MAX
 from mana.device.replica.rows import decode_row, encode_row, held_of, read_row, row_after, write_row
-from mana.device.replica.tables import OVERWRITTEN_MAX, TOMBSTONE_MS
+from mana.device.replica.state import TOMBSTONE_MS
 from mana.domain.clock import Stamp, iso_ms
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
@@ -121,7 +122,7 @@ async def take(
     )
 
 
-def as_it_is(tx: Tx, row: OutboxRow) -> ChangeMessage:
+def as_it_is(tx: Outbox, row: OutboxRow) -> ChangeMessage:
     return row.message
 
 

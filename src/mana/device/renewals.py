@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from mana.crypto.envelope import Binding, parse_envelope
-from mana.device.replica import OutboxRow, Tx
+from mana.device.replica import Outbox, OutboxRow
 from mana.device.sealing import TARGET_ID, TARGET_TABLE, Sealer
 from mana.domain.actors import actor_from_wire
 from mana.domain.clock import Stamp, next_stamp, observe, parse_stamp
@@ -83,14 +83,14 @@ def seal_anew(
     return sealer.seal(space_id, draft, place, values, at)
 
 
-def restamper(sealer: Sealer, now_ms: int) -> Callable[[Tx, OutboxRow], ChangeMessage]:
+def restamper(sealer: Sealer, now_ms: int) -> Callable[[Outbox, OutboxRow], ChangeMessage]:
     """Return how a change that waits is stamped and sealed anew, later than what it meets.
 
     It also meets own changes that the hub has taken and the log has not brought yet: they may be
     ahead of the hub's time by as much as the hub allows.
     """
 
-    def anew(tx: Tx, row: OutboxRow) -> ChangeMessage:
+    def anew(tx: Outbox, row: OutboxRow) -> ChangeMessage:
         record = _before(tx, row)
         last = tx.clock(sealer.device.device_id)
         for path in row.message.fields:
@@ -106,10 +106,10 @@ def restamper(sealer: Sealer, now_ms: int) -> Callable[[Tx, OutboxRow], ChangeMe
     return anew
 
 
-def resealer(sealer: Sealer) -> Callable[[Tx, OutboxRow], ChangeMessage]:
+def resealer(sealer: Sealer) -> Callable[[Outbox, OutboxRow], ChangeMessage]:
     """Return how a change that waits is sealed anew, under the stamp that it has."""
 
-    def anew(tx: Tx, row: OutboxRow) -> ChangeMessage:
+    def anew(tx: Outbox, row: OutboxRow) -> ChangeMessage:
         try:
             sealer.catalogue.table(row.message.table)
         except NotFound:
@@ -120,12 +120,12 @@ def resealer(sealer: Sealer) -> Callable[[Tx, OutboxRow], ChangeMessage]:
     return anew
 
 
-def _before(tx: Tx, row: OutboxRow) -> Record | None:
+def _before(tx: Outbox, row: OutboxRow) -> Record | None:
     held = tx.before(row)
     return held.record if held is not None else None
 
 
-def _is_of_private(sealer: Sealer, tx: Tx, row: OutboxRow) -> bool:
+def _is_of_private(sealer: Sealer, tx: Outbox, row: OutboxRow) -> bool:
     """Say whether a change is about a record that is private by now, as its journal is."""
     change = row.message
     if sealer.catalogue.table(change.table).sealing is not Sealing.TARGET:
@@ -137,10 +137,12 @@ def _is_of_private(sealer: Sealer, tx: Tx, row: OutboxRow) -> bool:
     return target is not None and target.record.visibility == "private"
 
 
-def renamer(sealer: Sealer, new_id: Callable[[], str]) -> Callable[[Tx, OutboxRow], ChangeMessage]:
+def renamer(
+    sealer: Sealer, new_id: Callable[[], str]
+) -> Callable[[Outbox, OutboxRow], ChangeMessage]:
     """Return how a change goes again whose id another account has used."""
 
-    def anew(tx: Tx, row: OutboxRow) -> ChangeMessage:
+    def anew(tx: Outbox, row: OutboxRow) -> ChangeMessage:
         again = msgspec.structs.replace(row.message, change_id=new_id())
         return sealer.sign(again, row.space) if again.signature is not None else again
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from mana.device.errors import FieldsClosed
 from mana.device.flips import flipped
 from mana.device.renewals import seal_anew
-from mana.device.replica import Resend, Tx
+from mana.device.replica import Outbox, Resend
 from mana.device.sealing import Sealer
 from mana.domain.actors import Actor, Origin
 from mana.domain.clock import next_stamp, observe, parse_stamp
@@ -34,7 +34,7 @@ def resender(sealer: Sealer, new_id: Callable[[], str], now_ms: int) -> Resend:
     """
 
     def again(
-        tx: Tx, space_id: str, record: Record, shown: StateRecord | None, left: Sequence[str]
+        tx: Outbox, space_id: str, record: Record, shown: StateRecord | None, left: Sequence[str]
     ) -> list[ChangeMessage]:
         role = sealer.keys(space_id).role
         try:
@@ -55,7 +55,7 @@ def resender(sealer: Sealer, new_id: Callable[[], str], now_ms: int) -> Resend:
 
 
 def _flip(
-    sealer: Sealer, tx: Tx, space_id: str, record: Record, shown: StateRecord, now_ms: int
+    sealer: Sealer, tx: Outbox, space_id: str, record: Record, shown: StateRecord, now_ms: int
 ) -> list[ChangeMessage]:
     table = sealer.catalogue.table(record.table)
     last = tx.clock(sealer.device.device_id)
@@ -83,7 +83,7 @@ def _flip(
 
 def _edits(
     sealer: Sealer,
-    tx: Tx,
+    tx: Outbox,
     space_id: str,
     table: Table,
     record: Record,

@@ -16,7 +16,8 @@ from typing import Final, TypeVar
 
 from mana.device.errors import Locked, ReplicaBroken, ReplicaTooNew, StorageFull
 from mana.device.replica.schema import MIGRATIONS
-from mana.device.replica.tables import HUB_TIME, Tx
+from mana.device.replica.shapes import HUB_TIME
+from mana.device.replica.transaction import Tx
 from mana.protocol.replication import Guarded
 
 BUSY_MS: Final = 20_000
