@@ -66,7 +66,8 @@ class FactorService:
     async def check(self, account: AccountId, answer: FactorAnswer | None) -> None:
         """Raise TwoFactorRequired or TwoFactorFailed unless a factor of the account answers.
 
-        Called after the login key was right. An account without second factors passes.
+        Called after the login key was right, by a caller that counts and notes what is refused.
+        An account without second factors passes.
         """
         tenant = Tenant(account)
         active = [one for one in await self._store.factors(tenant) if one.is_active]
@@ -74,11 +75,7 @@ class FactorService:
             return
         if answer is None or (answer.totp is None and answer.passkey is None):
             raise await self._required(tenant, active)
-        try:
-            kind = await self._checked(tenant, active, answer)
-        except TwoFactorFailed:
-            await self._log.note(account, "second-factor", ok=False)
-            raise
+        kind = await self._checked(tenant, active, answer)
         await self._log.note(account, "second-factor", ok=True, detail=kind)
 
     async def factors(self, tenant: Tenant) -> FactorsAnswer:

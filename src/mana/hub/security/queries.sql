@@ -14,3 +14,34 @@ select e.at, e.action, e.ok, e.session_id, e.detail from mana.security_events e
 -- name: has_events
 select exists (select from mana.security_events
                 where account_id = mana.current_account() and at < $1)
+
+-- name: state_of
+select case when revoked then 'revoked' when ended_at is not null then 'ended' else 'standing' end
+  from mana.sessions where session_id = $1 and account_id = mana.current_account()
+
+-- name: sessions
+select session_id, created_at, coalesce(seen_at, created_at) as seen_at, name, device_id
+  from mana.sessions
+ where account_id = mana.current_account() and ended_at is null
+   and coalesce(seen_at, created_at) > $1
+ order by created_at desc, session_id
+
+-- name: end_session
+update mana.sessions set ended_at = $2
+ where session_id = $1 and account_id = mana.current_account() and ended_at is null
+
+-- name: signing_key
+select signing_key from mana.accounts where account_id = mana.current_account() for share
+
+-- name: device
+select revoked_at from mana.devices
+ where device_id = $1 and account_id = mana.current_account() for update
+
+-- name: revoke_device
+update mana.devices set revoked_at = $2, revocation = $3
+ where device_id = $1 and account_id = mana.current_account()
+
+-- name: end_sessions_of
+update mana.sessions set revoked = true, ended_at = coalesce(ended_at, $2)
+ where device_id = $1 and account_id = mana.current_account()
+returning session_id

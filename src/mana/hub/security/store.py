@@ -5,17 +5,26 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
+from mana.domain.errors import NotFound
 from mana.hub.db import Tenancy, Transaction, load_queries
+from mana.hub.http.endpoints import Session
 from mana.hub.moments import iso_of, moment
+from mana.hub.security.revocations import require_revocation
 from mana.hub.tenants import Tenant
-from mana.protocol.messages import SecurityEvent, SecurityEvents
+from mana.protocol.messages import (
+    DeviceRevocation,
+    SecurityEvent,
+    SecurityEvents,
+    SessionInfo,
+    SessionsAnswer,
+)
 
 Q: Final = load_queries("mana.hub.security")
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class SecurityStore:
-    """The only code that speaks SQL about the security log."""
+    """The only code that speaks SQL about the security log, and about which sessions stand."""
 
     def __init__(self, tenancy: Tenancy) -> None:
         self._tenancy = tenancy
@@ -55,6 +64,76 @@ class SecurityStore:
             ],
             more=more,
         )
+
+    async def state_of(self, session: Session) -> str | None:
+        """Return how a session stands: `standing | ended | revoked`; None if it is gone."""
+        async with self._tenancy.transaction(session.tenant) as tx:
+            state: str | None = await tx.value(Q["state_of"], session.session_id)
+        return state
+
+    async def sessions(self, session: Session, *, since_ms: int) -> SessionsAnswer:
+        """Return the sessions of the account that were seen since, newest first."""
+        async with self._tenancy.transaction(session.tenant) as tx:
+            rows = await tx.all(Q["sessions"], moment(since_ms))
+        return SessionsAnswer(
+            sessions=[
+                SessionInfo(
+                    session_id=row["session_id"],
+                    created_at=iso_of(row["created_at"]),
+                    seen_at=iso_of(row["seen_at"]),
+                    current=row["session_id"] == session.session_id,
+                    name=row["name"],
+                    device_id=row["device_id"],
+                )
+                for row in rows
+            ]
+        )
+
+    async def end_session(self, session: Session, ended: str, *, now_ms: int) -> None:
+        """End a session of the account; one that has ended stays so. NotFound for another's."""
+        async with self._tenancy.transaction(session.tenant) as tx:
+            if await tx.execute(Q["end_session"], ended, moment(now_ms)):
+                await write_event(
+                    tx,
+                    "session-ended",
+                    session_id=session.session_id,
+                    detail=ended,
+                    now_ms=now_ms,
+                )
+            elif await tx.value(Q["state_of"], ended) is None:
+                raise NotFound("the account has no such session")
+
+    async def revoke_device(
+        self, session: Session, revocation: DeviceRevocation, *, now_ms: int
+    ) -> list[str]:
+        """Revoke a device of the account for ever; return its sessions, which have ended.
+
+        Raises ProofRefused unless the account's identity signed it, and NotFound. The first
+        revocation of a device stands, whatever comes later.
+        """
+        async with self._tenancy.transaction(session.tenant) as tx:
+            # The account before the device, as a change of the identity locks them.
+            signing_key = await tx.value(Q["signing_key"])
+            require_revocation(revocation, signing_key or "", session.account)
+            device = await tx.one(Q["device"], revocation.device_id)
+            if device is None:
+                raise NotFound("the account has no such device")
+            if device["revoked_at"] is None:
+                await tx.execute(
+                    Q["revoke_device"],
+                    revocation.device_id,
+                    revocation.revoked_at,
+                    revocation.signature,
+                )
+                await write_event(
+                    tx,
+                    "device-revoked",
+                    session_id=session.session_id,
+                    detail=revocation.device_id,
+                    now_ms=now_ms,
+                )
+            rows = await tx.all(Q["end_sessions_of"], revocation.device_id, moment(now_ms))
+            return [row["session_id"] for row in rows]
 
 
 async def write_event(
