@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 from mana.crypto.envelope import parse_json
 from mana.crypto.primitives import Random
 from mana.device.errors import SpaceLeft
+from mana.device.kept import keep_sealed, meta_of, open_sealed
 from mana.device.membership import Hand
 from mana.device.opened import Opened
 from mana.device.replica import Tx
@@ -117,28 +118,23 @@ class Moves:
 
     async def begun(self, name: str) -> dict[str, Json]:
         """Return what was begun here."""
-        inner = self._opened.book.inner()
-        sealed = await inner.replica.read(lambda tx: tx.meta(_meta(name)))
-        return {} if sealed is None else _opened(self.vault, sealed, name)
+        inner, vault = self._opened.book.inner(), self.vault
+        return await inner.replica.read(lambda tx: _begun(tx, vault, name))
 
     async def note(self, name: str, changes: Mapping[str, Json]) -> None:
         """Write down what was begun; None takes an item off. One transaction, for all processes."""
         inner, vault = self._opened.book.inner(), self.vault
 
         def work(tx: Tx) -> None:
-            sealed = tx.meta(_meta(name))
-            items = {} if sealed is None else _opened(vault, sealed, name)
-            items = {key: value for key, value in {**items, **changes}.items() if value is not None}
-            kept = vault.seal(canonical_json(items), "spaces-begun", name) if items else None
-            tx.set_meta(_meta(name), kept)
+            items = {**_begun(tx, vault, name), **changes}
+            items = {key: value for key, value in items.items() if value is not None}
+            kept = canonical_json(items) if items else None
+            keep_sealed(tx, vault, meta_of("begun", name), kept)
 
         await inner.replica.write(work)
 
 
-def _meta(name: str) -> str:
-    return f"begun:{name}"
-
-
-def _opened(vault: OpenedVault, sealed: str, name: str) -> dict[str, Json]:
-    found = parse_json(vault.open(sealed, "spaces-begun", name))
+def _begun(tx: Tx, vault: OpenedVault, name: str) -> dict[str, Json]:
+    raw = open_sealed(tx, vault, meta_of("begun", name))
+    found = {} if raw is None else parse_json(raw)
     return found if isinstance(found, dict) else {}

@@ -35,6 +35,7 @@ from mana.device.errors import (
 )
 from mana.device.flips import flipped
 from mana.device.hub_client import HubClient
+from mana.device.kept import keep_sealed, meta_of, open_sealed
 from mana.device.renewals import restamper
 from mana.device.replica import OutboxRow, Replica, Tx
 from mana.device.sealing import TARGET_ID, TARGET_TABLE, Sealer
@@ -70,7 +71,6 @@ from mana.registry.catalogue import Catalogue
 GROUP_BYTES_MAX: Final = 3 * 1024 * 1024
 VIEWS_MAX: Final = 50_000
 """Opened records that are kept in memory; the oldest go first."""
-_KEPT: Final = "kept:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -611,15 +611,15 @@ class RecordBook:
 
     async def keep(self, name: str, value: Json) -> None:
         """Keep a value on this device only, sealed; None forgets it."""
-        sealed = None
-        if value is not None:
-            sealed = self._vault().seal(canonical_json(value), "kept", name)
-        await self._replica.write(lambda tx: tx.set_meta(f"{_KEPT}{name}", sealed))
+        vault = self._vault()
+        raw = None if value is None else canonical_json(value)
+        await self._replica.write(lambda tx: keep_sealed(tx, vault, meta_of("kept", name), raw))
 
     async def kept(self, name: str) -> Json:
         """Return what was kept under a name, or None."""
-        sealed = await self._replica.read(lambda tx: tx.meta(f"{_KEPT}{name}"))
-        return None if sealed is None else parse_json(self._vault().open(sealed, "kept", name))
+        vault = self._vault()
+        raw = await self._replica.read(lambda tx: open_sealed(tx, vault, meta_of("kept", name)))
+        return None if raw is None else parse_json(raw)
 
     # Sync
 

@@ -52,6 +52,10 @@ class Memory:
             (name, value),
         )
 
+    def metas(self) -> dict[str, str]:
+        """Return all facts about this replica by name."""
+        return dict(self._sql("select name, value from meta").fetchall())
+
     def clock(self, device: DeviceId) -> Stamp:
         """Return the last stamp of this device."""
         found = self.meta(_CLOCK)
