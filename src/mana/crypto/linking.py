@@ -2,7 +2,9 @@
 
 The new device commits to its key before it learns the old one's nonce, and the old one draws its
 nonce before it learns that key. So a hub between them that swaps keys has one guess at the
-digits that the person compares, and cannot search for a key that gives the right ones.
+digits that the person compares, and cannot search for a key that gives the right ones. The old
+nonce comes from the master key, which shows the new device that it got the key of whoever gave
+those digits: anybody could have wrapped another one to it.
 Normative: docs/protocol/vault.md, 6.
 """
 
@@ -12,9 +14,9 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from mana.crypto.errors import Malformed, SignatureRejected
+from mana.crypto.errors import Malformed, SignatureRejected, WrapRejected
 from mana.crypto.hpke import HpkePrivateKey, HpkePublicKey
-from mana.crypto.primitives import Random, require_key
+from mana.crypto.primitives import Random, hkdf, require_key
 from mana.crypto.signatures import VerifyKey
 from mana.domain.encoding import length_prefixed, sha256
 
@@ -37,8 +39,17 @@ class LinkKeys:
 
 
 def new_nonce(*, random: Random = os.urandom) -> bytes:
-    """Draw the nonce of one side."""
+    """Draw the nonce of the new device."""
     return require_key(random(NONCE_BYTES))
+
+
+def old_nonce(master_key: bytes, link_id: str, commitment: bytes) -> bytes:
+    """Return the old device's nonce, which nobody knows without MK, and each of its devices.
+
+    It is another one for another commitment, so a hub that changes that knows none.
+    """
+    info = length_prefixed("mana-link-nonce:v1", link_id, require_key(commitment))
+    return hkdf(require_key(master_key), info=info)
 
 
 def commit(link_id: str, login: str, keys: LinkKeys, nonce: bytes) -> bytes:
@@ -56,8 +67,17 @@ def open_commitment(
         raise SignatureRejected("the new device shows another key than it committed to")
 
 
+def open_old_nonce(nonce: bytes, master_key: bytes, link_id: str, commitment: bytes) -> None:
+    """Raise WrapRejected unless whoever drew the nonce has this master key.
+
+    Without this, a hub could hand over a key of its own after the digits were compared.
+    """
+    if old_nonce(master_key, link_id, commitment) != nonce:
+        raise WrapRejected("the master key is not that of the device which answered")
+
+
 def link_digits(
-    link_id: str, login: str, account_id: str, keys: LinkKeys, new_nonce_: bytes, old_nonce: bytes
+    link_id: str, login: str, account_id: str, keys: LinkKeys, new_nonce_: bytes, old_nonce_: bytes
 ) -> str:
     """Return what the person compares on both devices: two groups of six digits."""
     drawn = sha256(
@@ -68,7 +88,7 @@ def link_digits(
             account_id,
             *keys.parts(),
             require_key(new_nonce_),
-            require_key(old_nonce),
+            require_key(old_nonce_),
         )
     )
     modulus = 10 ** (DIGITS * GROUPS)
