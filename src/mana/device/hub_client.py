@@ -70,19 +70,25 @@ from mana.protocol.messages import (
     PullAnswer,
     PushAnswer,
     PushRequest,
+    RecoverRequest,
     RefreshRequest,
     RemoveFactor,
+    ResetAnswer,
+    ResetRequest,
     RunnerInfo,
     SecurityEvents,
     SessionInfo,
     SessionsAnswer,
     SignedEntry,
+    SignedStatement,
     SignUpRequest,
     SpaceInfo,
     SpacesAnswer,
     StateAnswer,
     Tokens,
     Vault,
+    VaultChange,
+    VaultLog,
 )
 from mana.protocol.problems import error_of
 from mana.protocol.replication import HubDistrusted
@@ -93,6 +99,7 @@ AUDIT_PATIENCE_S: Final = 10.0
 LIVE_SILENCE_S: Final = 45.0
 """The hub comments every 15 s; three of them missing mean that the stream is dead."""
 _EVENT_BYTES_MAX: Final = 65_536
+_LOGOUT: Final = "/api/v1/auth/logout"
 
 _T = TypeVar("_T")
 
@@ -135,6 +142,7 @@ class HubClient:
     ) -> None:
         self._session = session
         self._access: str | None = None
+        self._held: ManaError | None = None
         self._signing_in = asyncio.Lock()
         self._answer_bytes_max = answer_bytes_max
         self._http = httpx.AsyncClient(
@@ -151,6 +159,13 @@ class HubClient:
         self._access = None
         self._session = None
         await self._http.aclose()
+
+    def hold(self, error: ManaError | None) -> None:
+        """Write nothing from now on and raise this instead; None: write again.
+
+        A session can still be ended.
+        """
+        self._held = error
 
     # Accounts
 
@@ -178,7 +193,7 @@ class HubClient:
 
     async def logout(self) -> None:
         """End the session."""
-        await self._do("POST", "/api/v1/auth/logout")
+        await self._do("POST", _LOGOUT)
         self._access = None
 
     def use(self, tokens: Tokens) -> None:
@@ -202,6 +217,23 @@ class HubClient:
     async def vault(self) -> Vault:
         """Return what unlocks the account's keys."""
         return await self._call("GET", "/api/v1/me/vault", Vault)
+
+    async def vault_log(self, after: int) -> list[SignedStatement]:
+        """Return the statements of the vault after a revision, oldest first."""
+        path = "/api/v1/me/vault/log"
+        return (await self._call("GET", path, VaultLog, query={"after": after})).statements
+
+    async def change_vault(self, change: VaultChange) -> None:
+        """Set the vault as it is from now on; raise VaultMoved if it is another by now."""
+        await self._do("PUT", "/api/v1/me/vault", body=change)
+
+    async def recover(self, request: RecoverRequest) -> Tokens:
+        """Begin a session with a recovery code; raise InvalidCredentials."""
+        return await self._open_call("/api/v1/auth/recover", request, Tokens)
+
+    async def reset(self, request: ResetRequest) -> ResetAnswer:
+        """Begin a session with a token of the hub's operator, who then holds the master key."""
+        return await self._open_call("/api/v1/auth/reset", request, ResetAnswer)
 
     async def devices(self) -> list[DeviceCertificate]:
         """Return the certificates of the account's devices."""
@@ -462,6 +494,8 @@ class HubClient:
         body: object | None = None,
         query: Mapping[str, str | int | None] | None = None,
     ) -> bytes:
+        if self._held is not None and method != "GET" and path != _LOGOUT:
+            raise self._held
         token = await self._token(None)
         for attempt in (1, 2):
             raw, status = await self._send(method, path, body=body, query=query or {}, token=token)
