@@ -291,7 +291,7 @@ async def test_another_members_change_of_the_same_id_loses_nothing(rig: Rig) -> 
     await theirs.commit([write(theirs, "notes", "n1", {"title": "bob"}, change_id=taken)])
     await bob.sync_now()
     async with ada.inner().syncer._one_at_a_time:
-        await ada.inner().syncer._pull(ours.space)
+        await ada.inner().syncer._pulling.pull(ours.space)
     assert (await ada.status()).waiting == 1
     assert (await ada.sync_now()).waiting == 0
     record = await ours.record("notes", "n1")
@@ -420,7 +420,7 @@ async def test_an_edit_follows_its_record_into_privacy(rig: Rig, is_pulled_first
     if is_pulled_first:
         syncer = other.inner().syncer
         async with syncer._one_at_a_time:
-            await syncer._pull(ours.space)
+            await syncer._pulling.pull(ours.space)
         (row,) = await other.inner().replica.read(lambda tx: tx.unacknowledged())
         assert row.message.visibility == "private"
         assert str(row.message.fields["title"].value).startswith("enc:2:p")

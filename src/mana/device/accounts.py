@@ -23,15 +23,17 @@ import msgspec
 from mana.crypto.passwords import PasswordKeys
 from mana.crypto.primitives import b64
 from mana.crypto.signatures import SigningKey
+from mana.device.ends import CLOCK_OFFSET
 from mana.device.errors import AccountKnown, ReplicaBroken
 from mana.device.hub_client import HubClient
+from mana.device.known_spaces import SPACES
 from mana.device.locks import locked
 from mana.device.records import RecordBook
 from mana.device.renewals import restamper
 from mana.device.replica import CopyState, Replica, Tx, certify_place, inspect_place
 from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
-from mana.device.syncer import CLOCK_OFFSET, REGISTERED, SPACES
+from mana.device.syncer import REGISTERED
 from mana.device.vault import (
     DeviceKey,
     OpenedVault,

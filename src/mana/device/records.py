@@ -22,6 +22,7 @@ from mana.crypto.runners import RunnerPublicKey
 from mana.crypto.signatures import SigningKey
 from mana.device.authority import reason_of, verify_run
 from mana.device.elements import expand
+from mana.device.ends import CLOCK_OFFSET
 from mana.device.errors import (
     ChangeRefused,
     Locked,
@@ -40,7 +41,7 @@ from mana.device.renewals import restamper
 from mana.device.replica import OutboxRow, Replica, Tx
 from mana.device.sealing import TARGET_ID, TARGET_TABLE, Sealer
 from mana.device.settings import DeviceSettings
-from mana.device.syncer import CLOCK_OFFSET, Syncer
+from mana.device.syncer import Syncer
 from mana.device.vault import OpenedVault, SpaceKeys, random_id
 from mana.device.views import Notice, RefusedChange, SyncStatus
 from mana.device.words import refused_change_words
