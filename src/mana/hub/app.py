@@ -24,9 +24,13 @@ from litestar.types import ASGIApp
 
 from mana.domain.ids import SpaceId
 from mana.hub.accounts.routes import account_routes
-from mana.hub.accounts.service import AccountService
-from mana.hub.accounts.store import AccountStore
+from mana.hub.accounts.service import REFRESH_LIFE_MS, AccountService
+from mana.hub.accounts.store import AccountStore, require_proof
 from mana.hub.db import Pool, Role, Tenancy
+from mana.hub.factors.passkeys import RelyingParty
+from mana.hub.factors.routes import factor_routes
+from mana.hub.factors.service import FactorService, factor_key
+from mana.hub.factors.store import FactorStore
 from mana.hub.grants.routes import grants_endpoints
 from mana.hub.grants.service import GrantService, RunnerKeyFile
 from mana.hub.grants.store import GrantStore
@@ -38,7 +42,12 @@ from mana.hub.invitations.service import InvitationService
 from mana.hub.invitations.store import InvitationStore
 from mana.hub.runner.keys import PUBLIC_FILE
 from mana.hub.runner.projection import RunnerProjection
-from mana.hub.secrets import HubSecrets, load_or_create
+from mana.hub.secrets import HubSecrets, KekRing, load, load_or_create
+from mana.hub.security.gate import SessionGate
+from mana.hub.security.log import SecurityLog
+from mana.hub.security.routes import security_routes
+from mana.hub.security.service import SecurityService
+from mana.hub.security.store import SecurityStore
 from mana.hub.settings import HubSettings
 from mana.hub.spaces.routes import space_routes
 from mana.hub.spaces.service import SpaceService
@@ -48,6 +57,9 @@ from mana.hub.sync.routes import SOCKET_PATH, sync_routes
 from mana.hub.sync.service import SyncService
 from mana.hub.sync.store import ChangeLog, SyncStore
 from mana.hub.tenants import Tenant
+from mana.hub.vaults.routes import vault_routes
+from mana.hub.vaults.service import VaultService
+from mana.hub.vaults.store import VaultStore
 from mana.models.choose import model_from_settings, model_info
 from mana.protocol.codec import encode
 from mana.registry.catalogue import load_catalogue
@@ -99,12 +111,32 @@ def build(
 ) -> Hub:
     """Wire the hub. `clock` and `secrets` are given by tests; the secrets are made on first use."""
     kept = secrets or load_or_create(settings.secrets_dir)
+    keks = KekRing(lambda: secrets or load(settings.secrets_dir))
     tables = {table.name: table for table in load_catalogue().tables}
     pool = Pool(settings.database_url, role=Role.APP, size=settings.pool_size)
     tenancy = Tenancy(pool)
     log = ChangeLog(tables, projections=(RunnerProjection(),))
     store = SyncStore(tenancy, log)
-    accounts = AccountService(AccountStore(tenancy), kept, settings, now_ms=clock)
+    kept_security = SecurityStore(tenancy)
+    security_log = SecurityLog(kept_security, now_ms=clock)
+    gate = SessionGate(kept_security)
+    factors = FactorService(
+        FactorStore(tenancy, require_proof),
+        security_log,
+        factor_key(kept.salt),
+        RelyingParty(settings.passkey_domain),
+        now_ms=clock,
+    )
+    accounts = AccountService(
+        AccountStore(tenancy, keks), kept, settings, log=security_log, factors=factors, now_ms=clock
+    )
+    vaults = VaultService(
+        VaultStore(tenancy, keks),
+        security_log,
+        accounts.hash_login_key,
+        floor=settings.kdf_floor,
+        now_ms=clock,
+    )
 
     async def heads(tenant: Tenant) -> dict[SpaceId, int]:
         return await store.heads(tenant)
@@ -112,12 +144,19 @@ def build(
     live = LiveHub(
         heads,
         authenticate=accounts.authenticate,
+        admit=gate.admit,
         now_ms=clock,
         heartbeat_s=settings.heartbeat_s,
         auth_s=settings.socket_auth_s,
     )
+    security = SecurityService(
+        kept_security, security_log, gate, life_ms=REFRESH_LIFE_MS, now_ms=clock
+    )
     endpoints = [
         *account_routes(accounts),
+        *vault_routes(vaults),
+        *security_routes(security, security_log),
+        *factor_routes(factors),
         *space_routes(SpaceService(SpaceStore(tenancy), now_ms=clock)),
         *invitation_routes(InvitationService(InvitationStore(tenancy), now_ms=clock)),
         *sync_routes(SyncService(store, now_ms=clock), live),
@@ -126,7 +165,13 @@ def build(
     endpoints += _own_routes(endpoints)
 
     async def listen(channel: str, callback: Callable[[str], None]) -> Subscribed:
-        return await pool.listen(channel, callback)
+        def heard(payload: str) -> None:
+            gate.notice(payload)
+            callback(payload)
+
+        subscription = await pool.listen(channel, heard)
+        gate.follow(subscription)
+        return subscription
 
     @contextlib.asynccontextmanager
     async def opened() -> AsyncIterator[None]:
@@ -144,6 +189,7 @@ def build(
         endpoints,
         authenticate=accounts.authenticate,
         lifespan=[lifespan],
+        admit=gate.admit,
         sockets={SOCKET_PATH: live.socket},
     )
     return Hub(settings, asgi, live, tuple(endpoints), opened)

@@ -22,6 +22,7 @@ class HubSettings:
     `kdf_floor` and `hash_cost` are lowered by tests only. `runner_public_pem`: the runner's
     public bundle; empty: the file that a runner has left in the secrets of this machine. The
     `llm_…` settings say which model the runner of this machine uses, for the consent.
+    `passkey_domain`: the name of the page's host, where passkeys are made and used.
     """
 
     home: Path
@@ -35,6 +36,7 @@ class HubSettings:
     llm_url: str = ""
     llm_key: str = field(default="", repr=False)
     llm_model: str = ""
+    passkey_domain: str = "localhost"
     kdf_floor: KdfFloor = FLOOR
     hash_cost: HashCost = HASH_COST
     heartbeat_s: float = 15.0
@@ -66,4 +68,5 @@ class HubSettings:
             llm_url=environ.get("MANA_LLM_URL", "").strip(),
             llm_key=environ.get("MANA_LLM_KEY", "").strip(),
             llm_model=environ.get("MANA_LLM_MODEL", "").strip(),
+            passkey_domain=environ.get("MANA_PASSKEY_DOMAIN", "").strip().lower() or "localhost",
         )

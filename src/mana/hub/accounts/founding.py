@@ -89,8 +89,8 @@ def check_sign_up(request: SignUpRequest, *, floor: KdfFloor) -> CheckedSignUp:
         raise Invalid("the master key is sent in standard mode, and in no other")
     kdf = KdfParameters.from_wire(msgspec.to_builtins(request.kdf))
     kdf.check_floor(floor=floor)
-    _check_sealed(request.master_wrap, "mk:1:", "the wrapped master key")
-    _check_sealed(request.identity.sealed_private, "sec:1:", "the sealed identity")
+    check_sealed(request.master_wrap, "mk:1:", "the wrapped master key")
+    check_sealed(request.identity.sealed_private, "sec:1:", "the sealed identity")
     check_short(request.master_check, "the check value of the master key")
     signing_key, _ = identity_keys(request.identity)
     check_certificate(request.device, account, signing_key)
@@ -162,7 +162,8 @@ def check_wrap(text: str) -> None:
         raise Invalid(f"a wrapped key is not {WRAP_BYTES} bytes in Base64")
 
 
-def _check_sealed(text: str, prefix: str, what: str) -> None:
+def check_sealed(text: str, prefix: str, what: str) -> None:
+    """Raise Invalid naming `what` unless the text has the form of a seal or a wrap."""
     iv, dot, ciphertext = text.removeprefix(prefix).partition(".")
     if not text.startswith(prefix) or not dot or len(text) > SEALED_LENGTH_MAX:
         raise Invalid(f"{what} has another form")

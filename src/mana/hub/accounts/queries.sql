@@ -3,8 +3,9 @@ select mana.admit_sign_up($1, $2, $3)
 
 -- name: insert_account
 insert into mana.accounts (account_id, login, login_key, mode, role, demo, kdf, login_hash,
-  master_wrap, master_check, kek_wrap, signing_key, hpke_key, sealed_private, created_at, grants)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $4 = 'standard')
+  master_wrap, master_check, kek_wrap, signing_key, hpke_key, sealed_private, created_at, grants,
+  kek_id)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $4 = 'standard', $16)
 
 -- name: insert_device
 insert into mana.devices (device_id, account_id, public_key, created_at, signature, registered_at)
@@ -29,7 +30,11 @@ values ($1, $2, $3, $4, $5)
 insert into mana.space_heads (space_id, seq) values ($1, 0)
 
 -- name: insert_session
-insert into mana.sessions (session_id, account_id, created_at) values ($1, $2, $3)
+insert into mana.sessions (session_id, account_id, created_at, seen_at, name, device_id)
+values ($1, $2, $3, $3, $4, $5)
+
+-- name: set_session_device
+update mana.sessions set device_id = $2 where session_id = $1
 
 -- name: insert_token
 insert into mana.refresh_tokens (token_hash, session_id, account_id, issued_at)
@@ -44,6 +49,24 @@ select mana.count_attempt($1, $2, $3, $4)
 -- name: clear_attempts
 select mana.clear_attempts($1)
 
+-- name: touch_attempts
+select mana.touch_attempts($1)
+
+-- name: recovery_facts
+select account_id, recovery_hash from mana.recovery_facts($1)
+
+-- name: open_reset
+select mana.open_reset($1, $2, $3, $4)
+
+-- name: reset_account
+select mana.reset_account($1, $2, $3)
+
+-- name: use_reset
+delete from mana.resets where token_hash = $1 and expires_at > $2
+
+-- name: share_kek
+select pg_advisory_xact_lock_shared(1835101793, 2)
+
 -- name: rotate_token
 select outcome, account_id, session_id from mana.rotate_token($1, $2, $3, $4, $5)
 
@@ -56,6 +79,9 @@ values ($1, mana.current_account(), $2, $3)
 
 -- name: account
 select * from mana.accounts where account_id = mana.current_account()
+
+-- name: share_account
+select * from mana.accounts where account_id = mana.current_account() for share
 
 -- name: lock_account
 select * from mana.accounts where account_id = mana.current_account() for no key update

@@ -14,10 +14,12 @@ from mana.protocol.messages import (
     KdfParameters,
     KdfRequest,
     LoginRequest,
+    RecoverRequest,
     RefreshRequest,
+    ResetAnswer,
+    ResetRequest,
     SignUpRequest,
     Tokens,
-    Vault,
 )
 
 
@@ -32,6 +34,12 @@ def account_routes(accounts: AccountService) -> list[Endpoint]:
 
     async def log_in(call: Call) -> Reply:
         return await accounts.log_in(call.message(LoginRequest))
+
+    async def recover(call: Call) -> Reply:
+        return await accounts.recover(call.message(RecoverRequest))
+
+    async def reset(call: Call) -> Reply:
+        return await accounts.reset(call.message(ResetRequest))
 
     async def refresh(call: Call) -> Reply:
         return await accounts.refresh(call.message(RefreshRequest))
@@ -53,14 +61,11 @@ def account_routes(accounts: AccountService) -> list[Endpoint]:
         await accounts.delete(call.tenant, call.message(DeleteAccountRequest))
         return None
 
-    async def vault(call: Call) -> Reply:
-        return await accounts.vault(call.tenant)
-
     async def devices(call: Call) -> Reply:
         return await accounts.devices(call.tenant)
 
     async def add_device(call: Call) -> Reply:
-        return await accounts.add_device(call.tenant, call.message(DeviceCertificate))
+        return await accounts.add_device(call.session, call.message(DeviceCertificate))
 
     auth, self_ = "/api/v1/auth", "/api/v1/me"
     return [
@@ -94,6 +99,24 @@ def account_routes(accounts: AccountService) -> list[Endpoint]:
         ),
         Endpoint(
             "POST",
+            f"{auth}/recover",
+            recover,
+            "Begin a session with a recovery code",
+            body=RecoverRequest,
+            answer=Tokens,
+            signed_in=False,
+        ),
+        Endpoint(
+            "POST",
+            f"{auth}/reset",
+            reset,
+            "Begin a session with a one-time token of the operator",
+            body=ResetRequest,
+            answer=ResetAnswer,
+            signed_in=False,
+        ),
+        Endpoint(
+            "POST",
             f"{auth}/refresh",
             refresh,
             "Exchange a refresh token for a new pair",
@@ -115,7 +138,6 @@ def account_routes(accounts: AccountService) -> list[Endpoint]:
             body=DeleteAccountRequest,
             status=204,
         ),
-        Endpoint("GET", f"{self_}/vault", vault, "What unlocks the account's keys", answer=Vault),
         Endpoint("GET", f"{self_}/devices", devices, "The account's devices", answer=DevicesAnswer),
         Endpoint(
             "POST",

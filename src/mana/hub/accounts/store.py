@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import secrets
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 
-from mana.crypto.primitives import unb64
+from mana.crypto.passwords import token_hash
+from mana.crypto.primitives import KEY_BYTES, unb64
 from mana.crypto.signatures import VerifyKey, entry_hash
 from mana.crypto.vaults import new_challenge, verify_proof
 from mana.domain.clock import iso_ms
 from mana.domain.encoding import Json
 from mana.domain.errors import Conflict, CryptoFailed, Unauthenticated
 from mana.domain.ids import AccountId
-from mana.hub.accounts.founding import CheckedSignUp, CheckedSpace
+from mana.hub.accounts.founding import (
+    CheckedSignUp,
+    CheckedSpace,
+    check_certificate,
+    identity_keys,
+)
 from mana.hub.db import AlreadyExists, Tenancy, Transaction, load_queries
 from mana.hub.http.endpoints import Session
+from mana.hub.moments import millis, moment
+from mana.hub.secrets import KekRing, KekWrap
+from mana.hub.security.store import write_event
 from mana.hub.tenants import Tenant
-from mana.protocol.errors import AccountExists, InviteNeeded, LoginTaken, ProofRefused
+from mana.protocol.errors import (
+    AccountExists,
+    DeviceRevoked,
+    InvalidCredentials,
+    InviteNeeded,
+    LoginTaken,
+    ProofRefused,
+    ZeroKnowledgeActive,
+)
 from mana.protocol.messages import (
     Account,
     DeviceCertificate,
+    DeviceRevocation,
+    DevicesAnswer,
     Identity,
-    KdfParameters,
     MasterProof,
-    Vault,
 )
 
 Q: Final = load_queries("mana.hub.accounts")
@@ -42,10 +61,27 @@ class AccountShared(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
-    """A session that begins, with the hash of its first refresh token."""
+    """A session that begins, with its first refresh token. `name`: what its device is called."""
 
     session_id: str
-    token_hash: bytes = field(repr=False)
+    refresh_token: str = field(repr=False)
+    name: str = ""
+    device_id: str | None = None
+
+    @classmethod
+    def draw(cls, *, name: str = "", device_id: str | None = None) -> NewSession:
+        """Draw the id and the token."""
+        return cls(str(uuid.uuid4()), new_token(), name, device_id)
+
+
+def new_token() -> str:
+    """Draw a token that nobody guesses (43 characters)."""
+    return secrets.token_urlsafe(KEY_BYTES)
+
+
+def hash_of(token: str) -> bytes:
+    """Return what is stored of a random token."""
+    return token_hash(token.encode("utf-8", "replace"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +95,33 @@ class LoginFacts:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """How an exchange of a refresh token ended: `ok | unknown | ended | reused`."""
+    """How an exchange of a refresh token ended: `ok | unknown | ended | reused | revoked`."""
 
     outcome: str
     account: AccountId | None
     session_id: str | None
 
 
-def moment(ms: int) -> datetime:
-    """Return milliseconds since 1970 as the driver takes them."""
-    return datetime.fromtimestamp(ms // 1_000, UTC) + timedelta(milliseconds=ms % 1_000)
+@dataclass(frozen=True, slots=True)
+class RecoveryFacts:
+    """What a recovery code is checked against."""
 
-
-def millis(at: datetime) -> int:
-    """Return a moment of the database as milliseconds since 1970."""
-    return round(at.timestamp() * 1_000)
+    account: AccountId
+    recovery_hash: bytes = field(repr=False)
 
 
 class AccountStore:
     """The only code that speaks SQL about accounts."""
 
-    def __init__(self, tenancy: Tenancy) -> None:
+    def __init__(self, tenancy: Tenancy, keks: KekRing) -> None:
         self._tenancy = tenancy
+        self._keks = keks
 
     async def sign_up(
         self,
         checked: CheckedSignUp,
         *,
         login_hash: str,
-        kek_wrap: str | None,
         invite_hash: bytes,
         invites_only: bool,
         session: NewSession,
@@ -101,6 +135,9 @@ class AccountStore:
                 role = await tx.value(Q["admit_sign_up"], request.demo, invite_hash, invites_only)
                 if role is None:
                     raise InviteNeeded("this hub takes new accounts by invitation only")
+                kek: KekWrap | None = None
+                if checked.master_key is not None:
+                    kek = await wrap_under_kek(tx, self._keks, checked.master_key, checked.account)
                 await tx.execute(
                     Q["insert_account"],
                     checked.account,
@@ -113,16 +150,18 @@ class AccountStore:
                     login_hash,
                     request.master_wrap,
                     request.master_check,
-                    kek_wrap,
+                    None if kek is None else kek.wrapped,
                     request.identity.signing_key,
                     request.identity.hpke_key,
                     request.identity.sealed_private,
                     now,
+                    None if kek is None else kek.kek_id,
                 )
                 await _insert_device(tx, request.device, now)
                 for space in checked.spaces:
                     await insert_space(tx, checked.account, space, now)
-                await _insert_session(tx, checked.account, session, now)
+                await insert_session(tx, checked.account, session, now)
+                await write_event(tx, "sign-up", session_id=session.session_id, now_ms=now_ms)
         except AlreadyExists as error:
             if error.constraint == "accounts_login":
                 raise LoginTaken("this login name is taken") from None
@@ -147,13 +186,81 @@ class AccountStore:
             )
         return None if until is None else millis(until)
 
+    async def touch_attempts(self, login_mac: bytes) -> None:
+        """Do the work of a line in the security log for a login that has no account."""
+        async with self._tenancy.door() as tx:
+            await tx.execute(Q["touch_attempts"], login_mac)
+
+    async def recovery_facts(self, login_name: str) -> RecoveryFacts | None:
+        """Return what a recovery code is checked against, None where there is none."""
+        async with self._tenancy.door() as tx:
+            row = await tx.one(Q["recovery_facts"], login_name)
+        if row is None:
+            return None
+        return RecoveryFacts(AccountId(row["account_id"]), row["recovery_hash"])
+
     async def begin_session(
-        self, account: AccountId, session: NewSession, *, login_mac: bytes, now_ms: int
+        self,
+        account: AccountId,
+        session: NewSession,
+        *,
+        action: str,
+        holds: Callable[[Mapping[str, Any]], bool],
+        login_mac: bytes,
+        now_ms: int,
     ) -> None:
-        """Store a session and forget the attempts before it."""
+        """Store a session and forget the attempts before it.
+
+        `holds`: whether what was checked still stands in the account's row. A password that was
+        changed in between ended the sessions of the old one, and this would be one more.
+        """
         async with self._tenancy.transaction(Tenant(account)) as tx:
-            await _insert_session(tx, account, session, moment(now_ms))
+            row = await tx.one(Q["share_account"])
+            if row is None or not holds(row):
+                raise InvalidCredentials("login or password is wrong")
+            await insert_session(tx, account, session, moment(now_ms))
+            await write_event(tx, action, session_id=session.session_id, now_ms=now_ms)
             await tx.execute(Q["clear_attempts"], login_mac)
+
+    async def open_reset(
+        self, login_name: str, token: bytes, *, now_ms: int, life_ms: int
+    ) -> str | None:
+        """Keep the hash of a one-time token in standard mode; return the mode, None: unknown."""
+        async with self._tenancy.door() as tx:
+            mode: str | None = await tx.value(
+                Q["open_reset"], token, login_name, moment(now_ms), moment(now_ms + life_ms)
+            )
+        return mode
+
+    async def reset_account(
+        self, login_name: str, token: bytes, *, now_ms: int
+    ) -> AccountId | None:
+        """Return the account that a one-time token is for, None if it does not hold."""
+        async with self._tenancy.door() as tx:
+            found = await tx.value(Q["reset_account"], token, login_name, moment(now_ms))
+        return None if found is None else AccountId(found)
+
+    async def reset(
+        self,
+        account: AccountId,
+        token: bytes,
+        session: NewSession,
+        *,
+        login_mac: bytes,
+        now_ms: int,
+    ) -> bytes:
+        """Use up a one-time token for a session; return the master key that the hub keeps."""
+        async with self._tenancy.transaction(Tenant(account)) as tx:
+            row = await lock_account(tx)
+            if row["mode"] != "standard":
+                raise ZeroKnowledgeActive("the account is in zero-knowledge mode")
+            if not await tx.execute(Q["use_reset"], token, moment(now_ms)):
+                raise InvalidCredentials("login or token is wrong")
+            master_key = self._keks.unwrap(row["kek_wrap"], row["kek_id"], account)
+            await insert_session(tx, account, session, moment(now_ms))
+            await write_event(tx, "reset", session_id=session.session_id, now_ms=now_ms)
+            await tx.execute(Q["clear_attempts"], login_mac)
+        return master_key
 
     async def rotate(
         self, old: bytes, new: bytes, *, now_ms: int, grace_ms: int, life_ms: int
@@ -198,45 +305,38 @@ class AccountStore:
             created_at=iso_ms(millis(row["created_at"])),
         )
 
-    async def vault(self, tenant: Tenant) -> Vault:
-        """Return what a device needs to unlock the account with the password."""
-        async with self._tenancy.transaction(tenant) as tx:
-            row = await _account(tx)
-        return Vault(
-            account_id=row["account_id"],
-            login=row["login"],
-            mode=row["mode"],
-            role=row["role"],
-            kdf=msgspec.convert(row["kdf"], KdfParameters),
-            master_wrap=row["master_wrap"],
-            master_check=row["master_check"],
-            identity=_identity(row),
-        )
-
-    async def identity(self, tenant: Tenant) -> Identity:
-        """Return the account's identity."""
-        async with self._tenancy.transaction(tenant) as tx:
-            return _identity(await _account(tx))
-
-    async def devices(self, tenant: Tenant) -> list[DeviceCertificate]:
+    async def devices(self, tenant: Tenant) -> DevicesAnswer:
         """Return the certificates of the account's devices, oldest first."""
         async with self._tenancy.transaction(tenant) as tx:
             await _account(tx)
-            return [certificate_of(row) for row in await tx.all(Q["devices"])]
+            return devices_answer(await tx.all(Q["devices"]))
 
     async def add_device(
-        self, tenant: Tenant, certificate: DeviceCertificate, *, now_ms: int
+        self, session: Session, certificate: DeviceCertificate, *, now_ms: int
     ) -> None:
-        """Store a device's certificate; the same one again changes nothing."""
+        """Store a device that the account's identity certified; the same one again is known.
+
+        The session is that device's from now on. Raises CryptoFailed for another identity's
+        word, and DeviceRevoked for a device that was revoked.
+        """
         try:
-            async with self._tenancy.transaction(tenant) as tx:
-                await _account(tx)
+            async with self._tenancy.transaction(session.tenant) as tx:
+                row = await lock_account(tx)
+                signing_key, _ = identity_keys(identity_of(row))
+                check_certificate(certificate, session.account, signing_key)
                 held = await tx.one(Q["device"], certificate.device_id)
-                if held is not None:
-                    if certificate_of(held) != certificate:
-                        raise AccountExists("a device with this id exists")
-                    return
-                await _insert_device(tx, certificate, moment(now_ms))
+                if held is None:
+                    await _insert_device(tx, certificate, moment(now_ms))
+                    # A change of the vault that does not know this device is asked to look again.
+                    await tx.execute(Q["set_challenge"], new_challenge())
+                    await write_event(
+                        tx, "device-added", session_id=session.session_id, now_ms=now_ms
+                    )
+                elif held["revoked_at"] is not None:
+                    raise DeviceRevoked("the device was revoked")
+                elif certificate_of(held) != certificate:
+                    raise AccountExists("a device with this id exists")
+                await tx.execute(Q["set_session_device"], session.session_id, certificate.device_id)
         except AlreadyExists:
             raise AccountExists("a device with this id exists") from None
 
@@ -268,7 +368,32 @@ def certificate_of(row: Mapping[str, Any]) -> DeviceCertificate:
     )
 
 
-def _identity(row: Mapping[str, Any]) -> Identity:
+def devices_answer(rows: Sequence[Mapping[str, Any]]) -> DevicesAnswer:
+    """Return rows of `devices` as they are on the wire.
+
+    While an identity changes, a device comes twice: by the new identity, then by the one before.
+    """
+    devices, revoked = [], []
+    for row in rows:
+        certificate = certificate_of(row)
+        devices.append(certificate)
+        if row["former_signature"] is not None:
+            before = msgspec.structs.replace(certificate, signature=row["former_signature"])
+            devices.append(before)
+        if row["revoked_at"] is not None:
+            revoked.append(
+                DeviceRevocation(
+                    account_id=row["account_id"],
+                    device_id=row["device_id"],
+                    revoked_at=row["revoked_at"],
+                    signature=row["revocation"],
+                )
+            )
+    return DevicesAnswer(devices=devices, revoked=revoked)
+
+
+def identity_of(row: Mapping[str, Any]) -> Identity:
+    """Return the identity of a row of `accounts`."""
     return Identity(
         signing_key=row["signing_key"],
         hpke_key=row["hpke_key"],
@@ -350,8 +475,21 @@ async def insert_space(
     await tx.execute(Q["insert_head"], space.space_id)
 
 
-async def _insert_session(
+async def insert_session(
     tx: Transaction, account: AccountId, session: NewSession, now: datetime
 ) -> None:
-    await tx.execute(Q["insert_session"], session.session_id, account, now)
-    await tx.execute(Q["insert_token"], session.token_hash, session.session_id, account, now)
+    """Store a session and the hash of its first refresh token."""
+    await tx.execute(
+        Q["insert_session"], session.session_id, account, now, session.name, session.device_id
+    )
+    await tx.execute(
+        Q["insert_token"], hash_of(session.refresh_token), session.session_id, account, now
+    )
+
+
+async def wrap_under_kek(
+    tx: Transaction, keks: KekRing, master_key: bytes, account: AccountId
+) -> KekWrap:
+    """Wrap a master key under the KEK in force, which stays in force until this commits."""
+    await tx.value(Q["share_kek"])
+    return keks.wrap(master_key, account)

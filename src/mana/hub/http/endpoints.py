@@ -145,7 +145,7 @@ Reply: TypeAlias = "msgspec.Struct | EventStream | Document | None"
 class Endpoint:
     """One operation. `None` as reply is sent without a body."""
 
-    method: Literal["GET", "POST", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     run: Callable[[Call], Awaitable[Reply]]
     summary: str

@@ -12,8 +12,8 @@ from mana.domain.clock import iso_ms
 from mana.domain.errors import Conflict, Forbidden, NotFound
 from mana.domain.ids import SpaceId
 from mana.domain.spaces import SHARED_TYPES, Role, can_manage
-from mana.hub.accounts.store import millis, moment
 from mana.hub.db import AlreadyExists, Row, Tenancy, Transaction, load_queries
+from mana.hub.moments import millis, moment
 from mana.hub.spaces.store import lock_space, role_of
 from mana.hub.tenants import Tenant
 from mana.protocol.errors import AlreadyMember, InvitationsFull, SpaceUndeletable
