@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -74,6 +75,11 @@ class Person:
     @property
     def space(self) -> SpaceId:
         return self.account.personal.space_id
+
+    @property
+    def session_id(self) -> str:
+        claims = self.tokens.access_token.split(".")[1]
+        return str(msgspec.json.decode(base64.urlsafe_b64decode(claims + "=="))["sid"])
 
     async def call(self, method: str, path: str, body: object = None) -> httpx.Response:
         return await self.served.call(method, path, body, token=self.tokens.access_token)

@@ -39,7 +39,8 @@ TASKS = next(table for table in TODO.tables if table.name == "tasks")
 
 
 def session_of(person: Person, served: Served) -> Session:
-    return Session(AccountId(person.account.account_id), "s", served.clock.now_ms + 15 * 60 * 1_000)
+    expires_ms = served.clock.now_ms + 15 * 60 * 1_000
+    return Session(AccountId(person.account.account_id), person.session_id, expires_ms)
 
 
 async def take(events: AsyncIterator[bytes]) -> tuple[str, Any]:
@@ -464,7 +465,10 @@ def session_at(account: str) -> Session:
 
 
 def live_hub(heads: Any) -> LiveHub:
-    return LiveHub(heads, authenticate=session_at, now_ms=Clock(), heartbeat_s=0.02)
+    async def admit(_session: Session) -> None:
+        return
+
+    return LiveHub(heads, authenticate=session_at, admit=admit, now_ms=Clock(), heartbeat_s=0.02)
 
 
 async def test_closing_is_told(database: Database) -> None:

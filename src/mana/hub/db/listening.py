@@ -40,6 +40,12 @@ class Subscription:
         self._callback = callback
         self._settings = dict(settings)
         self._task: asyncio.Task[None] | None = None
+        self._listens = False
+
+    @property
+    def is_listening(self) -> bool:
+        """Return whether notices arrive; while it is false, some are lost."""
+        return self._listens
 
     async def start(self) -> None:
         """Start, and return when the first connection listens or has failed once."""
@@ -75,9 +81,10 @@ class Subscription:
             )
         )
         try:
-            connection.add_termination_listener(lambda _connection: ended.set())
+            connection.add_termination_listener(lambda _connection: self._lost(ended))
             await translated(connection.add_listener(self._channel, self._received))
             first.set()
+            self._listens = True
             self._callback("")
             while not ended.is_set():
                 with contextlib.suppress(asyncio.TimeoutError):
@@ -87,7 +94,12 @@ class Subscription:
                 # A connection can be dead without a word; only an answer proves the contrary.
                 await translated(connection.execute("select 1"))
         finally:
+            self._listens = False
             connection.terminate()
+
+    def _lost(self, ended: asyncio.Event) -> None:
+        self._listens = False
+        ended.set()
 
     def _received(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
         self._callback(payload)

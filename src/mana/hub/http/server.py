@@ -7,7 +7,7 @@ route, not the address that was asked for: paths hold ids and queries hold curso
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeAlias
 
@@ -27,6 +27,8 @@ from mana.protocol.problems import MEDIA_TYPE
 
 Authenticate: TypeAlias = Callable[[str], Session]
 """From an access token to its session; raises Unauthenticated."""
+Admit: TypeAlias = Callable[[Session], Awaitable[None]]
+"""Raises Unauthenticated for a session that has ended before its token."""
 Lifespan: TypeAlias = Callable[[Litestar], AbstractAsyncContextManager[None]]
 """What is open while the application runs."""
 
@@ -45,18 +47,20 @@ def serve_endpoints(
     *,
     authenticate: Authenticate,
     lifespan: Sequence[Lifespan],
+    admit: Admit | None = None,
     sockets: Mapping[str, Run] | None = None,
     served: str = "hub",
 ) -> ASGIApp:
     """Return the ASGI application. `served` is the name of the process in the log.
 
-    `sockets`: by path, what a WebSocket to it is served by.
+    `admit`: asked about each session; without it a token counts until it expires. `sockets`: by
+    path, what a WebSocket to it is served by.
     """
     paths: dict[str, dict[str, Endpoint]] = {}
     for endpoint in endpoints:
         paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint
     app = Litestar(
-        route_handlers=[_handler(methods, authenticate) for methods in paths.values()],
+        route_handlers=[_handler(methods, authenticate, admit) for methods in paths.values()],
         exception_handlers={HTTPException: _failed, Exception: _failed},
         lifespan=list(lifespan),
         openapi_config=None,
@@ -68,13 +72,15 @@ def serve_endpoints(
     return _logged(app, dict(sockets or {}), served)
 
 
-def _handler(methods: Mapping[str, Endpoint], authenticate: Authenticate) -> HTTPRouteHandler:
+def _handler(
+    methods: Mapping[str, Endpoint], authenticate: Authenticate, admit: Admit | None
+) -> HTTPRouteHandler:
     """Return the handler of one path, so that the framework knows all of its methods."""
 
     async def handle(request: Request[Any, Any, Any]) -> Response[Any]:
         endpoint = methods[str(request.method)]
         request.scope["state"][ROUTE] = endpoint.path
-        call = await _call(request, endpoint, authenticate)
+        call = await _call(request, endpoint, authenticate, admit)
         reply = await endpoint.run(call)
         if isinstance(reply, EventStream):
             return Stream(
@@ -105,11 +111,16 @@ def _handler(methods: Mapping[str, Endpoint], authenticate: Authenticate) -> HTT
 
 
 async def _call(
-    request: Request[Any, Any, Any], endpoint: Endpoint, authenticate: Authenticate
+    request: Request[Any, Any, Any],
+    endpoint: Endpoint,
+    authenticate: Authenticate,
+    admit: Admit | None,
 ) -> Call:
     session = None
     if endpoint.signed_in:
         session = authenticate(_bearer(request.headers.get("authorization")))
+        if admit is not None:
+            await admit(session)
     asked = request.query_params
     known = {query.name for query in endpoint.query}
     if not set(asked) <= known:

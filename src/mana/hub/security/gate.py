@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from mana.domain.errors import Unauthenticated
 from mana.hub.http.endpoints import Session
 from mana.hub.security.store import SecurityStore
 from mana.protocol.errors import DeviceRevoked, SessionEnded
@@ -55,6 +56,8 @@ class SessionGate:
         state = await self._store.state_of(session)
         if state == "revoked":
             raise DeviceRevoked("this device was revoked")
+        if state is None:
+            raise Unauthenticated("the session is gone, with its account")
         if state != "standing":
             raise SessionEnded("the session has ended")
         # What ended while the answer was on its way could be this one.

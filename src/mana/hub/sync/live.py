@@ -2,7 +2,7 @@
 
 One LISTEN connection serves a hub process, whichever process or runner wrote. Payloads of the
 channel: `<space>:<seq>`, `{"spaceId", "missionId"}`, `member:<account>` (its spaces or its
-invitations changed). Which spaces a stream may hear of is read when it opens, and again, before
+invitations changed), `ended:<session>` and `revoked:<session>` (its streams end). Which spaces a stream may hear of is read when it opens, and again, before
 anything else is said, for such a notice and whenever notices may have been lost.
 
 A stream keeps one line for each space and mission that moved, not each move: a client that does
@@ -31,6 +31,7 @@ from mana.hub.http.sockets import (
     SocketGone,
     token_of,
 )
+from mana.hub.security.gate import ended_session
 from mana.hub.sync.store import CHANNEL
 from mana.hub.tenants import Tenant
 from mana.protocol.codec import encode
@@ -67,6 +68,7 @@ class Subscribed(Protocol):
 Listen = Callable[[str, Callable[[str], None]], Awaitable[Subscribed]]
 Heads = Callable[[Tenant], Awaitable[dict[SpaceId, int]]]
 Authenticate = Callable[[str], Session]
+Admit = Callable[[Session], Awaitable[None]]
 Message: TypeAlias = tuple[str, dict[str, object]]
 """The name of an event and its members."""
 
@@ -88,7 +90,7 @@ class _Stream:
         self.lost = False
         """Notices may have been lost: tell where every space stands."""
         self.ended: str | None = None
-        """Why it ends: `behind`, or without a goodbye `gone` or `broken`."""
+        """Why it ends: `behind`, `expired`, or without a goodbye `gone` or `broken`."""
         self.woken = asyncio.Event()
 
     def look_again(self, *, lost: bool) -> None:
@@ -151,12 +153,14 @@ class LiveHub:
         heads: Heads,
         *,
         authenticate: Authenticate,
+        admit: Admit,
         now_ms: Callable[[], int],
         heartbeat_s: float = 15.0,
         auth_s: float = 10.0,
     ) -> None:
         self._heads = heads
         self._authenticate = authenticate
+        self._admit = admit
         self._now_ms = now_ms
         self._heartbeat_s = heartbeat_s
         self._auth_s = auth_s
@@ -194,7 +198,12 @@ class LiveHub:
     def notice(self, payload: str) -> None:
         """Take in a notice; an empty one says that some may have been lost."""
         kind, _, rest = payload.partition(":")
-        if not payload:
+        ended = ended_session(payload)
+        if ended is not None:
+            for stream in self._all():
+                if stream.session.session_id == ended:
+                    stream.end("expired")
+        elif not payload:
             for stream in self._all():
                 stream.look_again(lost=True)
         elif kind == "member":
@@ -225,6 +234,8 @@ class LiveHub:
         """Serve a WebSocket: the same events, each as a JSON text with its name as `type`."""
         token = token_of(socket)
         session = None if token is None else self._authenticate(token)
+        if session is not None:
+            await self._admit(session)
         if session is None and self._unknown >= UNKNOWN_MAX:
             raise Unavailable("too many connections have not said whose they are")
         await socket.accept()
@@ -248,7 +259,9 @@ class LiveHub:
                 said = _said(await socket.text())
             if said is None or said.type != "auth" or said.token is None:
                 return None
-            return self._authenticate(said.token)
+            session = self._authenticate(said.token)
+            await self._admit(session)
+            return session
         except (TimeoutError, NotText, Unauthenticated):
             return None
         finally:
@@ -288,6 +301,12 @@ class LiveHub:
 
     async def _talk(self, stream: _Stream) -> AsyncGenerator[Message | None, None]:
         """Yield what is to be said; None where nothing was for a while."""
+        try:
+            # Once more, since it could have ended before there was a stream to hear of it.
+            await self._admit(stream.session)
+        except Unauthenticated:
+            yield "bye", {"reason": "expired"}
+            return
         stream.spaces = set(await self._heads(stream.session.tenant))
         stream.looking = False
         yield "hello", {"hubTime": iso_ms(self._now_ms())}
@@ -314,7 +333,12 @@ class LiveHub:
     async def _look_again(self, stream: _Stream) -> None:
         lost, stream.lost, stream.stale, stream.looking = stream.lost, False, False, True
         try:
+            if lost:
+                await self._admit(stream.session)
             known = await self._heads(stream.session.tenant)
+        except Unauthenticated:
+            stream.end("expired")
+            return
         except ManaError:
             # The database is away; the listener says so again when it is back.
             stream.stale, stream.lost = True, lost or stream.lost
