@@ -38,8 +38,10 @@ from mana.domain.tools import Outcome
 
 if TYPE_CHECKING:
     from mana.device.agents import AgentEdit
+    from mana.device.links import Links
     from mana.device.missions import MissionEdit
     from mana.device.operations import Operations
+    from mana.device.sessions import Sessions
 
 
 class Device:
@@ -55,6 +57,16 @@ class Device:
         self.account_id: str = operations.opened.account_id
         self.login: str = operations.opened.login
         self.space_id: str = operations.opened.space
+
+    @property
+    def links(self) -> Links:
+        """Return what answers new devices that ask to be unlocked by this one."""
+        return self._of.links
+
+    @property
+    def sessions(self) -> Sessions:
+        """Return the sessions, devices and second factors of the account."""
+        return self._of.sessions
 
     def in_space(self, space_id: str) -> Device:
         """Return this account in another of its spaces, the same object each time; NotFound.

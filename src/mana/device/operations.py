@@ -18,6 +18,7 @@ from mana.device.grants import Grants
 from mana.device.hub_news import HubNews
 from mana.device.inbox import Inbox
 from mana.device.journal import Journal
+from mana.device.links import Links
 from mana.device.locks import FileLock
 from mana.device.missions import Missions
 from mana.device.notices import Notices
@@ -25,6 +26,7 @@ from mana.device.opened import Opened
 from mana.device.resealing import Resealing
 from mana.device.run_ledger import RunLedger
 from mana.device.runner import EXPIRE_S, TICK_S, TIMEOUT_S, Runner
+from mana.device.sessions import Sessions
 from mana.device.spaces import Spaces
 from mana.device.steps import Steps
 from mana.device.timeline import Timeline
@@ -57,6 +59,8 @@ class _Shared:
     spaces: Spaces
     conflicts: Conflicts
     resealing: Resealing
+    links: Links
+    sessions: Sessions
     by_space: dict[str, Operations]
     timeout_s: float
 
@@ -84,6 +88,8 @@ class Operations:
         self.spaces = shared.spaces
         self.conflicts = shared.conflicts
         self.resealing = shared.resealing
+        self.links = shared.links
+        self.sessions = shared.sessions
         self.records = Editing(opened)
         self.trust = Trust(opened, self.records, self.news, shared.memory)
         self.grants = Grants(opened, self.news, self.trust)
@@ -263,6 +269,8 @@ def _shared(opened: Opened, timeout_s: float) -> _Shared:
         spaces=Spaces(opened, say=notices.say),
         conflicts=Conflicts(opened.book),
         resealing=Resealing(opened.book, new_id=opened.book.new_id),
+        links=Links(opened),
+        sessions=Sessions(opened),
         by_space={},
         timeout_s=timeout_s,
     )
