@@ -21,52 +21,39 @@ from mana.crypto.primitives import b64
 from mana.crypto.runners import RunnerPublicKey
 from mana.crypto.signatures import SigningKey
 from mana.device.authority import reason_of, verify_run
-from mana.device.elements import expand
 from mana.device.ends import CLOCK_OFFSET
 from mana.device.errors import (
     ChangeRefused,
     Locked,
     ManagersOnly,
     ModuleNotHeld,
-    NotYourRecord,
     PasswordAsked,
     ReadOnlyHere,
     SpaceLeft,
-    VisibilityFixed,
 )
-from mana.device.flips import flipped
 from mana.device.hub_client import HubClient
 from mana.device.kept import keep_sealed, meta_of, open_sealed
-from mana.device.renewals import restamper
-from mana.device.replica import OutboxRow, Replica, Tx
-from mana.device.sealing import TARGET_ID, TARGET_TABLE, Sealer
+from mana.device.refused import drop, refused_changes, retry
+from mana.device.replica import Replica, Tx
+from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
 from mana.device.syncer import Syncer
 from mana.device.vault import OpenedVault, SpaceKeys, random_id
 from mana.device.views import Notice, RefusedChange, SyncStatus
-from mana.device.words import refused_change_words
-from mana.domain.actors import Actor, Origin, origin_of
+from mana.device.writing import flip_of, message_of
+from mana.domain.actors import Actor, Origin
 from mana.domain.changes import Change
-from mana.domain.clock import DRIFT_MS_MAX, Stamp, next_stamp, observe, parse_stamp
 from mana.domain.encoding import Json, canonical_json
-from mana.domain.errors import Invalid, ManaError, NotFound, TooLarge
+from mana.domain.errors import ManaError, NotFound, TooLarge
 from mana.domain.grants import GrantHeader
-from mana.domain.ids import DeviceId, SpaceId, require_record_id, require_uuid
+from mana.domain.ids import SpaceId, require_uuid
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.records import Record, View, Visibility
 from mana.domain.settings import USER_TABLES
 from mana.domain.spaces import can_manage, can_write, holds
-from mana.domain.tables import Sealing, Table
-from mana.protocol.codec import check_value
-from mana.protocol.messages import (
-    BATCH_CHANGES_MAX,
-    CHANGE_BYTES_MAX,
-    CHANGE_FIELDS_MAX,
-    ChangeMessage,
-    Proof,
-    Signature,
-)
-from mana.protocol.replication import Held, apply_change
+from mana.domain.tables import Table
+from mana.protocol.messages import BATCH_CHANGES_MAX, Proof, Signature
+from mana.protocol.replication import Held
 from mana.registry.catalogue import Catalogue
 
 GROUP_BYTES_MAX: Final = 3 * 1024 * 1024
@@ -359,10 +346,12 @@ class RecordBook:
             for place, write in enumerate(writes):
                 if isinstance(write, Flip) or not tx.was_made(change_ids[place]):
                     if isinstance(write, Flip):
-                        space, message = self._flip(tx, write, group, at_ms)
+                        space, message = flip_of(self, tx, write, group, at_ms)
                         change_ids[place] = message.change_id
                     else:
-                        space, message = self._message(tx, write, change_ids[place], group, at_ms)
+                        space, message = message_of(
+                            self, tx, write, change_ids[place], group, at_ms
+                        )
                     spaces.add(space)
                     size += len(msgspec.json.encode(message))
                     tx.add(space, message)
@@ -375,109 +364,6 @@ class RecordBook:
             await self._push_now(change_ids, spaces)
         self._syncer().wake()
         return change_ids
-
-    def _message(
-        self, tx: Tx, write: Write, change_id: str, group: str | None, now_ms: int
-    ) -> tuple[SpaceId, ChangeMessage]:
-        """Return one planned change as it travels, and keep the clock's new time."""
-        sealer = self._sealer()
-        change = write.change
-        table = self.catalogue.table(change.table)
-        require_record_id(change.record_id)
-        keys = self.require_writable(table, change.record_id)
-        kept = tx.require_kept(keys.space_id)
-        held = tx.held(keys.space_id, table.name, change.record_id)
-        entries = held.record.entries if held is not None else {}
-        visibility = held.record.visibility if held is not None else write.visibility
-        if held is None and self._is_of_private(tx, keys, table, change):
-            visibility = "private"
-        if visibility == "private" and not table.flips:
-            raise VisibilityFixed(f"records of {table.name} are never private")
-        place = sealer.place(table, change.record_id, visibility, entries, change.values)
-        key = sealer.record_key(keys, place, sealer.version(keys, place))
-        current = (
-            sealer.opened_paths(keys.space_id, held.record)
-            if held is not None and _writes_whole(table, change)
-            else {}
-        )
-        values = expand(table, key, self.device_id, current, change.values)
-        _check(table, values, change, held)
-        stamp = self._stamp(tx, [entries[path].at for path in values if path in entries], now_ms)
-        draft = ChangeMessage(
-            change_id=change_id,
-            table=table.name,
-            id=change.record_id,
-            op=change.kind.value,
-            fields={},
-            actor={name: str(member) for name, member in write.actor.to_wire().items()},
-            origin=write.origin or origin_of(write.actor),
-            author_id=held.record.author_id if held is not None else self.account_id,
-            visibility=visibility,
-            group=group,
-            guards=dict(change.guards),
-            seen=kept.cursor,
-        )
-        message = sealer.seal(keys.space_id, draft, place, values, stamp)
-        return keys.space_id, _sized(message)
-
-    def _flip(
-        self, tx: Tx, flip: Flip, group: str | None, now_ms: int
-    ) -> tuple[SpaceId, ChangeMessage]:
-        """Return a change of visibility as it travels: the whole record, sealed for who may see it.
-
-        Raises NotYourRecord, VisibilityFixed, or FieldsClosed where a value does not open here
-        and so cannot be sealed anew.
-        """
-        sealer = self._sealer()
-        table = self.catalogue.table(flip.table)
-        keys = self.require_writable(table, flip.record_id)
-        kept = tx.require_kept(keys.space_id)
-        held = tx.held(keys.space_id, table.name, flip.record_id)
-        if held is None:
-            raise NotFound("there is no such record here")
-        record = held.record
-        if record.author_id != self.account_id:
-            raise NotYourRecord("another member made this record")
-        if not table.flips or (flip.visibility == "private" and not keys.shared):
-            raise VisibilityFixed("who sees this record is not changed")
-        stamp = self._stamp(tx, [entry.at for entry in record.entries.values()], now_ms)
-        guards = {
-            path: entry.value
-            for path, entry in record.entries.items()
-            if table.field_at(path).guarded
-        }
-        message = flipped(
-            sealer,
-            keys.space_id,
-            record,
-            flip.visibility,
-            stamp=stamp,
-            guards=guards,
-            group=group,
-            seen=kept.cursor,
-        )
-        return keys.space_id, _sized(message)
-
-    def _is_of_private(self, tx: Tx, keys: SpaceKeys, table: Table, change: Change) -> bool:
-        """Say whether a new record tells of a private one, and so must be private itself.
-
-        A journal record holds what stood in its target: others must not read it there.
-        """
-        if table.sealing is not Sealing.TARGET:
-            return False
-        named = change.values.get(TARGET_TABLE), change.values.get(TARGET_ID)
-        target = tx.held(keys.space_id, str(named[0]), str(named[1]))
-        return target is not None and target.record.visibility == "private"
-
-    def _stamp(self, tx: Tx, standing: Sequence[str], now_ms: int) -> Stamp:
-        """Return the next stamp, later than these, and keep it as the clock's new time."""
-        last = tx.clock(DeviceId(self.device_id))
-        for at in standing:
-            # Later than what the person saw, unless that bears a stamp of a broken clock.
-            last = observe(last, parse_stamp(at), hub_ms=now_ms + DRIFT_MS_MAX)
-        stamp = next_stamp(last, now_ms=now_ms)
-        tx.set_clock(stamp)
-        return stamp
 
     async def _push_now(self, change_ids: Sequence[str], spaces: Collection[str]) -> None:
         await self._syncer().push(spaces)
@@ -652,45 +538,15 @@ class RecordBook:
 
     async def refused(self) -> list[RefusedChange]:
         """Return the changes that the hub refused, newest first."""
-        rows = await self._replica.read(lambda tx: tx.refused())
-        return [await self._refused_change(row) for row in reversed(rows)]
+        return await refused_changes(self)
 
     async def retry_refused(self, change_id: str) -> None:
         """Send a refused change again, with its group."""
-        self._sealer()
-        now_ms = self._now_ms()
-        anew = restamper(self._sealer(), now_ms)
-
-        def work(tx: Tx) -> None:
-            rows = tx.refused_with(change_id)
-            if not rows:
-                raise NotFound("no refused change has this id")
-            for space in {row.space for row in rows}:
-                # It would wait for a sync that never comes, and be shown no more.
-                tx.require_kept(space)
-            if any(self._is_outdated(row) for row in rows):
-                tx.restamp(rows, anew, now_ms=now_ms)
-                return
-            for row in rows:
-                tx.replace(row, row.message)
-
-        await self._replica.write(work)
-        await self._syncer().announce()
-        self._emit(Notice("sync"))
-        self._syncer().wake()
+        await retry(self, change_id, now_ms=self._now_ms())
 
     async def drop_refused(self, change_id: str) -> None:
         """Forget a refused change, with its group."""
-
-        def work(tx: Tx) -> None:
-            rows = tx.refused_with(change_id)
-            if not rows:
-                raise NotFound("no refused change has this id")
-            tx.drop(rows)
-
-        await self._replica.write(work)
-        await self._syncer().announce()
-        self._emit(Notice("sync"))
+        await drop(self, change_id)
 
     # Life
 
@@ -732,76 +588,6 @@ class RecordBook:
         space = self.space_of(self.catalogue.table(table).name)
         return await self._replica.read(lambda tx: tx.held(space, table, record_id))
 
-    def _is_outdated(self, row: OutboxRow) -> bool:
-        """Say whether a refused change needs another stamp or key before it is sent again."""
-        stamps = [write.at for write in row.message.fields.values()]
-        return row.code in ("clock-ahead", "stale-key") or any(
-            parse_stamp(at).device != self.device_id for at in stamps
-        )
-
-    async def _refused_change(self, row: OutboxRow) -> RefusedChange:
-        message = row.message
-        title = ""
-        with contextlib.suppress(ManaError):
-            named = self.catalogue.table(message.table).title_field
-            book = self if message.table in USER_TABLES else self.in_space(row.space)
-            view = await book.view(message.table, message.id)
-            if view is None:
-                held = Held(_record_of(message))
-                view = self._sealer().view(row.space, held.record)
-            title = view.text(named) if named is not None else ""
-        words = refused_change_words(row.code)
-        return RefusedChange(
-            message.change_id,
-            message.table,
-            message.id,
-            title,
-            row.code,
-            words,
-            row.refused_ms,
-            row.space,
-        )
-
     def _emit(self, notice: Notice) -> None:
         for callback in tuple(self._callbacks):
             callback(notice)
-
-
-def _sized(message: ChangeMessage) -> ChangeMessage:
-    if len(msgspec.json.encode(message)) > CHANGE_BYTES_MAX:
-        raise TooLarge("the change is larger than the hub takes in one piece")
-    return message
-
-
-def _writes_whole(table: Table, change: Change) -> bool:
-    """Say whether a change gives the whole value of a collection."""
-    return any(
-        name in table.by_name and table.by_name[name].shape.value != "value"
-        for name in change.values
-    )
-
-
-def _check(table: Table, values: Mapping[str, Json], change: Change, held: Held | None) -> None:
-    """Raise for what the hub would refuse for certain, before it stands in the outbox."""
-    if not 0 < len(values) <= CHANGE_FIELDS_MAX:
-        raise Invalid(f"a change writes 1 to {CHANGE_FIELDS_MAX} values")
-    entries = held.record.entries if held is not None else {}
-    for path, value in values.items():
-        table.check(path, value)
-        check_value(value)
-        declared = table.field_at(path)
-        standing = entries[path].value if path in entries else None
-        if declared.guarded:
-            if path not in change.guards:
-                raise Invalid(f"{path} changes only under a guard")
-            if change.guards[path] != standing:
-                raise ChangeRefused(
-                    "another value stands by now", detail={"reason": "guard-failed", "path": path}
-                )
-        if declared.fixed and standing is not None and standing != value:
-            raise Invalid(f"{path} never changes")
-
-
-def _record_of(message: ChangeMessage) -> Record:
-    """Return the record that a change alone would make."""
-    return apply_change(None, message, seq=None, guarded=lambda table, path: False).record
