@@ -35,7 +35,7 @@ from mana.hub.runner.dialogue import (
     ToWorker,
     WorkerLost,
 )
-from mana.hub.runner.keys import load_runner_key, load_service_key
+from mana.hub.runner.keys import RunnerKeys, load_service_key
 from mana.hub.runner.settings import RunnerSettings
 from mana.hub.runner.worker import work
 from mana.hub.runner.workers import ProcessWorkers
@@ -181,8 +181,8 @@ def settings(home: Path, **options: str) -> RunnerSettings:
 
 def test_keys_are_made_once(tmp_path: Path) -> None:
     """The runner's key is made once, readable to its account only, the public half beside it."""
-    first = load_runner_key(settings(tmp_path))
-    assert load_runner_key(settings(tmp_path)).to_pem() == first.to_pem()
+    first = RunnerKeys(settings(tmp_path)).current
+    assert RunnerKeys(settings(tmp_path)).current.to_pem() == first.to_pem()
     for name in ("runner/runner.key", "runner.pub"):
         mode = (tmp_path / "secrets" / name).stat().st_mode
         assert stat.S_IMODE(mode) == 0o600
@@ -193,7 +193,7 @@ def test_keys_are_made_once(tmp_path: Path) -> None:
 def test_keys_may_be_given(tmp_path: Path) -> None:
     """A whole bundle, or the RSA key of the reference, may come from the settings."""
     given = RunnerPrivateKey.generate()
-    found = load_runner_key(settings(tmp_path, MANA_AI_PRIVATE_KEY_PEM=given.to_pem()))
+    found = RunnerKeys(settings(tmp_path, MANA_AI_PRIVATE_KEY_PEM=given.to_pem())).current
     assert found.public().key_id() == given.public().key_id()
 
 

@@ -27,7 +27,8 @@ from mana.domain.missions import MISSIONS
 from mana.domain.policy import STANDARD
 from mana.hub.runner.app import Runner, build
 from mana.hub.runner.dialogue import SocketChannel, ToRunner, ToWorker, WorkerLost
-from mana.hub.runner.keys import PRIVATE_FILE, PUBLIC_FILE, write_secret
+from mana.hub.runner.files import write_secret
+from mana.hub.runner.keys import PRIVATE_FILE, PUBLIC_FILE
 from mana.hub.runner.settings import RunnerSettings
 from mana.hub.runner.worker import work
 from mana.models.rules import Rules
@@ -107,6 +108,7 @@ class World:
     home: Path
     clock: int = field(default_factory=now_ms)
     wrap_for: RunnerPublicKey | None = None
+    authors: dict[str, str] = field(default_factory=dict)
 
     @property
     def space(self) -> FoundedSpace:
@@ -165,10 +167,13 @@ class World:
             "runsOn": "hub",
             **values,
         }
+        self.authors[mission_id] = self.ada.account.account_id
         await self.push(self.change(MISSIONS, mission_id, given, now_ms=stamped_ms))
 
     async def edit_mission(self, mission_id: str = "mission-1", **values: Json) -> None:
-        await self.push(self.change(MISSIONS, mission_id, dict(values), op="update"))
+        author = self.authors.get(mission_id)
+        change = self.change(MISSIONS, mission_id, dict(values), op="update", author_id=author)
+        await self.push(change)
 
     async def header(
         self, mission_id: str = "mission-1", *, inputs: Sequence[str] = ("note-1",), **options: Any
@@ -230,6 +235,8 @@ class World:
     async def complete(
         self, header: GrantHeader, payload: dict[str, Json] | None = None
     ) -> GrantHeader:
+        # As a device does it: the mission names its grant before that counts.
+        await self.edit_mission(header.mission_id, grantId=header.grant_id)
         done = await self.completion(header, payload)
         path = f"/api/v1/me/ai-mission-grant/{header.grant_id}/complete"
         answer = await self.ada.call("POST", path, done)

@@ -22,6 +22,10 @@ SKIPPED: Final = {
     "malformed": "The grant cannot be read.",
     "signature-rejected": "A signature of the grant does not hold.",
     "scope-mismatch": "The grant is not for what the mission now looks at.",
+    "set-back": (
+        "The hub's database is older than what its runner saw: it was put back. Nothing was "
+        "opened. Ask whoever runs the hub."
+    ),
     "key-rotated": "Keys were changed since the grant was made.",
     "not-a-member": "Whoever granted this may no longer write in the space.",
     "concurrency": "The agent is at work on as many missions as it may.",

@@ -28,6 +28,7 @@ SkipReason = Literal[
     "scope-mismatch",
     "key-rotated",
     "not-a-member",
+    "set-back",
     "concurrency",
     "budget",
 ]

@@ -211,6 +211,7 @@ def sealed_change(
     group: str | None = None,
     guards: Mapping[str, Json] | None = None,
     change_id: str | None = None,
+    author_id: str | None = None,
 ) -> ChangeMessage:
     """Return opened values by path as the change that the account's device would push.
 
@@ -239,7 +240,7 @@ def sealed_change(
         fields=fields,
         actor={name: str(member) for name, member in writer.to_wire().items()},
         origin=origin_of(writer),
-        author_id=account.account_id,
+        author_id=author_id or account.account_id,
         visibility=visibility,
         group=group,
         guards=dict(guards or {}),

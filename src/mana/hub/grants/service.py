@@ -48,6 +48,7 @@ from mana.domain.ids import (
 )
 from mana.hub.grants.store import GrantStore, Register
 from mana.hub.runner import audit, scheduling
+from mana.hub.runner.keys import CHAIN_FILE, read_chain, succession_to_wire
 from mana.hub.runner.ledger import RegisteredGrant
 from mana.hub.tenants import Tenant
 from mana.protocol.errors import ZeroKnowledgeActive
@@ -64,6 +65,7 @@ from mana.protocol.messages import (
     OccurrenceInfo,
     RevokeGrant,
     RunnerInfo,
+    RunnerSuccession,
     Signature,
 )
 
@@ -108,7 +110,7 @@ class GrantEnded(Conflict):
 
 
 class RunnerKeyFile:
-    """The runner's public bundle: from the settings, or a file that the runner leaves."""
+    """The runner's public bundle: from the settings, or files that the runner leaves."""
 
     def __init__(self, path: Path, *, pem: str = "") -> None:
         self._path = path
@@ -133,6 +135,12 @@ class RunnerKeyFile:
             raise GrantNotConfigured("no runner has left its public key") from None
         return self._key
 
+    def before(self) -> list[RunnerSuccession]:
+        """Return the keys that lead to the current one, newest first, as the runner left them."""
+        if self._pem:
+            return []
+        return [succession_to_wire(word) for word in read_chain(self._path.with_name(CHAIN_FILE))]
+
 
 @dataclass(frozen=True, slots=True)
 class GrantService:
@@ -151,6 +159,7 @@ class GrantService:
             fingerprint=key.fingerprint(),
             public_key=key.to_pem(),
             models=list(self.models),
+            succeeds=self.runner.before(),
         )
 
     async def request(self, tenant: Tenant, asked: GrantRequest) -> GrantHeaderAnswer:

@@ -30,7 +30,8 @@ from mana.hub.http.endpoints import Endpoint, Session
 from mana.hub.http.server import serve_endpoints
 from mana.hub.runner.dialogue import ModelSpec
 from mana.hub.runner.isolation import forbid_dumps, kill_self
-from mana.hub.runner.keys import load_runner_key, load_service_key, runner_device_id
+from mana.hub.runner.keys import RunnerKeys, load_service_key, runner_device_id
+from mana.hub.runner.memory import RunnerMemory
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.routes import runner_endpoints
 from mana.hub.runner.scheduler import ChangesRefused, Scheduler, Setting
@@ -54,7 +55,7 @@ class Runner:
     """A wired runner. `open` before use; `asgi` answers its HTTP surface."""
 
     settings: RunnerSettings
-    key_id: str
+    keys: RunnerKeys
     store: RunnerStore
     scheduler: Scheduler
     metrics: Metrics
@@ -104,8 +105,8 @@ class Runner:
 
 def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner:
     """Wire the runner. `workers` is given by tests; the keys are made on first use."""
-    key = load_runner_key(settings)
-    key_id = key.public().key_id()
+    keys = RunnerKeys(settings)
+    memory = RunnerMemory(settings)
     # An address that is none is told at the start, not at the first run.
     model = model_from_settings(settings.llm_url, settings.llm_key, settings.llm_model)
     store = RunnerStore.at(settings.database_url, size=settings.concurrency + 4)
@@ -118,6 +119,7 @@ def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner
         space: SpaceId,
         changes: Sequence[ChangeMessage],
         *,
+        key_id: str,
         now_ms: int,
     ) -> None:
         writer = Writer(WriterKind.RUNNER, account, runner_device_id(key_id), key_id)
@@ -128,8 +130,8 @@ def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner
 
     setting = Setting(
         name=f"{os.getpid()}-{uuid.uuid4().hex[:8]}",
-        key_id=key_id,
-        key_pem=key.to_pem(),
+        keys=keys,
+        memory=memory,
         hub_key=lambda: b64(load_public_keys(settings.secrets_dir)[1].to_bytes()),
         model=ModelSpec(settings.llm_url, settings.llm_key, settings.llm_model),
         metered=model.metered,
@@ -168,7 +170,7 @@ def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner
     asgi = serve_endpoints(
         endpoints, authenticate=authenticate, lifespan=[lifespan], served="runner"
     )
-    runner = Runner(settings, key_id, store, scheduler, metrics, asgi, endpoints)
+    runner = Runner(settings, keys, store, scheduler, metrics, asgi, endpoints)
     return runner
 
 

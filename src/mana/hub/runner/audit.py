@@ -9,6 +9,7 @@ import msgspec
 from mana.crypto.signatures import AUDIT_START, audit_hash
 from mana.domain.clock import iso_ms
 from mana.domain.encoding import Json
+from mana.domain.errors import Conflict
 from mana.domain.ids import AccountId
 from mana.hub.runner.dialogue import AuditEntry
 from mana.hub.runner.store import Ledger
@@ -16,6 +17,13 @@ from mana.protocol.messages import AuditAnswer, AuditRow
 
 LIMIT_DEFAULT = 200
 LIMIT_MAX = 1_000
+
+
+class AuditSetBack(Conflict):
+    """The audit is not a continuation of what the runner wrote: an older copy was put back."""
+
+    code = "AUDIT_SET_BACK"
+    advice = "Put the newest copy of the database back, or let the runner start with new keys."
 
 
 def row_hash(row: AuditRow) -> str:
@@ -37,9 +45,16 @@ async def append(
     grant_id: str,
     endpoint: str | None,
     runner_key_id: str,
+    known: tuple[int, str] | None = None,
 ) -> tuple[int, str]:
-    """Append one row for each entry and return the new head; all in the caller's transaction."""
+    """Append one row for each entry and return the new head; all in the caller's transaction.
+
+    `known`: a head that was written before. Raises AuditSetBack where the chain lacks it.
+    """
     seq, previous = await ledger.lock_audit_head(account, AUDIT_START)
+    is_next = known is None or known == (seq, previous)
+    if known is not None and not is_next and not await _holds(ledger, account, known):
+        raise AuditSetBack("the audit lacks a row that was written")
     ts = iso_ms(await ledger.now_ms())
     rows: list[AuditRow] = []
     for entry in entries:
@@ -65,6 +80,11 @@ async def append(
     if rows:
         await ledger.append_audit(account, rows)
     return seq, previous
+
+
+async def _holds(ledger: Ledger, account: AccountId, head: tuple[int, str]) -> bool:
+    """Say whether the chain contains a head that was written before."""
+    return await ledger.audit_hash(account, head[0]) == head[1]
 
 
 async def answer(

@@ -5,6 +5,8 @@ Order: mission, agent, grant, concurrency, budget (the last two count in the led
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mana.crypto.envelope import parse_json
 from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json
@@ -33,19 +35,28 @@ def agent_refusal(agent: AgentSnapshot | None) -> SkipReason | None:
     return None
 
 
-def grant_refusal(grant: RegisteredGrant | None, *, runner_key_id: str) -> SkipReason | None:
-    """Return why a grant is not in force, None if it is. Signatures are for the worker."""
+def grant_refusal(
+    grant: RegisteredGrant | None,
+    *,
+    key_refusal: Callable[[str], SkipReason | None],
+    has_ended: Callable[[str], bool],
+) -> SkipReason | None:
+    """Return why a grant is not in force, None if it is. Signatures are for the worker.
+
+    `key_refusal` tells why a runner's key does not open, and `has_ended` what was seen to end,
+    whatever the database says by now.
+    """
     if grant is None:
         return "no-grant"
-    if grant.state == "revoked":
+    if grant.state == "revoked" or has_ended(grant.grant_id):
         return "revoked"
     if grant.state == "expired" or grant.expired:
         return "expired"
     if grant.state != "active" or grant.sealed_keys is None or grant.wrapped_key is None:
         return "no-grant"
-    if grant.suite not in SUITES or grant.runner_key_id != runner_key_id:
+    if grant.suite not in SUITES:
         return "not-configured"
-    return None
+    return key_refusal(grant.runner_key_id)
 
 
 def budget_refusal(agent: AgentSnapshot, spent: int, *, metered: bool) -> str | None:

@@ -214,6 +214,12 @@ update mana_ai.token_usage
 insert into mana_ai.audit_heads (account_id, seq, hash) values ($1, 0, $2)
 on conflict (account_id) do nothing
 
+-- name: audit_hash
+select hash from mana_ai.decrypt_audit where account_id = $1 and seq = $2
+
+-- name: ended_grants
+select grant_id, expires_at from mana_ai.end_grants()
+
 -- name: audit_head_locked
 select seq, hash from mana_ai.audit_heads where account_id = $1 for update
 

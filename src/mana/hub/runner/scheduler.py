@@ -21,6 +21,7 @@ from mana.domain.clock import iso_ms
 from mana.domain.errors import Conflict, Invalid, ManaError
 from mana.domain.ids import AccountId, MissionId, SpaceId, iteration_id, step_id
 from mana.domain.iterations import ITERATIONS, STEPS
+from mana.domain.missions import MISSIONS
 from mana.domain.occurrences import (
     FAIL_POINTS,
     HOLDING,
@@ -46,7 +47,9 @@ from mana.hub.runner.dialogue import (
     Stopped,
     WorkerLost,
 )
+from mana.hub.runner.keys import RunnerKeys
 from mana.hub.runner.ledger import AgentSnapshot, Lease, MissionSnapshot, RegisteredGrant
+from mana.hub.runner.memory import RunnerMemory
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.moments import overdue
 from mana.hub.runner.store import Ledger, RunnerStore, Transaction
@@ -71,6 +74,7 @@ _GRANT_REASONS: Final = frozenset(
         "scope-mismatch",
         "key-rotated",
         "not-a-member",
+        "set-back",
     }
 )
 _SKIPS: Final = frozenset(get_args(SkipReason))
@@ -99,9 +103,10 @@ class Append(Protocol):
         space: SpaceId,
         changes: Sequence[ChangeMessage],
         *,
+        key_id: str,
         now_ms: int,
     ) -> None:
-        """Append and merge; raise ChangesRefused if one change is refused."""
+        """Append and merge as the runner of this key; raise ChangesRefused if one is refused."""
 
 
 @dataclass(slots=True)
@@ -126,8 +131,8 @@ class Setting:
     """What stays the same while a runner lives. `fail` ends the process at a named place."""
 
     name: str
-    key_id: str
-    key_pem: str = field(repr=False)
+    keys: RunnerKeys
+    memory: RunnerMemory
     hub_key: Callable[[], str]
     model: ModelSpec
     metered: bool
@@ -147,6 +152,8 @@ class _Admitted:
     mission: MissionSnapshot
     agent: AgentSnapshot
     job: Job
+    runner_key_id: str
+    named_at: str
 
 
 class Scheduler:
@@ -199,6 +206,8 @@ class Scheduler:
         self._metrics.ticks.inc()
         began = time.monotonic()
         try:
+            # To draw a key takes a moment, and is done twice a month.
+            await asyncio.to_thread(self._setting.keys.turn)
             await self._pass(stats)
         finally:
             self._is_running = False
@@ -228,6 +237,7 @@ class Scheduler:
                 free = self._setting.concurrency - len(running)
                 leased: list[Lease] = []
                 if free > 0 and not self._is_draining:
+                    await self._setting.memory.saw_end(await self._store.end_grants())
                     await self._bury(stats)
                     leased = await self._store.lease(
                         self._setting.name, free, lease_s=self._setting.lease_s
@@ -318,7 +328,7 @@ class Scheduler:
             grant: RegisteredGrant | None = None
             if refusal is None:
                 grant = await ledger.latest_grant(lease.space_id, lease.mission_id)
-                refusal = gates.grant_refusal(grant, runner_key_id=self._setting.key_id)
+                refusal = self._grant_refusal(grant)
                 if refusal == "expired" and grant is not None:
                     await ledger.expire_grant(grant.grant_id)
             if refusal is None and grant is not None and grant.account_id != lease.account_id:
@@ -339,7 +349,17 @@ class Scheduler:
             if not isinstance(job, Job):
                 await self._skip(ledger, lease, job)
                 return None
-            return _Admitted(lease, mission, agent, job)
+            named_at = _named_at(job)
+            if named_at < self._setting.memory.named_at(lease.space_id, lease.mission_id):
+                await self._skip(ledger, lease, "set-back")
+                return None
+            return _Admitted(lease, mission, agent, job, grant.runner_key_id, named_at)
+
+    def _grant_refusal(self, grant: RegisteredGrant | None) -> SkipReason | None:
+        setting = self._setting
+        return gates.grant_refusal(
+            grant, key_refusal=setting.keys.refusal, has_ended=setting.memory.has_ended
+        )
 
     async def _newest(self, ledger: Ledger, lease: Lease, mission: MissionSnapshot) -> Lease | None:
         """Note missed moments and return the lease of the newest, which runs for them all."""
@@ -383,8 +403,9 @@ class Scheduler:
         except (Invalid, msgspec.ValidationError):
             return "malformed"
         refusal = gates.register_refusal(grant, header)
-        if refusal is not None:
-            return refusal
+        runner_key = self._setting.keys.opening(header.runner_key_id)
+        if refusal is not None or runner_key is None:
+            return refusal or self._setting.keys.refusal(header.runner_key_id) or "not-configured"
         keys = [
             ("aiMissions", str(lease.mission_id)),
             ("agents", str(agent.agent_id)),
@@ -410,7 +431,7 @@ class Scheduler:
             log=await ledger.membership_log(lease.space_id),
             certificates=await ledger.certificates(lease.space_id),
             records=[*records, *history],
-            runner_key=self._setting.key_pem,
+            runner_key=runner_key.to_pem(),
             hub_key=self._setting.hub_key(),
             model=self._setting.model,
             tokens_today=spent,
@@ -497,9 +518,7 @@ class Scheduler:
                 if grant is None or grant.grant_id != header.grant_id:
                     refusal = "revoked"
                 else:
-                    refusal = gates.grant_refusal(
-                        grant, runner_key_id=self._setting.key_id
-                    ) or gates.register_refusal(grant, header)
+                    refusal = self._grant_refusal(grant) or gates.register_refusal(grant, header)
                     if grant.header != job.grant.header:
                         refusal = "scope-mismatch"
                 if refusal is None:
@@ -510,16 +529,29 @@ class Scheduler:
                 entries = [
                     _refused_entry(entry, status=status, reason=refusal) for entry in entries
                 ]
-            seq, head = await audit.append(
-                ledger,
-                lease.account_id,
-                entries,
-                mission_id=lease.mission_id,
-                iteration_id=iteration_id(lease.mission_id, job.scheduled_for),
-                grant_id=header.grant_id,
-                endpoint=ask.endpoint,
-                runner_key_id=self._setting.key_id,
-            )
+            try:
+                seq, head = await audit.append(
+                    ledger,
+                    lease.account_id,
+                    entries,
+                    mission_id=lease.mission_id,
+                    iteration_id=iteration_id(lease.mission_id, job.scheduled_for),
+                    grant_id=header.grant_id,
+                    endpoint=ask.endpoint,
+                    runner_key_id=admitted.runner_key_id,
+                    known=self._setting.memory.head(lease.account_id),
+                )
+            except audit.AuditSetBack:
+                _log.error("audit_set_back", account=lease.account_id)
+                return Refused("set-back")
+        # The worker hears of it when the runner could not be talked out of it any more.
+        await self._setting.memory.saw(
+            lease.account_id,
+            space_id=lease.space_id,
+            mission_id=lease.mission_id,
+            named_at=admitted.named_at,
+            head=(seq, head),
+        )
         for entry in entries:
             if entry.status == "scope-violation":
                 self._metrics.scope_violations.labels(entry.table_name).inc()
@@ -562,7 +594,7 @@ class Scheduler:
         stats.plans_produced += 1
         self._metrics.plans_produced.inc()
         try:
-            written = await self._store.again(lambda: self._commit(lease, done))
+            written = await self._store.again(lambda: self._commit(admitted, done))
         except ChangesRefused as error:
             await self._refused(lease, error.refusal, done.iteration_id, stats)
             return
@@ -580,8 +612,9 @@ class Scheduler:
             tool, _, policy = call.partition(":")
             metrics.tool_calls.labels(tool, policy, "deferred").inc(number)
 
-    async def _commit(self, lease: Lease, done: Finished) -> bool:
+    async def _commit(self, admitted: _Admitted, done: Finished) -> bool:
         """Write it in one transaction; False if another runner has the occurrence by now."""
+        lease = admitted.lease
         async with self._store.work(lease.account_id) as ledger:
             if not await ledger.holds(lease):
                 return False
@@ -592,6 +625,7 @@ class Scheduler:
                 lease.account_id,
                 lease.space_id,
                 done.changes,
+                key_id=admitted.runner_key_id,
                 now_ms=await ledger.now_ms(),
             )
             await self._end(ledger, lease, "done", None, iteration=done.iteration_id)
@@ -689,6 +723,15 @@ def _check_written(admitted: _Admitted, done: Finished) -> None:
     )
     if not is_own:
         raise WorkerLost("the worker wrote something that is not its run's")
+
+
+def _named_at(job: Job) -> str:
+    """Return the stamp at which the mission's record named its grant; empty if it names none."""
+    for record in job.records:
+        if (record.table, record.id) == (MISSIONS.name, job.mission_id):
+            entry = record.fields.get("grantId")
+            return "" if entry is None else entry.at
+    return ""
 
 
 def _word(reason: str) -> str:

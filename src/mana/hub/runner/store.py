@@ -372,6 +372,11 @@ class Ledger:
             raise Invalid("the audit has no head")
         return row["seq"], row["hash"]
 
+    async def audit_hash(self, account: AccountId, seq: int) -> str | None:
+        """Return the hash of one row of an account's audit."""
+        found: str | None = await self.tx.value(_QUERIES["audit_hash"], account, seq)
+        return found
+
     async def append_audit(self, account: AccountId, rows: Sequence[AuditRow]) -> None:
         """Append rows and move the head to the last of them."""
         await self.tx.execute_many(
@@ -446,6 +451,15 @@ class RunnerStore:
                 _QUERIES["lease"], worker, limit, timedelta(seconds=lease_s), LEASES_MAX
             )
         return [_lease(row) for row in rows]
+
+    async def end_grants(self) -> dict[str, int]:
+        """End grants whose time has come, in every account, and erase their sealed keys.
+
+        Returns those that ended before their time, each with its signed end in milliseconds.
+        """
+        async with self._tenancy.lease() as tx:
+            rows = await tx.all(_QUERIES["ended_grants"])
+        return {row["grant_id"]: to_ms(row["expires_at"]) for row in rows}
 
     async def crashed(self, limit: int) -> list[Lease]:
         """Return what was leased as often as allowed, and never ended."""

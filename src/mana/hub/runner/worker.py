@@ -150,7 +150,7 @@ class _Run:
         await self._audit([_entry(record) for record in support])
         keys = await self._keys(header, device, support)
         views = {f"{r.table}:{r.id}": await self._open(r, keys, fatal=True) for r in support}
-        mission = self._mission(views[f"{MISSIONS.name}:{job.mission_id}"])
+        mission = self._mission(views[f"{MISSIONS.name}:{job.mission_id}"], header.grant_id)
         agent = self._agent(views)
         inputs = await self._inputs(header, keys, mission)
         history = await self._history(keys)
@@ -254,7 +254,7 @@ class _Run:
             raise Ended("skipped", reason)
         return None
 
-    def _mission(self, view: View | None) -> Mission:
+    def _mission(self, view: View | None, grant_id: str) -> Mission:
         if view is None:
             raise Ended("skipped", "malformed")
         try:
@@ -266,6 +266,9 @@ class _Run:
             raise Ended("skipped", "mission-not-active")
         if mission.agent_id != self._job.agent_id:
             raise Ended("skipped", "scope-mismatch")
+        if mission.grant_id != grant_id:
+            # The newest word of a member is which grant counts, not what the register has left.
+            raise Ended("skipped", "scope-mismatch" if mission.grant_id else "no-grant")
         return mission
 
     def _agent(self, views: dict[str, View | None]) -> Agent:
