@@ -12,7 +12,9 @@ import httpx
 import msgspec
 import pytest
 
-from mana.crypto.authority import read_log
+from mana.crypto.authority import authority_of, read_log
+from mana.crypto.identity import PrivateIdentity, revoke_device
+from mana.crypto.keys import SpaceKeyName, unwrap_space_key
 from mana.crypto.primitives import b64
 from mana.domain.clock import iso_ms
 from mana.domain.errors import Invalid
@@ -22,6 +24,7 @@ from mana.hub.spaces.store import SpaceStore
 from mana.modules.todo.manifest import MANIFEST as TODO
 from mana.protocol.messages import (
     CloseSpace,
+    DevicesAnswer,
     InvitationInfo,
     InvitationsAnswer,
     MembershipAppend,
@@ -46,6 +49,7 @@ from mana.testing.spaces import (
     member_of,
     next_entry,
     private_wrap,
+    rekeying,
     removing,
     reroling,
     rotating,
@@ -1118,6 +1122,214 @@ async def test_spaces_of_one_moment(database: Database, tenancy: Tenancy) -> Non
         assert [one.version for one in info.wraps] == [1]
         assert answer.departed == []
         assert await departed(bob) == [space.space_id]
+
+
+# Other keys --------------------------------------------------------------------------------------
+
+
+async def with_new_identity(tenancy: Tenancy, person: Person) -> Person:
+    """Return the person after their account's row names another identity."""
+    identity = PrivateIdentity.generate(person.account.account_id)
+    public = identity.public()
+    signing, hpke = b64(public.signing_key.to_bytes()), b64(public.hpke_key.to_bytes())
+    async with tenancy.transaction(Tenant(person.account.account_id)) as tx:
+        await tx.execute(
+            "update mana.accounts set signing_key = $1, hpke_key = $2"
+            " where account_id = mana.current_account()",
+            signing,
+            hpke,
+        )
+    return replace(person, account=replace(person.account, identity=identity))
+
+
+async def signed_in(person: Person) -> Person:
+    answer = await person.log_in()
+    return replace(person, tokens=msgspec.json.decode(answer.content, type=Tokens))
+
+
+async def wraps_of(person: Person, space: MadeSpace) -> dict[tuple[str, int], str]:
+    info = await info_of(person, space)
+    assert info is not None
+    return {(wrap.kind, wrap.version): wrap.wrapped for wrap in info.wraps}
+
+
+@pytest.mark.parametrize("role", ["admin", "viewer"])
+async def test_a_member_replaces_their_keys(
+    database: Database, tenancy: Tenancy, role: Role
+) -> None:
+    """Signed with the keys before, the log names the new ones; each own wrap is another, nobody
+    else's is, and the next entry is theirs to sign with the new keys alone."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await join(ada, await create(ada), bob, role)
+        path = f"/api/v1/spaces/{space.space_id}/keys"
+        keys = PrivateKeys(wraps=[private_wrap(space, bob.account, n) for n in (1, 2)])
+        assert code(await bob.call("POST", path, keys)) == "204"
+        mine, theirs = await wraps_of(ada, space), await wraps_of(bob, space)
+        new = await with_new_identity(tenancy, bob)
+        step = rekeying(space, bob.account, new.account, now_ms=START_MS, private=(1, 2))
+        space = await take(new, space, step)
+        assert await wraps_of(ada, space) == mine
+        again = await wraps_of(bob, space)
+        assert again.keys() == theirs.keys() == {("p", 1), ("p", 2), ("s", 1)}
+        assert not set(again.values()) & set(theirs.values())
+        name = SpaceKeyName("s", space.space_id, 1, bob.account.account_id)
+        opened = unwrap_space_key(again["s", 1], new.account.identity.hpke_key, name)
+        assert opened == space.keys[1]
+        assert code(await append(new, space, step)) == "200", "a resend changes nothing"
+        old = leaving(space, bob.account, now_ms=START_MS)
+        assert code(await append(new, space, old)) == "SIGNATURE_REJECTED"
+        assert code(await append(new, space, leaving(space, new.account, now_ms=START_MS))) == "200"
+
+
+async def test_new_keys_with_the_next_key_of_the_space(
+    database: Database, tenancy: Tenancy
+) -> None:
+    """Who manages names their new keys and the space's next one in one entry, wrapped for all."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await join(ada, await create(ada), bob)
+        new = await with_new_identity(tenancy, ada)
+        both = [new.account, bob.account]
+        step = rekeying(space, ada.account, new.account, both, now_ms=START_MS, rotate=True)
+        lacking = replaced(
+            step.append,
+            wraps=[
+                wrap
+                for wrap in step.append.wraps
+                if (wrap.account_id, wrap.version) != (bob.account.account_id, 2)
+            ],
+        )
+        assert code(await append(new, space, lacking)) == "BAD_REQUEST"
+        space = await take(new, space, step)
+        for person in (new, bob):
+            held = await wraps_of(person, space)
+            assert {version for kind, version in held if kind == "s"} == {1, 2}
+
+
+async def test_only_the_account_s_own_keys_are_named(database: Database, tenancy: Tenancy) -> None:
+    """Keys that the account's row does not have, wraps for others, and a private key that is not
+    brought along are refused, and nothing is replaced."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await join(ada, await create(ada), bob)
+        path = f"/api/v1/spaces/{space.space_id}/keys"
+        keys = PrivateKeys(wraps=[private_wrap(space, bob.account, n) for n in (1, 2)])
+        assert code(await bob.call("POST", path, keys)) == "204"
+        before = await wraps_of(bob, space), await wraps_of(ada, space)
+        stolen = replace(bob.account, identity=PrivateIdentity.generate(bob.account.account_id))
+        early = rekeying(space, bob.account, stolen, now_ms=START_MS, private=(1, 2))
+        assert code(await append(bob, space, early)) == "MEMBERSHIP_REFUSED:keys-changed"
+        new = await with_new_identity(tenancy, bob)
+        late = rekeying(space, bob.account, stolen, now_ms=START_MS, private=(1, 2))
+        assert code(await append(new, space, late)) == "MEMBERSHIP_REFUSED:keys-changed"
+        good = rekeying(space, bob.account, new.account, now_ms=START_MS, private=(1, 2)).append
+        first, second = good.private_wraps
+        own = good.wraps[0]
+        for expected, body in (
+            ("MEMBERSHIP_MOVED", replaced(good, private_wraps=[first])),
+            ("MEMBERSHIP_MOVED", replaced(good, private_wraps=[])),
+            ("BAD_REQUEST", replaced(good, private_wraps=[first, second, second])),
+            ("BAD_REQUEST", replaced(good, private_wraps=[first, replaced(second, version=3)])),
+            ("BAD_REQUEST", replaced(good, private_wraps=[first, replaced(second, kind="s")])),
+            ("BAD_REQUEST", replaced(good, private_wraps=[first, replaced(second, wrapped="")])),
+            ("BAD_REQUEST", replaced(good, wraps=[own, own])),
+            ("BAD_REQUEST", replaced(good, wraps=[replaced(own, version=2)])),
+            ("BAD_REQUEST", replaced(good, wraps=[replaced(own, version=0)])),
+            (
+                "BAD_REQUEST",
+                replaced(good, wraps=[own, wrap_of(space, ada.account, 1, bytes(32))]),
+            ),
+        ):
+            assert code(await append(new, space, body)) == expected, body
+        role = reroling(space, ada.account, bob.account, "viewer", now_ms=START_MS).append
+        assert code(await append(ada, space, replaced(role, private_wraps=[first]))) == (
+            "BAD_REQUEST"
+        )
+        assert (await wraps_of(bob, space), await wraps_of(ada, space)) == before
+        assert code(await append(new, space, good)) == "200"
+
+
+async def test_an_older_key_is_forgotten_once_nothing_counts_on_it(database: Database) -> None:
+    """The newest key, one that a record bears, and one of less than a month ago are kept; what
+    goes is the caller's own wrap alone."""
+    async with served_hub(database) as served:
+        ada, bob, cem = [await served.sign_up(name) for name in ("ada", "bob", "cem")]
+        space = await join(ada, await create(ada), bob)
+        assert code(await push_task(ada, space, "t1")) == "200"
+        both = [ada.account, bob.account]
+        space = await take(
+            ada, space, rotating(space, ada.account, space.newest.members, both, now_ms=START_MS)
+        )
+
+        async def retire(person: Person, key: str = "s1") -> str:
+            return code(await person.call("DELETE", f"/api/v1/spaces/{space.space_id}/keys/{key}"))
+
+        early = ada
+        served.clock.now_ms += 31 * DAY_MS
+        ada, bob, cem = [await signed_in(one) for one in (ada, bob, cem)]
+        assert await retire(ada) == "KEY_IN_USE", "a record bears it"
+        assert await retire(ada, "s2") == "KEY_IN_USE", "it is the newest"
+        fields = {"title": "x"}
+        change = sealed_change(
+            ada.account, TASKS, "t1", fields, now_ms=START_MS, space=space.founded, counter=1
+        )
+        title = change.fields["title"]
+        newer = replaced(title, value=str(title.value).replace("enc:2:s1:", "enc:2:s2:"))
+        await ada.push([replaced(change, fields={"title": newer})], space=space.space_id)
+        served.clock.now_ms -= 31 * DAY_MS
+        assert await retire(early) == "KEY_IN_USE", "a device that was away may need it"
+        served.clock.now_ms += 31 * DAY_MS
+        assert await retire(cem) == "NOT_FOUND"
+        for odd in ("s0", "m1", "s", "s1x", "s-1"):
+            assert await retire(ada, odd) == "NOT_FOUND"
+        assert [await retire(ada), await retire(ada)] == ["204", "204"]
+        assert set(await wraps_of(ada, space)) == {("p", 1), ("s", 2)}
+        assert set(await wraps_of(bob, space)) == {("s", 1), ("s", 2)}
+        assert await retire(ada, "p1") == "KEY_IN_USE", "it is the newest private one"
+
+
+async def test_a_revoked_device_pushes_nothing(database: Database, tenancy: Tenancy) -> None:
+    """From its revocation on, the hub takes no change of a device, and the members learn of it."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space = await join(ada, await create(ada), bob)
+        assert code(await push_task(ada, space, "t1")) == "200"
+        at = iso_ms(START_MS)
+        word = revoke_device(
+            ada.account.identity.signing_key, ada.account.account_id, ada.account.device_id, at
+        )
+        async with tenancy.transaction(Tenant(ada.account.account_id)) as tx:
+            await tx.execute(
+                "update mana.devices set revoked_at = $1, revocation = $2 where device_id = $3",
+                at,
+                b64(word.signature),
+                ada.account.device_id,
+            )
+        assert code(await push_task(ada, space, "t2")) == "DEVICE_UNKNOWN"
+        answer = await bob.call("GET", f"/api/v1/spaces/{space.space_id}/devices")
+        found = msgspec.json.decode(answer.content, type=DevicesAnswer)
+        assert [one.device_id for one in found.revoked] == [ada.account.device_id]
+        authority = authority_of(space.space_id, list(space.log), found.devices, found.revoked)
+        assert authority.revoked == {ada.account.device_id: at}
+
+
+async def test_while_an_identity_moves_both_certificates_are_shown(
+    database: Database, tenancy: Tenancy
+) -> None:
+    """A device that two identities certified is listed with both words."""
+    async with served_hub(database) as served:
+        ada = await served.sign_up("ada")
+        space = await create(ada)
+        async with tenancy.transaction(Tenant(ada.account.account_id)) as tx:
+            await tx.execute(
+                "update mana.devices set former_signature = signature, signature = 'other'"
+                " where device_id = $1",
+                ada.account.device_id,
+            )
+        answer = await ada.call("GET", f"/api/v1/spaces/{space.space_id}/devices")
+        found = msgspec.json.decode(answer.content, type=DevicesAnswer).devices
+        assert [one.signature for one in found] == ["other", ada.account.certificate.signature]
 
 
 # The walls of the database ----------------------------------------------------------------------

@@ -119,6 +119,8 @@ NAMED: dict[str, Named] = {
     f"GET {SPACE}/records/{{table}}/{{recordId}}": Named(),
     f"GET {SPACE}/devices": Named(),
     f"POST {SPACE}/keys": Named(private_keys, ("204", "204", "204")),
+    # It is the newest one, so a member is told that it is in use.
+    f"DELETE {SPACE}/keys/{{key}}": Named(None, ("409 KEY_IN_USE",) * 3),
     f"POST {SPACE}/invitations": Named(invite, ("201", "403 FORBIDDEN", "403 FORBIDDEN")),
     f"GET {SPACE}/invitations": Named(None, ("200", "403 FORBIDDEN", "403 FORBIDDEN")),
     f"DELETE {SPACE}/invitations/{{invitationId}}": Named(
@@ -204,6 +206,7 @@ def path_of(template: str, made: Household, **other: str) -> str:
         "invitationId": made.invitation.new.invitation_id,
         "table": "tasks",
         "recordId": SHARED_TASK,
+        "key": "s1",
         **other,
     }
     return template.format_map(names)
@@ -249,6 +252,7 @@ async def test_others_things_are_not_there(made: Household) -> None:
         "grantId": UNKNOWN,
         "invitationId": UNKNOWN,
         "recordId": "none",
+        "key": "s1",
     }
     for operation, declared in NAMED.items():
         for name in ("rem", "out"):

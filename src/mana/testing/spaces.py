@@ -193,6 +193,37 @@ def rotating(
     return Step(MembershipAppend(entry=signed, wraps=wraps), after)
 
 
+def rekeying(
+    space: MadeSpace,
+    before: NewAccount,
+    after: NewAccount,
+    members: Sequence[NewAccount] = (),
+    *,
+    now_ms: int,
+    private: Sequence[int] = (1,),
+    rotate: bool = False,
+) -> Step:
+    """Name an account's new public keys, and wrap to them what it holds.
+
+    `private`: the versions of its private keys. `rotate`: with the next key for these members.
+    """
+    key = new_key() if rotate else b""
+    named = [
+        member_of(after, one.role) if one.account_id == after.account_id else one
+        for one in space.newest.members
+    ]
+    entry = next_entry(space, before, named, now_ms=now_ms, key=key)
+    wraps = [wrap_of(space, after, version, held) for version, held in space.keys.items()]
+    wraps += [wrap_of(space, one, entry.key_version, key) for one in members if key]
+    append = MembershipAppend(
+        entry=signed_by(before, entry),
+        wraps=wraps,
+        private_wraps=[private_wrap(space, after, version) for version in private],
+    )
+    after_keys = {entry.key_version: key} if key else {}
+    return Step(append, space.grown(append.entry, after_keys))
+
+
 def leaving(space: MadeSpace, leaver: NewAccount, *, now_ms: int) -> Step:
     """Let a member leave."""
     members = [one for one in space.newest.members if one.account_id != leaver.account_id]

@@ -823,7 +823,7 @@ create policy own on mana.space_keys as permissive for all to mana_app using ((a
 create policy wraps on mana.space_keys as permissive for insert to mana_app with check (((kind = 's'::text) AND (EXISTS ( SELECT
    FROM mana.spaces s
   WHERE ((s.space_id = space_keys.space_id) AND (space_keys.account_id = ANY (s.members)))))));
-grant insert, select on mana.space_keys to mana_app;
+grant delete, insert, select, update(wrapped) on mana.space_keys to mana_app;
 
 create table mana.spaces (
   space_id text not null,

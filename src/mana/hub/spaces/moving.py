@@ -6,7 +6,7 @@ can keep: who is added was invited and accepted, and every key wrap that is need
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mana.crypto.authority import verify_next
@@ -20,7 +20,7 @@ from mana.domain.spaces import Member, MembershipEntry, MembershipRefused, entry
 from mana.hub.accounts.founding import check_short, check_wrap
 from mana.protocol.codec import check_value
 from mana.protocol.errors import MembershipMoved
-from mana.protocol.messages import MemberWrap, SignedEntry
+from mana.protocol.messages import KeyWrap, MemberWrap, SignedEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,18 @@ class Move:
             if (old := self.before.member(one.account_id)) is not None and old.role != one.role
         ]
 
+    @property
+    def rekeyed(self) -> Member | None:
+        """Return who has other public keys after it, which can only be its author."""
+        return next(
+            (
+                one
+                for one in self.entry.members
+                if (old := self.before.member(one.account_id)) is not None and old.keys != one.keys
+            ),
+            None,
+        )
+
     def without(self, *roles: str) -> list[str]:
         """Return who was in the space before it and has none of these roles after it."""
         kept = {one.account_id for one in self.entry.members if one.role in roles}
@@ -140,22 +152,43 @@ def check_invited(move: Move, accepted: Iterable[Acceptance]) -> list[str]:
 def check_wraps(move: Move, wraps: Sequence[MemberWrap]) -> None:
     """Raise Invalid unless exactly those wraps came along that this entry calls for.
 
-    A new key version: one for every member. A new member: the current version, and any older.
+    A new key version: one for every member. A new member: the current version, and any older. Who
+    replaces their keys: any version of their own; what they cannot open they cannot wrap anew.
     """
     version = move.entry.key_version
     added = {one.account_id for one in move.added}
     needed = set(move.accounts) if version != move.before.key_version else added
+    rekeyed = {move.rekeyed.account_id} if move.rekeyed is not None else set[str]()
     given: set[tuple[str, int]] = set()
     for wrap in wraps:
         name = (wrap.account_id, wrap.version)
-        is_needed = wrap.version == version and wrap.account_id in needed
-        is_older = 1 <= wrap.version < version and wrap.account_id in added
+        is_needed = wrap.version == version and wrap.account_id in needed | rekeyed
+        is_older = 1 <= wrap.version < version and wrap.account_id in added | rekeyed
         if name in given or not (is_needed or is_older):
             raise Invalid("a wrap is there twice, or nobody needs it")
         check_wrap(wrap.wrapped)
         given.add(name)
     if any((account, version) not in given for account in needed):
         raise Invalid("a member would lack the key of the space")
+
+
+def check_private_wraps(move: Move, wraps: Sequence[KeyWrap], standing: Collection[int]) -> None:
+    """Raise unless who replaces their keys sends their private keys too, and nobody else any.
+
+    `standing`: the versions that the hub keeps. MembershipMoved if the newest of them is missing:
+    another device of the account made it meanwhile.
+    """
+    if move.rekeyed is None and wraps:
+        raise Invalid("private keys come along only with other public ones")
+    given = {wrap.version for wrap in wraps}
+    if len(given) != len(wraps) or not given <= set(standing):
+        raise Invalid("a private key is there twice, or is not kept here")
+    for wrap in wraps:
+        if wrap.kind != "p":
+            raise Invalid("what is not a private key is among them")
+        check_wrap(wrap.wrapped)
+    if move.rekeyed is not None and standing and max(standing) not in given:
+        raise MembershipMoved("the account has another private key here by now")
 
 
 def log_to_wire(entries: Iterable[Mapping[str, Json]], last: SignedEntry) -> list[Json]:

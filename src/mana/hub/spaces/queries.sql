@@ -30,7 +30,8 @@ select true from mana.departures where account_id = mana.current_account() and s
 select role from mana.memberships where space_id = $1 and account_id = mana.current_account()
 
 -- name: devices
-select d.account_id, d.device_id, d.public_key, d.created_at, d.signature
+select d.account_id, d.device_id, d.public_key, d.created_at, d.signature, d.former_signature,
+       d.revoked_at, d.revocation
   from mana.devices d
   join mana.memberships m on m.account_id = d.account_id
  where m.space_id = $1
@@ -38,6 +39,10 @@ select d.account_id, d.device_id, d.public_key, d.created_at, d.signature
 
 -- name: identity
 select signing_key, hpke_key from mana.accounts where account_id = mana.current_account()
+
+-- name: identity_held
+select signing_key, hpke_key from mana.accounts where account_id = mana.current_account()
+   for share
 
 -- name: lock
 select seq from mana.space_heads where space_id = $1 for update
@@ -82,6 +87,28 @@ update mana.memberships m set role = changed.role
 insert into mana.space_keys (space_id, account_id, kind, version, wrapped)
 select $1, account_id, 's', version, wrapped
   from unnest($2::text[], $3::int[], $4::text[]) as given (account_id, version, wrapped)
+
+-- name: versions_held
+select kind, version from mana.space_keys
+ where space_id = $1 and account_id = mana.current_account()
+
+-- name: replace_wraps
+insert into mana.space_keys (space_id, account_id, kind, version, wrapped)
+select $1, mana.current_account(), kind, version, wrapped
+  from unnest($2::text[], $3::int[], $4::text[]) as given (kind, version, wrapped)
+    on conflict (space_id, account_id, kind, version) do update set wrapped = excluded.wrapped
+
+-- name: newer_since
+select min(entry->>'createdAt') from mana.membership_entries
+ where space_id = $1 and (entry->>'keyVersion')::int > $2
+
+-- name: key_counts
+select exists (
+  select from mana.records where space_id = $1 and fields::text ~ $2)
+
+-- name: retire_key
+delete from mana.space_keys
+ where space_id = $1 and account_id = mana.current_account() and kind = $2 and version = $3
 
 -- name: delete_space
 delete from mana.spaces where space_id = $1

@@ -39,6 +39,10 @@ def space_routes(spaces: SpaceService) -> list[Endpoint]:
         await spaces.add_private_keys(call.tenant, call.path["spaceId"], keys)
         return None
 
+    async def retire_key(call: Call) -> Reply:
+        await spaces.retire_key(call.tenant, call.path["spaceId"], call.path["key"])
+        return None
+
     async def devices(call: Call) -> Reply:
         return await spaces.devices(call.tenant, call.path["spaceId"])
 
@@ -78,6 +82,13 @@ def space_routes(spaces: SpaceService) -> list[Endpoint]:
             add_keys,
             "Keep the account's own private keys of a space",
             body=PrivateKeys,
+            status=204,
+        ),
+        Endpoint(
+            "DELETE",
+            f"{one}/keys/{{key}}",
+            retire_key,
+            "Forget the account's own wrap of an older key that nothing counts on",
             status=204,
         ),
         Endpoint(

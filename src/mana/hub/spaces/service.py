@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Final
 
-from mana.domain.errors import Invalid
+from mana.domain.errors import Invalid, NotFound
 from mana.domain.spaces import SHARED_TYPES
 from mana.hub.accounts.founding import check_space, check_wrap
 from mana.hub.spaces.store import SpaceStore
@@ -20,6 +22,8 @@ from mana.protocol.messages import (
     SpacesAnswer,
 )
 
+_KEY: Final = re.compile(r"[sp][1-9][0-9]{0,8}")
+
 
 class SpaceService:
     """What members ask about their spaces, and how they change who is in them."""
@@ -34,7 +38,7 @@ class SpaceService:
 
     async def devices(self, tenant: Tenant, space: str) -> DevicesAnswer:
         """Return the devices of the members of a space."""
-        return DevicesAnswer(devices=await self._store.devices(tenant, space_of(space)))
+        return await self._store.devices(tenant, space_of(space))
 
     async def create(self, tenant: Tenant, new: NewSpace) -> SpaceInfo:
         """Found a shared space with the account as its only owner."""
@@ -46,9 +50,7 @@ class SpaceService:
 
     async def append(self, tenant: Tenant, space: str, append: MembershipAppend) -> SpaceInfo:
         """Append the next entry of a membership log."""
-        return await self._store.append(
-            tenant, space_of(space), append.entry, append.wraps, now_ms=self._now_ms()
-        )
+        return await self._store.append(tenant, space_of(space), append, now_ms=self._now_ms())
 
     async def close(self, tenant: Tenant, space: str, closing: CloseSpace) -> None:
         """Close a space and remove everything of it."""
@@ -61,3 +63,11 @@ class SpaceService:
                 raise Invalid("only private keys are an account's own to add")
             check_wrap(wrap.wrapped)
         await self._store.add_private_keys(tenant, space_of(space), keys.wraps)
+
+    async def retire_key(self, tenant: Tenant, space: str, key: str) -> None:
+        """Forget the account's own wrap of a key, by its name in envelopes: `s3`, `p1`."""
+        if _KEY.fullmatch(key) is None:
+            raise NotFound("no such key is kept here")
+        await self._store.retire_key(
+            tenant, space_of(space), key[0], int(key[1:]), now_ms=self._now_ms()
+        )

@@ -12,12 +12,14 @@ from typing import Any, Final
 
 import msgspec
 
-from mana.domain.errors import Invalid, NotFound
+from mana.domain.clock import parse_iso_ms
+from mana.domain.errors import Conflict, Invalid, NotFound
 from mana.domain.ids import MissionId, SpaceId
 from mana.domain.spaces import MembershipRefused, Role, entry_from_wire
 from mana.hub.accounts.founding import CheckedSpace
-from mana.hub.accounts.store import certificate_of, insert_space, moment
+from mana.hub.accounts.store import devices_answer, insert_space
 from mana.hub.db import AlreadyExists, Isolation, Row, Tenancy, Transaction, load_queries
+from mana.hub.moments import moment
 from mana.hub.runner import scheduling
 from mana.hub.runner.store import Ledger
 from mana.hub.spaces.moving import (
@@ -26,6 +28,7 @@ from mana.hub.spaces.moving import (
     Move,
     check_invited,
     check_move,
+    check_private_wraps,
     check_wraps,
     hash_of,
     log_to_wire,
@@ -34,9 +37,9 @@ from mana.hub.tenants import Tenant
 from mana.protocol.errors import SpaceUndeletable
 from mana.protocol.messages import (
     Departure,
-    DeviceCertificate,
+    DevicesAnswer,
     KeyWrap,
-    MemberWrap,
+    MembershipAppend,
     SignedEntry,
     SpaceInfo,
     SpacesAnswer,
@@ -45,6 +48,17 @@ from mana.protocol.messages import (
 Q: Final = load_queries("mana.hub.spaces")
 LOG_BYTES_MAX: Final = 24 * 1024 * 1024
 """Above this nobody is added to a space: every device has to read its whole log."""
+
+
+RETIRED_AFTER_MS: Final = 30 * 24 * 60 * 60 * 1_000
+"""How long a wrap of a replaced key is kept: as long as devices keep what was overwritten."""
+
+
+class KeyInUse(Conflict):
+    """Something is still sealed under this key of the space, or may be read under it."""
+
+    code = "KEY_IN_USE"
+    advice = "Wait; devices bring what is left under the newest key by themselves."
 
 
 class SpaceStore:
@@ -66,11 +80,11 @@ class SpaceStore:
             ]
         return SpacesAnswer(spaces=spaces, departed=departed)
 
-    async def devices(self, tenant: Tenant, space_id: SpaceId) -> list[DeviceCertificate]:
+    async def devices(self, tenant: Tenant, space_id: SpaceId) -> DevicesAnswer:
         """Return the certificates of the members' devices; NotFound for who is no member."""
         async with self._tenancy.transaction(tenant) as tx:
             await role_of(tx, space_id)
-            return [certificate_of(row) for row in await tx.all(Q["devices"], space_id)]
+            return devices_answer(await tx.all(Q["devices"], space_id))
 
     async def identity(self, tenant: Tenant) -> tuple[str, str]:
         """Return the account's public keys, signing and HPKE, in Base64."""
@@ -99,8 +113,7 @@ class SpaceStore:
         self,
         tenant: Tenant,
         space_id: SpaceId,
-        signed: SignedEntry,
-        wraps: Sequence[MemberWrap],
+        append: MembershipAppend,
         *,
         now_ms: int,
     ) -> SpaceInfo:
@@ -109,11 +122,11 @@ class SpaceStore:
         The newest entry again changes nothing. For who left, the role of the answer is empty.
         """
         async with self._moving(tenant, space_id) as (tx, head):
-            if hash_of(signed) != head.hash:
-                move = check_move(space_id, head, signed, tenant.account)
+            if hash_of(append.entry) != head.hash:
+                move = check_move(space_id, head, append.entry, tenant.account)
                 if not move.accounts:
                     raise _closing("a space is closed by the call that removes it")
-                await self._append(tx, tenant, space_id, head, move, wraps, now_ms=now_ms)
+                await self._append(tx, tenant, space_id, head, move, append, now_ms=now_ms)
             found = await _infos(tx, await tx.all(Q["space"], space_id))
         if found:
             return found[0]
@@ -126,12 +139,13 @@ class SpaceStore:
         space_id: SpaceId,
         head: Head,
         move: Move,
-        wraps: Sequence[MemberWrap],
+        append: MembershipAppend,
         *,
         now_ms: int,
     ) -> None:
         invitations = await _admitted(tx, space_id, move)
-        check_wraps(move, wraps)
+        check_wraps(move, append.wraps)
+        await _check_rekeyed(tx, space_id, move, append.private_wraps)
         if move.gone:
             # While they are still members: the policies let nobody write for anybody else.
             await _depart(tx, space_id, move, now_ms=now_ms)
@@ -145,7 +159,7 @@ class SpaceStore:
         version = move.entry.key_version
         await tx.execute(Q["move_space"], space_id, move.accounts, version)
         if tenant.account not in move.gone:
-            await _admit(tx, space_id, move, wraps, invitations)
+            await _admit(tx, space_id, move, append, invitations)
         told = {row["account_id"] for row in waiting if row["account_id"] is not None}
         await tx.all(Q["notify"], sorted({*move.concerned, *told}))
 
@@ -175,6 +189,29 @@ class SpaceStore:
                 if wrap.version > number:
                     raise Invalid("versions of private keys have no gap")
                 await tx.execute(Q["add_private_key"], space_id, wrap.version, wrap.wrapped)
+
+    async def retire_key(
+        self, tenant: Tenant, space_id: SpaceId, kind: str, version: int, *, now_ms: int
+    ) -> None:
+        """Forget the account's own wrap of an older key that nothing counts on any more.
+
+        Raises KeyInUse while a record that the account sees is sealed under it, while it is the
+        newest, and, for a space's key, until a month after the next one was made.
+        """
+        async with self._moving(tenant, space_id) as (tx, head):
+            newest = head.entry.key_version
+            if kind == "p":
+                newest = await tx.value(Q["newest_private_key"], space_id)
+            if version >= newest:
+                raise KeyInUse("the newest key is in use")
+            if kind == "s":
+                since = await tx.value(Q["newer_since"], space_id, version)
+                if since is None or parse_iso_ms(since) + RETIRED_AFTER_MS > now_ms:
+                    raise KeyInUse("a device that was away may still need this key")
+            classes = "[sm]" if kind == "s" else "p"
+            if await tx.value(Q["key_counts"], space_id, f'"enc:2:{classes}{version}:'):
+                raise KeyInUse("a record is sealed under this key")
+            await tx.execute(Q["retire_key"], space_id, kind, version)
 
     @contextlib.asynccontextmanager
     async def _moving(
@@ -263,6 +300,22 @@ async def _admitted(tx: Transaction, space_id: SpaceId, move: Move) -> list[str]
     )
 
 
+async def _check_rekeyed(
+    tx: Transaction, space_id: SpaceId, move: Move, private_wraps: Sequence[KeyWrap]
+) -> None:
+    """Raise unless the author's new keys are those of their account, and their wraps come along."""
+    standing: list[int] = []
+    if move.rekeyed is not None:
+        held = await tx.one(Q["identity_held"])
+        if held is None or move.rekeyed.keys != (held["signing_key"], held["hpke_key"]):
+            raise MembershipRefused(
+                "a member has the keys of their account", detail={"reason": "keys-changed"}
+            )
+        rows = await tx.all(Q["versions_held"], space_id)
+        standing = [row["version"] for row in rows if row["kind"] == "p"]
+    check_private_wraps(move, private_wraps, standing)
+
+
 async def _store_entry(tx: Transaction, space_id: SpaceId, head: Head, move: Move) -> None:
     entry, signature = move.entry.to_wire(), move.signed.signature
     await tx.execute(Q["append"], space_id, head.number + 1, entry, signature, move.hash)
@@ -294,19 +347,30 @@ async def _admit(
     tx: Transaction,
     space_id: SpaceId,
     move: Move,
-    wraps: Sequence[MemberWrap],
+    append: MembershipAppend,
     invitations: Sequence[str],
 ) -> None:
     added, changed = move.added, move.reroled
     for query, members in ((Q["add_members"], added), (Q["change_roles"], changed)):
         accounts, roles = [one.account_id for one in members], [one.role for one in members]
         await tx.execute(query, space_id, accounts, roles)
+    rekeyed = move.rekeyed.account_id if move.rekeyed is not None else None
+    others = [wrap for wrap in append.wraps if wrap.account_id != rekeyed]
     await tx.execute(
         Q["add_wraps"],
         space_id,
-        [wrap.account_id for wrap in wraps],
-        [wrap.version for wrap in wraps],
-        [wrap.wrapped for wrap in wraps],
+        [wrap.account_id for wrap in others],
+        [wrap.version for wrap in others],
+        [wrap.wrapped for wrap in others],
+    )
+    own = [("s", one.version, one.wrapped) for one in append.wraps if one.account_id == rekeyed]
+    own += [("p", one.version, one.wrapped) for one in append.private_wraps]
+    await tx.execute(
+        Q["replace_wraps"],
+        space_id,
+        [kind for kind, _, _ in own],
+        [version for _, version, _ in own],
+        [wrapped for _, _, wrapped in own],
     )
     if added:
         await tx.execute(Q["joined"], space_id, invitations)

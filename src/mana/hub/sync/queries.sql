@@ -5,7 +5,8 @@ select seq from mana.space_heads where space_id = $1 for update
 select s.type, s.key_version, m.role,
   s.type in ('personal', 'user') and cardinality(s.members) = 1 as alone,
   (select d.public_key from mana.devices d
-    where d.device_id = $2 and d.account_id = mana.current_account()) as device_key,
+    where d.device_id = $2 and d.account_id = mana.current_account()
+      and d.revoked_at is null) as device_key,
   (select json_agg(json_build_array(c.change_id, c.seq, c.table_name, c.record_id, c.own)
                    order by c.own)::text
      from unnest($3::text[]) as k (change_id)

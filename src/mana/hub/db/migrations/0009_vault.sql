@@ -173,6 +173,9 @@ grant update (mode, kdf, login_hash, master_wrap, master_check, kek_wrap, kek_id
 grant update (signature, former_signature, revoked_at, revocation) on mana.devices to mana_app;
 grant update (seen_at, name, device_id, revoked) on mana.sessions to mana_app;
 
+-- Who replaces their public keys wraps what they hold anew, and versions that nothing counts on go.
+grant update (wrapped), delete on mana.space_keys to mana_app;
+
 -- What a member of a grant's space needs to verify it after its sealed material is erased, and
 -- the signed word that it ended.
 alter table mana_ai.grants
