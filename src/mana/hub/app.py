@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+import structlog
 import uvicorn
 from litestar import Litestar
 from litestar.types import ASGIApp
 
+from mana.domain.errors import ManaError
 from mana.domain.ids import SpaceId
 from mana.hub.accounts.routes import account_routes
 from mana.hub.accounts.service import REFRESH_LIFE_MS, AccountService
@@ -40,6 +42,11 @@ from mana.hub.http.server import serve_endpoints
 from mana.hub.invitations.routes import invitation_routes
 from mana.hub.invitations.service import InvitationService
 from mana.hub.invitations.store import InvitationStore
+from mana.hub.links.routes import link_routes
+from mana.hub.links.service import LinkService
+from mana.hub.links.store import LinkStore
+from mana.hub.operating.service import Operator
+from mana.hub.operating.store import KekStore
 from mana.hub.runner.keys import PUBLIC_FILE
 from mana.hub.runner.projection import RunnerProjection
 from mana.hub.secrets import HubSecrets, KekRing, load, load_or_create
@@ -70,10 +77,13 @@ DRAIN_S: Final = 2
 """How long a stopping server waits for requests that are under way."""
 QUIET_S: Final = 0.5
 """How long it waits before that for live streams to say goodbye."""
+SWEEP_S: Final = 60.0
+"""How often it removes links and second factors that nobody finished."""
 SOCKET_BYTES_MAX: Final = 16 * 1024
 """The largest message that a client may send; a token has 2 KiB at most."""
 UNREAD_MS_MAX: Final = 60_000
 """How long a connection is kept whose other side takes nothing of what is sent."""
+_LOG: Final = structlog.get_logger("mana.hub")
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -127,8 +137,9 @@ def build(
         RelyingParty(settings.passkey_domain),
         now_ms=clock,
     )
+    kept_accounts = AccountStore(tenancy, keks)
     accounts = AccountService(
-        AccountStore(tenancy, keks), kept, settings, log=security_log, factors=factors, now_ms=clock
+        kept_accounts, kept, settings, log=security_log, factors=factors, now_ms=clock
     )
     vaults = VaultService(
         VaultStore(tenancy, keks),
@@ -136,6 +147,10 @@ def build(
         accounts.hash_login_key,
         floor=settings.kdf_floor,
         now_ms=clock,
+    )
+
+    links = LinkService(
+        LinkStore(tenancy), kept_accounts, security_log, kept.salt, accounts.tokens, now_ms=clock
     )
 
     async def heads(tenant: Tenant) -> dict[SpaceId, int]:
@@ -157,6 +172,7 @@ def build(
         *vault_routes(vaults),
         *security_routes(security, security_log),
         *factor_routes(factors),
+        *link_routes(links),
         *space_routes(SpaceService(SpaceStore(tenancy), now_ms=clock)),
         *invitation_routes(InvitationService(InvitationStore(tenancy), now_ms=clock)),
         *sync_routes(SyncService(store, now_ms=clock), live),
@@ -177,9 +193,13 @@ def build(
     async def opened() -> AsyncIterator[None]:
         async with pool:
             await live.start(listen)
+            sweeping = asyncio.create_task(_sweep(links), name="hub-sweep")
             try:
                 yield
             finally:
+                sweeping.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await sweeping
                 await live.close()
 
     def lifespan(_app: Litestar) -> AbstractAsyncContextManager[None]:
@@ -193,6 +213,28 @@ def build(
         sockets={SOCKET_PATH: live.socket},
     )
     return Hub(settings, asgi, live, tuple(endpoints), opened)
+
+
+async def _sweep(links: LinkService) -> None:
+    """Remove now and then what waited in vain; what fails is tried again the next time."""
+    while True:
+        try:
+            await links.sweep()
+        except ManaError as error:
+            _LOG.warning("sweep failed", error=type(error).__name__)
+        await asyncio.sleep(SWEEP_S)
+
+
+@contextlib.asynccontextmanager
+async def operator(
+    settings: HubSettings, *, clock: Callable[[], int] = now_ms
+) -> AsyncIterator[Operator]:
+    """Lend what the operator does beside the hub; the hub may run meanwhile or not."""
+    pool = Pool(settings.database_url, role=Role.APP, size=1)
+    tenancy = Tenancy(pool)
+    accounts = AccountStore(tenancy, KekRing(lambda: load(settings.secrets_dir)))
+    async with pool:
+        yield Operator(accounts, KekStore(tenancy), settings.secrets_dir, now_ms=clock)
 
 
 def _grants(settings: HubSettings, kept: HubSecrets, tenancy: Tenancy) -> GrantService:

@@ -34,7 +34,7 @@ insert into mana.sessions (session_id, account_id, created_at, seen_at, name, de
 values ($1, $2, $3, $3, $4, $5)
 
 -- name: set_session_device
-update mana.sessions set device_id = $2 where session_id = $1
+update mana.sessions set device_id = $2 where session_id = $1 and device_id is null
 
 -- name: insert_token
 insert into mana.refresh_tokens (token_hash, session_id, account_id, issued_at)

@@ -39,7 +39,6 @@ from mana.protocol.errors import (
     SessionEnded,
     SignupClosed,
     TwoFactorRequired,
-    ZeroKnowledgeActive,
 )
 from mana.protocol.messages import (
     Account,
@@ -64,7 +63,6 @@ REFRESH_GRACE_MS: Final = 30 * 1_000
 REFRESH_LIFE_MS: Final = 60 * 24 * 60 * 60 * 1_000
 INVITE_LIFE_MS: Final = 14 * 24 * 60 * 60 * 1_000
 HASHES_AT_ONCE: Final = 4
-RESET_LIFE_MS: Final = 24 * 60 * 60 * 1_000
 
 _E = TypeVar("_E", bound=ManaError)
 
@@ -191,20 +189,6 @@ class AccountService:
             raise await self._refused(account, login_mac, "reset", error) from None
         return ResetAnswer(tokens=self.tokens(account, session), master_key=b64(master_key))
 
-    async def new_reset(self, login: str) -> str | None:
-        """Return a one-time token for whoever lost a password; None without such an account.
-
-        For the operator, on the hub's own machine. Raises ZeroKnowledgeActive where the hub
-        could not open anything.
-        """
-        token = new_token()
-        mode = await self._store.open_reset(
-            login_name(login), hash_of(token), now_ms=self._now_ms(), life_ms=RESET_LIFE_MS
-        )
-        if mode == "zero-knowledge":
-            raise ZeroKnowledgeActive("the account is in zero-knowledge mode")
-        return None if mode is None else token
-
     async def refresh(self, request: RefreshRequest) -> Tokens:
         """Exchange a refresh token for a new pair; raise SessionEnded if it does not hold.
 
@@ -278,9 +262,7 @@ class AccountService:
             login_mac, now_ms=now_ms, window_ms=ATTEMPTS_WINDOW_MS, attempts_max=ATTEMPTS_MAX
         )
         if until_ms is not None:
-            wait_s = max(1, -(-(until_ms - now_ms) // 1_000))
-            detail = {"retryAfterS": wait_s, "retryAt": iso_ms(until_ms)}
-            raise RateLimited("too many attempts for this login", detail=detail)
+            raise rate_limited(until_ms, now_ms=now_ms)
         return login_mac
 
     async def hash_login_key(self, login_key: bytes) -> str:
@@ -338,6 +320,13 @@ class AccountService:
             refresh_token=session.refresh_token,
             expires_in=LIFE_S,
         )
+
+
+def rate_limited(until_ms: int, *, now_ms: int) -> RateLimited:
+    """Return the refusal of an attempt that may be made again at a moment."""
+    wait_s = max(1, -(-(until_ms - now_ms) // 1_000))
+    detail = {"retryAfterS": wait_s, "retryAt": iso_ms(until_ms)}
+    return RateLimited("too many attempts for this login", detail=detail)
 
 
 def _named(device_name: str) -> str:

@@ -316,26 +316,13 @@ class AccountStore:
     ) -> None:
         """Store a device that the account's identity certified; the same one again is known.
 
-        The session is that device's from now on. Raises CryptoFailed for another identity's
-        word, and DeviceRevoked for a device that was revoked.
+        The session is that device's from now on, if it was nobody's: or a device could be
+        revoked whose session goes by another one's name. Raises as `register_device`.
         """
         try:
             async with self._tenancy.transaction(session.tenant) as tx:
                 row = await lock_account(tx)
-                signing_key, _ = identity_keys(identity_of(row))
-                check_certificate(certificate, session.account, signing_key)
-                held = await tx.one(Q["device"], certificate.device_id)
-                if held is None:
-                    await _insert_device(tx, certificate, moment(now_ms))
-                    # A change of the vault that does not know this device is asked to look again.
-                    await tx.execute(Q["set_challenge"], new_challenge())
-                    await write_event(
-                        tx, "device-added", session_id=session.session_id, now_ms=now_ms
-                    )
-                elif held["revoked_at"] is not None:
-                    raise DeviceRevoked("the device was revoked")
-                elif certificate_of(held) != certificate:
-                    raise AccountExists("a device with this id exists")
+                await register_device(tx, row, certificate, session.session_id, now_ms=now_ms)
                 await tx.execute(Q["set_session_device"], session.session_id, certificate.device_id)
         except AlreadyExists:
             raise AccountExists("a device with this id exists") from None
@@ -436,6 +423,33 @@ async def require_proof(
     except CryptoFailed:
         raise ProofRefused("the proof does not hold") from None
     await tx.execute(Q["set_challenge"], new_challenge())
+
+
+async def register_device(
+    tx: Transaction,
+    account: Mapping[str, Any],
+    certificate: DeviceCertificate,
+    session_id: str,
+    *,
+    now_ms: int,
+) -> None:
+    """Store a device that the identity certified, with a line in the log; `account`: locked row.
+
+    The same one again is known. Raises CryptoFailed for another identity's word, DeviceRevoked,
+    and AccountExists for another device of this id.
+    """
+    signing_key, _ = identity_keys(identity_of(account))
+    check_certificate(certificate, account["account_id"], signing_key)
+    held = await tx.one(Q["device"], certificate.device_id)
+    if held is None:
+        await _insert_device(tx, certificate, moment(now_ms))
+        # A change of the vault that does not know this device is asked to look again.
+        await tx.execute(Q["set_challenge"], new_challenge())
+        await write_event(tx, "device-added", session_id=session_id, now_ms=now_ms)
+    elif held["revoked_at"] is not None:
+        raise DeviceRevoked("the device was revoked")
+    elif certificate_of(held) != certificate:
+        raise AccountExists("a device with this id exists")
 
 
 async def _insert_device(tx: Transaction, certificate: DeviceCertificate, now: datetime) -> None:

@@ -66,8 +66,8 @@ class FactorService:
     async def check(self, account: AccountId, answer: FactorAnswer | None) -> None:
         """Raise TwoFactorRequired or TwoFactorFailed unless a factor of the account answers.
 
-        Called after the login key was right, by a caller that counts and notes what is refused.
-        An account without second factors passes.
+        Called after the login key was right, by a caller that counts attempts. An account
+        without second factors passes.
         """
         tenant = Tenant(account)
         active = [one for one in await self._store.factors(tenant) if one.is_active]
@@ -75,7 +75,11 @@ class FactorService:
             return
         if answer is None or (answer.totp is None and answer.passkey is None):
             raise await self._required(tenant, active)
-        kind = await self._checked(tenant, active, answer)
+        try:
+            kind = await self._checked(tenant, active, answer)
+        except TwoFactorFailed:
+            await self._log.note(account, "second-factor", ok=False)
+            raise
         await self._log.note(account, "second-factor", ok=True, detail=kind)
 
     async def factors(self, tenant: Tenant) -> FactorsAnswer:

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 import structlog
 
 from mana.domain.clock import parse_iso_ms
-from mana.domain.errors import Forbidden, ManaError, Unauthenticated
+from mana.domain.errors import CryptoFailed, Forbidden, ManaError, Unauthenticated
 from mana.domain.ids import AccountId
 from mana.hub.http.endpoints import Session
 from mana.hub.security.store import SecurityStore
@@ -80,8 +80,14 @@ class SecurityLog:
         """Write a line about what is refused inside: a proof or an answer that does not hold."""
         try:
             yield
-        except (Forbidden, Unauthenticated):
-            await self.note(session.account, action, ok=False, session_id=session.session_id)
+        except (CryptoFailed, Forbidden, Unauthenticated) as error:
+            await self.note(
+                session.account,
+                action,
+                ok=False,
+                session_id=session.session_id,
+                detail=error.code,
+            )
             raise
 
     async def events(self, tenant: Tenant, *, before: str | None, limit: int) -> SecurityEvents:

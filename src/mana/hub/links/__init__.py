@@ -1,0 +1,1 @@
+"""Links: a new device is unlocked by one that is signed in."""
