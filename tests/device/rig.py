@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 
 from mana.device.accounts import Accounts
-from mana.device.records import RecordBook, Write
+from mana.device.records import RecordBook
 from mana.device.settings import DeviceSettings
+from mana.device.writing import Write
 from mana.domain.actors import person
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.encoding import Json

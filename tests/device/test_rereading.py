@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from mana.device.opened import Opened
-from mana.device.records import Flip, RecordBook
+from mana.device.records import RecordBook
 from mana.device.spaces import Spaces
+from mana.device.writing import Flip
 from mana.domain.changes import ChangeKind
 from mana.protocol.errors import HubBehind
 from mana.protocol.messages import PullAnswer

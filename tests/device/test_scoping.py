@@ -26,9 +26,9 @@ from mana.device.errors import (
 from mana.device.inbox import ProposalUnverified
 from mana.device.missions import InputNotThere
 from mana.device.opened import AgentNotFound, MissionNotFound
-from mana.device.records import Write
 from mana.device.runner import NotRunHere
 from mana.device.vault import OpenedVault, SpaceKeys, SpaceStillHeld
+from mana.device.writing import Write
 from mana.domain.cadences import Cadence
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.errors import ManaError, NotFound

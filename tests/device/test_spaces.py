@@ -18,10 +18,11 @@ from mana.device import membership
 from mana.device.desk import Device
 from mana.device.errors import Offline, ReadOnlyHere, SpaceLeft
 from mana.device.invitations import InvitationEnded, InvitationUsed, LinkMalformed
-from mana.device.records import RecordBook, Write
+from mana.device.records import RecordBook
 from mana.device.spaces import UNNAMED_MEMBER, Spaces
 from mana.device.vault import SpaceKeys
 from mana.device.views import Notice
+from mana.device.writing import Write
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.encoding import Json
 from mana.domain.errors import Forbidden, Invalid, ManaError, NotFound

@@ -9,8 +9,8 @@ from typing import ClassVar, Final, TypedDict
 from mana.device.editing import Editing
 from mana.device.hub_news import HubNews
 from mana.device.opened import Opened
-from mana.device.records import Write
 from mana.device.views import AgentView
+from mana.device.writing import Write
 from mana.domain.agents import AGENT_MEMORY, AGENT_STATES, AGENTS, Agent, AgentState
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.encoding import Json

@@ -10,10 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from mana.device.records import RecordBook, Write
+from mana.device.records import RecordBook
 from mana.device.renewals import open_entry
 from mana.device.replica import Overwritten
 from mana.device.views import ConflictView, Notice, OverwrittenField
+from mana.device.writing import Write
 from mana.domain.actors import Actor, person
 from mana.domain.agents import AGENTS
 from mana.domain.changes import Change, ChangeKind

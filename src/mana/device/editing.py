@@ -8,8 +8,8 @@ from typing import ClassVar, Final
 
 from mana.device.errors import ChangeRefused, VisibilityFixed
 from mana.device.opened import Opened
-from mana.device.records import Flip, Write
 from mana.device.views import RefusedChange
+from mana.device.writing import Flip, Write
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.encoding import Json
 from mana.domain.errors import Forbidden, Invalid, NotFound

@@ -17,9 +17,10 @@ from mana.crypto.runners import RunnerPublicKey
 from mana.device.consent import consent_lines
 from mana.device.hub_news import HubNews, model_views
 from mana.device.opened import InputPrivate, Opened
-from mana.device.records import RecordBook, Write
+from mana.device.records import RecordBook
 from mana.device.trust import Trust
 from mana.device.views import Cited, Consent, GrantView, ModelView
+from mana.device.writing import Write
 from mana.domain.agents import AGENT_MEMORY, AGENTS
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import DRIFT_MS_MAX, parse_iso_ms

@@ -17,9 +17,9 @@ from typing import ClassVar, Final
 from mana.device.errors import ChangeRefused, Offline
 from mana.device.journal import decide_change_id
 from mana.device.opened import Opened
-from mana.device.records import Write
 from mana.device.steps import FEEDBACK_MAX, Case, Shown, StepDone, Steps, decision, moment
 from mana.device.views import Proposal
+from mana.device.writing import Write
 from mana.domain.encoding import Json
 from mana.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from mana.domain.ids import derived_id

@@ -31,9 +31,9 @@ from mana.device import membership
 from mana.device.membership import Hand
 from mana.device.moves import Moves
 from mana.device.opened import Opened
-from mana.device.records import Write
 from mana.device.vault import SpaceKeys
 from mana.device.views import InvitationView, Notice
+from mana.device.writing import Write
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.encoding import Json

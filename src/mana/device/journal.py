@@ -18,8 +18,8 @@ from typing import ClassVar, Final
 from mana.device.diffs import record_diff
 from mana.device.flips import flip_change_id
 from mana.device.opened import Opened
-from mana.device.records import Write
 from mana.device.views import Conflict, RecordDiff, RevertPreview
+from mana.device.writing import Write
 from mana.domain.actors import Actor
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.encoding import Json

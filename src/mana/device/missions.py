@@ -10,10 +10,10 @@ from typing import ClassVar, Final, TypedDict
 from mana.device.grants import Grants
 from mana.device.hub_news import HubNews
 from mana.device.opened import InputPrivate, Opened, stamp_ms
-from mana.device.records import Write
 from mana.device.run_ledger import RunLedger
 from mana.device.views import Cited, GrantView, MissionView, RunView
 from mana.device.words import hold_words, reason_words
+from mana.device.writing import Write
 from mana.domain.cadences import (
     MANUAL,
     Cadence,

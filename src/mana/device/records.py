@@ -40,15 +40,13 @@ from mana.device.settings import DeviceSettings
 from mana.device.syncer import Syncer
 from mana.device.vault import OpenedVault, SpaceKeys, random_id
 from mana.device.views import Notice, RefusedChange, SyncStatus
-from mana.device.writing import flip_of, message_of
-from mana.domain.actors import Actor, Origin
-from mana.domain.changes import Change
+from mana.device.writing import Flip, Write, flip_of, message_of
 from mana.domain.encoding import Json, canonical_json
 from mana.domain.errors import ManaError, NotFound, TooLarge
 from mana.domain.grants import GrantHeader
 from mana.domain.ids import SpaceId, require_uuid
 from mana.domain.iterations import ITERATIONS, STEPS
-from mana.domain.records import Record, View, Visibility
+from mana.domain.records import Record, View
 from mana.domain.settings import USER_TABLES
 from mana.domain.spaces import can_manage, can_write, holds
 from mana.domain.tables import Table
@@ -59,29 +57,6 @@ from mana.registry.catalogue import Catalogue
 GROUP_BYTES_MAX: Final = 3 * 1024 * 1024
 VIEWS_MAX: Final = 50_000
 """Opened records that are kept in memory; the oldest go first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """A planned change with who makes it. `change_id` is given where it is derived."""
-
-    change: Change
-    actor: Actor
-    visibility: Visibility = "space"
-    change_id: str | None = None
-    origin: Origin | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Flip:
-    """A planned change of who may see a record: by its author, in person.
-
-    Its change id follows from its stamp (`flip_change_id`), by which it is known later.
-    """
-
-    table: str
-    record_id: str
-    visibility: Visibility
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,11 +321,11 @@ class RecordBook:
             for place, write in enumerate(writes):
                 if isinstance(write, Flip) or not tx.was_made(change_ids[place]):
                     if isinstance(write, Flip):
-                        space, message = flip_of(self, tx, write, group, at_ms)
+                        space, message = flip_of(self, self._sealer(), tx, write, group, at_ms)
                         change_ids[place] = message.change_id
                     else:
                         space, message = message_of(
-                            self, tx, write, change_ids[place], group, at_ms
+                            self, self._sealer(), tx, write, change_ids[place], group, at_ms
                         )
                     spaces.add(space)
                     size += len(msgspec.json.encode(message))
@@ -538,15 +513,18 @@ class RecordBook:
 
     async def refused(self) -> list[RefusedChange]:
         """Return the changes that the hub refused, newest first."""
-        return await refused_changes(self)
+        return await refused_changes(self, self._replica, self._sealer())
 
     async def retry_refused(self, change_id: str) -> None:
         """Send a refused change again, with its group."""
-        await retry(self, change_id, now_ms=self._now_ms())
+        inner = self.inner()
+        await retry(
+            self, inner.sealer, inner.syncer, self._replica, change_id, now_ms=self._now_ms()
+        )
 
     async def drop_refused(self, change_id: str) -> None:
         """Forget a refused change, with its group."""
-        await drop(self, change_id)
+        await drop(self._syncer(), self._replica, change_id)
 
     # Life
 

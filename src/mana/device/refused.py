@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mana.device.renewals import restamper
-from mana.device.replica import OutboxRow, Tx
+from mana.device.replica import OutboxRow, Replica, Tx
+from mana.device.sealing import Sealer
+from mana.device.syncer import Syncer
 from mana.device.views import Notice, RefusedChange
 from mana.device.words import refused_change_words
 from mana.domain.clock import parse_stamp
 from mana.domain.errors import ManaError, NotFound
-from mana.domain.records import Record
+from mana.domain.records import Record, View
 from mana.domain.settings import USER_TABLES
 from mana.protocol.messages import ChangeMessage
 from mana.protocol.replication import Held, apply_change
-
-if TYPE_CHECKING:
-    from mana.device.records import RecordBook
+from mana.registry.catalogue import Catalogue
 
 
-async def refused_changes(book: RecordBook) -> list[RefusedChange]:
+class Book(Protocol):
+    """The record book in which what was refused is shown."""
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The tables that are installed."""
+
+    @property
+    def device_id(self) -> str:
+        """The device that stamps."""
+
+    def in_space(self, space_id: str) -> Book:
+        """Return the book of another space."""
+
+    async def view(self, table: str, record_id: str) -> View | None:
+        """Return one record, opened."""
+
+
+async def refused_changes(book: Book, replica: Replica, sealer: Sealer) -> list[RefusedChange]:
     """Return the changes that the hub refused, newest first."""
-    rows = await book.inner().replica.read(lambda tx: tx.refused())
-    return [await _told(book, row) for row in reversed(rows)]
+    rows = await replica.read(lambda tx: tx.refused())
+    return [await _told(book, sealer, row) for row in reversed(rows)]
 
 
-async def retry(book: RecordBook, change_id: str, *, now_ms: int) -> None:
+async def retry(
+    book: Book, sealer: Sealer, syncer: Syncer, replica: Replica, change_id: str, *, now_ms: int
+) -> None:
     """Send a refused change again, with its group."""
-    anew = restamper(book.inner().sealer, now_ms)
+    anew = restamper(sealer, now_ms)
 
     def work(tx: Tx) -> None:
         rows = tx.refused_with(change_id)
@@ -43,13 +63,13 @@ async def retry(book: RecordBook, change_id: str, *, now_ms: int) -> None:
         for row in rows:
             tx.replace(row, row.message)
 
-    await book.inner().replica.write(work)
-    await book.inner().syncer.announce()
-    book.inner().syncer.say(Notice("sync"))
-    book.inner().syncer.wake()
+    await replica.write(work)
+    await syncer.announce()
+    syncer.say(Notice("sync"))
+    syncer.wake()
 
 
-async def drop(book: RecordBook, change_id: str) -> None:
+async def drop(syncer: Syncer, replica: Replica, change_id: str) -> None:
     """Forget a refused change, with its group."""
 
     def work(tx: Tx) -> None:
@@ -58,12 +78,12 @@ async def drop(book: RecordBook, change_id: str) -> None:
             raise NotFound("no refused change has this id")
         tx.drop(rows)
 
-    await book.inner().replica.write(work)
-    await book.inner().syncer.announce()
-    book.inner().syncer.say(Notice("sync"))
+    await replica.write(work)
+    await syncer.announce()
+    syncer.say(Notice("sync"))
 
 
-def _is_outdated(book: RecordBook, row: OutboxRow) -> bool:
+def _is_outdated(book: Book, row: OutboxRow) -> bool:
     """Say whether a refused change needs another stamp or key before it is sent again."""
     stamps = [write.at for write in row.message.fields.values()]
     return row.code in ("clock-ahead", "stale-key") or any(
@@ -71,7 +91,7 @@ def _is_outdated(book: RecordBook, row: OutboxRow) -> bool:
     )
 
 
-async def _told(book: RecordBook, row: OutboxRow) -> RefusedChange:
+async def _told(book: Book, sealer: Sealer, row: OutboxRow) -> RefusedChange:
     message = row.message
     title = ""
     with contextlib.suppress(ManaError):
@@ -80,7 +100,7 @@ async def _told(book: RecordBook, row: OutboxRow) -> RefusedChange:
         view = await inside.view(message.table, message.id)
         if view is None:
             held = Held(_record_of(message))
-            view = book.inner().sealer.view(row.space, held.record)
+            view = sealer.view(row.space, held.record)
         title = view.text(named) if named is not None else ""
     words = refused_change_words(row.code)
     return RefusedChange(

@@ -22,11 +22,11 @@ from mana.device.hub_news import HubNews
 from mana.device.inbox import Inbox
 from mana.device.journal import decide_change_id
 from mana.device.opened import Opened, stamp_ms
-from mana.device.records import Write
 from mana.device.run_ledger import RunLedger, RunLine
 from mana.device.run_ledger import view as run_view
 from mana.device.steps import Case, StepDone, Steps, decision, in_order
 from mana.device.views import RunView
+from mana.device.writing import Write
 from mana.domain.actors import Actor, agent_at_work
 from mana.domain.agents import AGENTS, Agent
 from mana.domain.cadences import next_due

@@ -24,9 +24,10 @@ from mana.device.invitations import Invitations
 from mana.device.membership import Hand, require_member
 from mana.device.moves import Moves
 from mana.device.opened import Opened
-from mana.device.records import RecordBook, Write
+from mana.device.records import RecordBook
 from mana.device.vault import SpaceKeys, found_space
 from mana.device.views import HeldView, InvitationView, MemberView, Notice, SpaceView
+from mana.device.writing import Write
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.encoding import Json
 from mana.domain.errors import Conflict, Invalid, ManaError, NotFound, Unavailable

@@ -19,9 +19,9 @@ from mana.device.journal import (
     journal_write,
 )
 from mana.device.opened import Opened
-from mana.device.records import Write
 from mana.device.trust import Trust
 from mana.device.views import Cited, Proposal, RecordDiff
+from mana.device.writing import Write
 from mana.domain.actors import agent_at_work
 from mana.domain.agents import AGENTS, Agent
 from mana.domain.changes import Change, ChangeKind

@@ -6,7 +6,8 @@ What the hub would refuse for certain is refused here, before it stands in the o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -14,28 +15,68 @@ from mana.device.elements import expand
 from mana.device.errors import ChangeRefused, NotYourRecord, VisibilityFixed
 from mana.device.flips import flipped
 from mana.device.replica import Tx
-from mana.device.sealing import TARGET_ID, TARGET_TABLE
+from mana.device.sealing import TARGET_ID, TARGET_TABLE, Sealer
 from mana.device.vault import SpaceKeys
-from mana.domain.actors import origin_of
+from mana.domain.actors import Actor, Origin, origin_of
 from mana.domain.changes import Change
 from mana.domain.clock import DRIFT_MS_MAX, Stamp, next_stamp, observe, parse_stamp
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid, NotFound, TooLarge
 from mana.domain.ids import DeviceId, SpaceId, require_record_id
+from mana.domain.records import Visibility
 from mana.domain.tables import Sealing, Table
 from mana.protocol.codec import check_value
 from mana.protocol.messages import CHANGE_BYTES_MAX, CHANGE_FIELDS_MAX, ChangeMessage
 from mana.protocol.replication import Held
+from mana.registry.catalogue import Catalogue
 
-if TYPE_CHECKING:
-    from mana.device.records import Flip, RecordBook, Write
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A planned change with who makes it. `change_id` is given where it is derived."""
+
+    change: Change
+    actor: Actor
+    visibility: Visibility = "space"
+    change_id: str | None = None
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A planned change of who may see a record: by its author, in person.
+
+    Its change id follows from its stamp (`flip_change_id`), by which it is known later.
+    """
+
+    table: str
+    record_id: str
+    visibility: Visibility
+
+
+class Book(Protocol):
+    """The record book for which a change is made."""
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The tables that are installed."""
+
+    @property
+    def account_id(self) -> str:
+        """The account that writes."""
+
+    @property
+    def device_id(self) -> str:
+        """The device that stamps."""
+
+    def require_writable(self, table: Table, record_id: str) -> SpaceKeys:
+        """Return the keys of the space that takes this record; raise for what may not be."""
 
 
 def message_of(
-    book: RecordBook, tx: Tx, write: Write, change_id: str, group: str | None, now_ms: int
+    book: Book, sealer: Sealer, tx: Tx, write: Write, change_id: str, group: str | None, now_ms: int
 ) -> tuple[SpaceId, ChangeMessage]:
     """Return one planned change as it travels, and keep the clock's new time."""
-    sealer = book.inner().sealer
     change = write.change
     table = book.catalogue.table(change.table)
     require_record_id(change.record_id)
@@ -77,14 +118,13 @@ def message_of(
 
 
 def flip_of(
-    book: RecordBook, tx: Tx, flip: Flip, group: str | None, now_ms: int
+    book: Book, sealer: Sealer, tx: Tx, flip: Flip, group: str | None, now_ms: int
 ) -> tuple[SpaceId, ChangeMessage]:
     """Return a change of visibility as it travels: the whole record, sealed for who may see it.
 
     Raises NotYourRecord, VisibilityFixed, or FieldsClosed where a value does not open here
     and so cannot be sealed anew.
     """
-    sealer = book.inner().sealer
     table = book.catalogue.table(flip.table)
     keys = book.require_writable(table, flip.record_id)
     kept = tx.require_kept(keys.space_id)
@@ -125,7 +165,7 @@ def _is_of_private(tx: Tx, keys: SpaceKeys, table: Table, change: Change) -> boo
     return target is not None and target.record.visibility == "private"
 
 
-def _stamp(book: RecordBook, tx: Tx, standing: Sequence[str], now_ms: int) -> Stamp:
+def _stamp(book: Book, tx: Tx, standing: Sequence[str], now_ms: int) -> Stamp:
     """Return the next stamp, later than these, and keep it as the clock's new time."""
     last = tx.clock(DeviceId(book.device_id))
     for at in standing:

@@ -13,8 +13,9 @@ from typing import Any, Final
 import msgspec
 
 from mana.device.editing import Editing
-from mana.device.records import RecordBook, Write
+from mana.device.records import RecordBook
 from mana.device.vault import SpaceKeys
+from mana.device.writing import Write
 from mana.domain.actors import person
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import iso_ms
