@@ -11,17 +11,17 @@ import pytest
 
 from mana.crypto.passwords import HashCost
 from mana.crypto.signatures import SigningKey
-from mana.domain.errors import Unauthenticated
+from mana.domain.errors import Invalid, Unauthenticated
 from mana.domain.ids import AccountId, SpaceId
 from mana.hub.accounts import tokens
 from mana.hub.accounts.tokens import LIFE_S, TokenIssuer
 from mana.hub.app import build, serve
-from mana.hub.db import AccessRefused, Tenancy, Tenant
+from mana.hub.db import AccessRefused, Isolation, Tenancy, Tenant
 from mana.hub.settings import HubSettings
 from mana.hub.sync import store
 from mana.hub.sync.store import Q
 from mana.testing.accounts import CHEAP
-from mana.testing.postgres import Database
+from mana.testing.postgres import Database, connected
 from tests.hub.client import START_MS, Person, served_hub
 from tests.hub.test_sync import join, task
 
@@ -82,6 +82,52 @@ async def test_naming_a_space_writes_nothing_there(
         touched = await tx.execute("update mana.records set seq = 9")
         touched += await tx.execute("update mana.space_heads set seq = 9 where seq = 1")
     assert touched == 0
+
+
+async def test_a_locked_space_is_read_after_its_lock(database: Database, tenancy: Tenancy) -> None:
+    """Who asks for a space locked waits for its holder, and then reads what that one wrote."""
+    async with served_hub(database) as served:
+        ada, eve = await served.sign_up("ada"), await served.sign_up("eve")
+    tenant, space = Tenant(ada.account.account_id), ada.space
+
+    async def next_head() -> int:
+        async with tenancy.transaction(tenant, space=space, locked=True) as tx:
+            assert tx.locked == space
+            return int(await tx.value(Q["head"], space))
+
+    async with connected(database.owner_url) as owner:
+        async with tenancy.transaction(tenant, space=space, locked=True) as tx:
+            waiting = asyncio.create_task(next_head())
+            async with asyncio.timeout(10):
+                while not await owner.fetchval(
+                    "select count(*) from pg_stat_activity"
+                    " where datname = current_database() and wait_event_type = 'Lock'"
+                ):
+                    pass
+                # A stranger does not even wait.
+                async with tenancy.transaction(
+                    Tenant(eve.account.account_id), space=space, locked=True
+                ) as foreign:
+                    assert await foreign.value(Q["head"], space) is None
+            assert not waiting.done()
+            await tx.execute("update mana.space_heads set seq = 5 where space_id = $1", space)
+        assert await waiting == 5
+
+
+@pytest.mark.parametrize("isolation", [Isolation.ONE_MOMENT, Isolation.SERIALIZABLE, None])
+async def test_nothing_is_said_to_be_locked_that_is_not(
+    tenancy: Tenancy, isolation: Isolation | None
+) -> None:
+    """A lock without a space, or under which later statements read old rows, is refused."""
+    tenant = Tenant(AccountId("00000000-0000-4000-8000-00000000000a"))
+    space = None if isolation is None else SpaceId("0" * 64)
+    with pytest.raises(Invalid):
+        async with tenancy.transaction(
+            tenant, isolation=isolation or Isolation.READ_COMMITTED, space=space, locked=True
+        ):
+            raise AssertionError
+    async with tenancy.transaction(tenant, space=SpaceId("0" * 64)) as tx:
+        assert tx.locked is None
 
 
 async def test_no_plan_reads_a_whole_space(database: Database, tenancy: Tenancy) -> None:

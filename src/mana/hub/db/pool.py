@@ -37,6 +37,16 @@ SERVER_SETTINGS: Final = {
     "enable_bitmapscan": "off",
 }
 
+LOCK: Final = "lock_space"
+"""The prepared statement of every connection that locks a space's head: `execute lock_space('…')`.
+
+It goes along in the message that opens a transaction, which cannot carry a plan of its own; to
+plan it anew under row-level security would cost more than to run it.
+"""
+_PREPARE_LOCK: Final = (
+    "prepare lock_space (text) as select seq from mana.space_heads where space_id = $1 for update"
+)
+
 _CHECK_ROLE: Final = """
 select r.rolsuper or r.rolbypassrls or r.rolcreaterole
        or exists (select from pg_catalog.pg_class c
@@ -180,3 +190,4 @@ async def _prepare(connection: Any) -> None:
         decoder=msgspec.json.decode,
         format="binary",
     )
+    await connection.execute(_PREPARE_LOCK)

@@ -25,7 +25,7 @@ from mana.hub.db.errors import (
     SerializationFailed,
     translated,
 )
-from mana.hub.db.pool import Pool, Role, drop
+from mana.hub.db.pool import LOCK, Pool, Role, drop
 from mana.hub.tenants import Tenant
 
 _T = TypeVar("_T")
@@ -49,10 +49,12 @@ class Isolation(enum.Enum):
 class Transaction:
     """An open transaction. Statements use `$1`, `$2`, …; there is no other way to pass values."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "locked")
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, locked: SpaceId | None = None) -> None:
         self._connection = connection
+        self.locked: Final = locked
+        """The space whose head was locked when the transaction was opened."""
 
     async def all(self, sql: str, *args: object) -> list[Row]:
         """Return every row."""
@@ -108,12 +110,15 @@ class Tenancy:
         *,
         isolation: Isolation = Isolation.READ_COMMITTED,
         space: SpaceId | None = None,
+        locked: bool = False,
         invitation: str | None = None,
     ) -> AsyncIterator[Transaction]:
         """Open a transaction that sees one account's rows; commit, or roll back on any error.
 
         `space`: the one that it works in, if it is one. Row-level security then looks it up once
         for each statement, not for each row; that shows no row that was not shown without it.
+        `locked`: the head of that space is locked from the start, if the account sees it. Every
+        statement then reads what whoever held it before has committed.
         `invitation`: the hash of an invitation's token (64 hex digits). The one invitation that
         it fits is seen too, by somebody who is no member of its space yet.
         """
@@ -125,7 +130,11 @@ class Tenancy:
             if not _HASH.fullmatch(invitation):
                 raise Invalid("the hash of a token is 64 hex digits")
             begin += f"; set local app.invitation = '{invitation}'"
-        async with self._opened(begin) as transaction:
+        if locked:
+            if space is None or isolation is not Isolation.READ_COMMITTED:
+                raise Invalid("what is locked is a space, and later statements read what is new")
+            begin += f"; execute {LOCK}('{require_space_id(space)}')"
+        async with self._opened(begin, space if locked else None) as transaction:
             yield transaction
 
     @contextlib.asynccontextmanager
@@ -146,7 +155,9 @@ class Tenancy:
             yield transaction
 
     @contextlib.asynccontextmanager
-    async def _opened(self, begin: str) -> AsyncIterator[Transaction]:
+    async def _opened(
+        self, begin: str, locked: SpaceId | None = None
+    ) -> AsyncIterator[Transaction]:
         async with self._pool.connection() as connection:
             try:
                 await translated(_called(connection, "execute", begin))
@@ -155,7 +166,7 @@ class Tenancy:
                 drop(connection)
                 raise
             try:
-                yield Transaction(connection)
+                yield Transaction(connection, locked)
             except BaseException:
                 await _roll_back(connection)
                 raise

@@ -2,7 +2,7 @@
 select seq from mana.space_heads where space_id = $1 for update
 
 -- name: survey
-select s.type, s.key_version, m.role,
+select h.seq as head, s.type, s.key_version, m.role,
   s.type in ('personal', 'user') and cardinality(s.members) = 1 as alone,
   (select d.public_key from mana.devices d
     where d.device_id = $2 and d.account_id = mana.current_account()
@@ -25,6 +25,7 @@ select s.type, s.key_version, m.role,
       offset 0) r) as standing
   from mana.spaces s
   join mana.memberships m on m.space_id = s.space_id and m.account_id = mana.current_account()
+  join mana.space_heads h on h.space_id = s.space_id
  where s.space_id = $1
 
 -- name: head
@@ -124,15 +125,18 @@ select seq, table_name, record_id
  limit $4
 
 -- name: state_of
-select table_name, record_id, author_id, visibility, seq, fields::text as fields,
-  proofs::text as proofs
+select table_name, record_id, convert_to(concat(
+    '{"table":"', table_name, '","id":"', record_id, '","authorId":"', author_id,
+    '","visibility":"', visibility, '","seq":', seq, ',"fields":', fields, ',"proofs":', proofs,
+    '}'), 'UTF8') as body
   from mana.records
  where space_id = $1 and table_name = $2 and record_id = $3
 
 -- name: state_page
-select p.table_name, p.record_id, p.author_id, p.visibility, p.seq,
-  case when p.before < $5 then p.fields::text end as fields,
-  case when p.before < $5 then p.proofs::text end as proofs
+select p.table_name, p.record_id, case when p.before < $5 then convert_to(concat(
+    '{"table":"', p.table_name, '","id":"', p.record_id, '","authorId":"', p.author_id,
+    '","visibility":"', p.visibility, '","seq":', p.seq, ',"fields":', p.fields, ',"proofs":',
+    p.proofs, '}'), 'UTF8') end as body
   from (
     select r.*, coalesce(sum(pg_column_size(r.fields) + pg_column_size(r.proofs))
       over (order by r.table_name, r.record_id

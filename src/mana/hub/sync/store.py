@@ -104,19 +104,19 @@ class ChangeLog:
 
         `seen`: the last place in the log that the writer knows; raise HubBehind if there is no
         such place. Without `asks_for_taken` ids are not asked for before they are used: if one is
-        another member's hidden record's, raise AccessRefused. The space's head is locked until the transaction ends: keep what follows
-        short.
+        another member's hidden record's, raise AccessRefused. The space's head is locked until the
+        transaction ends: keep what follows short.
         """
-        head = await tx.value(Q["lock"], space_id)
-        # Read after the wait for the lock, in a statement of its own: who was a member when the
-        # wait began need not be one now.
+        if tx.locked != space_id:
+            await tx.value(Q["lock"], space_id)
+        # Read after the wait for the lock, in a statement of its own: where the log ended and who
+        # was a member when the wait began need not hold now.
         refs = _refs_of(changes, self._tables)
-        row = None
-        if head is not None:
-            ids = [change.change_id for change in changes if _is_uuid(change.change_id)]
-            row = await tx.one(Q["survey"], space_id, writer.device_id, ids, *_split(refs))
+        ids = [change.change_id for change in changes if _is_uuid(change.change_id)]
+        row = await tx.one(Q["survey"], space_id, writer.device_id, ids, *_split(refs))
         if row is None:
             raise NotFound("there is no such space here")
+        head = row["head"]
         _require_seen(head, seen)
         place = Place(
             space_id=space_id,
@@ -218,7 +218,7 @@ class SyncStore:
         """Append a batch in a transaction of its own, again if another one came in between."""
 
         async def once(*, asks_for_taken: bool) -> PushAnswer:
-            async with self._tenancy.transaction(tenant, space=space_id) as tx:
+            async with self._tenancy.transaction(tenant, space=space_id, locked=True) as tx:
                 return await self._log.append(
                     tx,
                     space_id,
@@ -277,10 +277,10 @@ class SyncStore:
             found = await tx.all(
                 Q["state_page"], space_id, table, record_id, STATE_PAGE + 1, PAGE_BYTES_MAX
             )
-        rows = _page(found, STATE_PAGE, "fields")
+        rows = _page(found, STATE_PAGE, "body")
         last = rows[-1] if len(rows) < len(found) else None
         return state_answer(
-            rows,
+            [row["body"] for row in rows],
             head=head,
             hub_time=iso_ms(now_ms),
             following=None if last is None else f"{last['table_name']}~{last['record_id']}",
@@ -295,7 +295,7 @@ class SyncStore:
             # A malformed name cannot be a row's, and some cannot even be asked for.
             asked = _is_record_id(table) and _is_record_id(record_id)
             rows = await tx.all(Q["state_of"], space_id, table, record_id) if asked else []
-        return state_answer(rows, head=head, hub_time=iso_ms(now_ms))
+        return state_answer([row["body"] for row in rows], head=head, hub_time=iso_ms(now_ms))
 
     def _reading(
         self, tenant: Tenant, space_id: SpaceId
