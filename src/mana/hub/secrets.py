@@ -243,6 +243,9 @@ def _store(folder: Path, keks: tuple[bytes, ...]) -> None:
     """Replace the KEKs of the file, whole or not at all, also if the machine stops."""
     private = folder / PRIVATE_FILE
     draft = _draft(private, _encoded(replace(load(folder), keks=keks)))
+    # The hub reads it on, also where another user, as root, changes it.
+    owner = private.stat()
+    os.chown(draft, owner.st_uid, owner.st_gid)
     draft.replace(private)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
