@@ -38,6 +38,7 @@ from mana.domain.tools import Outcome
 
 if TYPE_CHECKING:
     from mana.device.agents import AgentEdit
+    from mana.device.keyring import Remembering
     from mana.device.links import Links
     from mana.device.missions import MissionEdit
     from mana.device.operations import Operations
@@ -67,6 +68,11 @@ class Device:
     def sessions(self) -> Sessions:
         """Return the sessions, devices and second factors of the account."""
         return self._of.sessions
+
+    @property
+    def keyring(self) -> Remembering:
+        """Return what lets the account open without its password on this device."""
+        return self._of.keyring
 
     def in_space(self, space_id: str) -> Device:
         """Return this account in another of its spaces, the same object each time; NotFound.

@@ -24,7 +24,7 @@ from mana.domain.encoding import Json
 from mana.domain.errors import Invalid, ManaError, TooLarge, Unauthenticated, Unavailable
 from mana.domain.grants import GrantHeader, header_from_wire
 from mana.protocol.codec import decode, encode
-from mana.protocol.errors import InvalidCredentials, SessionEnded
+from mana.protocol.errors import DeviceRevoked, InvalidCredentials, SessionEnded
 from mana.protocol.messages import (
     AcceptInvitation,
     Account,
@@ -129,7 +129,13 @@ class LiveEvent:
 
 
 class HubClient:
-    """The hub as one account sees it. Without a session only the open calls work."""
+    """The hub as one account sees it. Without a session only the open calls work.
+
+    `on_revoked` is called when the hub says that another device revoked this one. `device_name`:
+    what a session that begins is called.
+    """
+
+    on_revoked: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -139,8 +145,10 @@ class HubClient:
         transport: httpx.AsyncBaseTransport | None = None,
         timeout_s: float = 30.0,
         answer_bytes_max: int = ANSWER_BYTES_MAX,
+        device_name: str = "",
     ) -> None:
         self._session = session
+        self._device_name = device_name
         self._access: str | None = None
         self._held: ManaError | None = None
         self._signing_in = asyncio.Lock()
@@ -187,7 +195,10 @@ class HubClient:
     ) -> Tokens:
         """Begin a session; raise InvalidCredentials, TwoFactorRequired or TwoFactorFailed."""
         request = LoginRequest(
-            login=login, login_key=b64(login_key), factor=factor, device_name=device_name
+            login=login,
+            login_key=b64(login_key),
+            factor=factor,
+            device_name=device_name or self._device_name,
         )
         return await self._open_call("/api/v1/auth/login", request, Tokens)
 
@@ -199,6 +210,14 @@ class HubClient:
     def use(self, tokens: Tokens) -> None:
         """Use the access token of a pair that was just made."""
         self._access = tokens.access_token
+
+    async def begin(self, tokens: Tokens) -> None:
+        """Keep a session that was begun elsewhere, and use it from now on."""
+        if self._session is None:
+            raise Unauthenticated("nobody is signed in")
+        async with self._signing_in, self._session.exclusively():
+            await self._session.keep(tokens)
+            self._access = tokens.access_token
 
     async def create_invite(self) -> InviteAnswer:
         """Make an invitation; only the administrator may."""
@@ -218,10 +237,20 @@ class HubClient:
         """Return what unlocks the account's keys."""
         return await self._call("GET", "/api/v1/me/vault", Vault)
 
-    async def vault_log(self, after: int) -> list[SignedStatement]:
-        """Return the statements of the vault after a revision, oldest first."""
+    async def vault_log(self, after: int, upto: int) -> list[SignedStatement]:
+        """Return the statements of the vault after one revision up to another, oldest first.
+
+        Fewer if the hub gives no more.
+        """
         path = "/api/v1/me/vault/log"
-        return (await self._call("GET", path, VaultLog, query={"after": after})).statements
+        found: list[SignedStatement] = []
+        while len(found) < upto - after:
+            query: dict[str, str | int | None] = {"after": after + len(found)}
+            page = (await self._call("GET", path, VaultLog, query=query)).statements
+            if not page:
+                break
+            found += page
+        return found[: max(0, upto - after)]
 
     async def change_vault(self, change: VaultChange) -> None:
         """Set the vault as it is from now on; raise VaultMoved if it is another by now."""
@@ -407,7 +436,7 @@ class HubClient:
             response = await self._begin_live(await self._token(token))
         try:
             if response.status_code != 200:
-                raise error_of(await self._read(response), response.status_code)
+                raise self._error(await self._read(response), response.status_code)
             yield _events(response)
         finally:
             await response.aclose()
@@ -469,7 +498,7 @@ class HubClient:
     async def _open_do(self, path: str, body: object) -> bytes:
         raw, status = await self._send("POST", path, body=body, query={}, token=None)
         if status >= 300:
-            raise error_of(raw, status)
+            raise self._error(raw, status)
         return raw
 
     async def _call(
@@ -500,13 +529,13 @@ class HubClient:
         for attempt in (1, 2):
             raw, status = await self._send(method, path, body=body, query=query or {}, token=token)
             if status == 401 and attempt == 1:
-                error = error_of(raw, status)
-                if isinstance(error, InvalidCredentials):
+                error = self._error(raw, status)
+                if isinstance(error, InvalidCredentials | DeviceRevoked):
                     raise error
                 token = await self._token(token)
                 continue
             if status >= 300:
-                raise error_of(raw, status)
+                raise self._error(raw, status)
             return raw
         raise Unauthenticated("the hub takes no token of this session")
 
@@ -538,6 +567,12 @@ class HubClient:
                 await response.aclose()
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error:
             raise Offline("the hub cannot be reached") from error
+
+    def _error(self, raw: bytes, status: int) -> ManaError:
+        error = error_of(raw, status)
+        if isinstance(error, DeviceRevoked) and self.on_revoked is not None:
+            self.on_revoked()
+        return error
 
     async def _read(self, response: httpx.Response) -> bytes:
         """Return the body, refusing more than a device can hold."""
@@ -585,7 +620,8 @@ class HubClient:
             request = RefreshRequest(refresh_token=kept)
             try:
                 return await self._open_call("/api/v1/auth/refresh", request, Tokens)
-            except (Unavailable, TooLarge):
+            except (Unavailable, TooLarge, DeviceRevoked):
+                # A device that was revoked does not sign in anew without a person's word.
                 raise
             except ManaError as error:
                 if not isinstance(error, Unauthenticated | Invalid):

@@ -32,6 +32,12 @@ SPACES: Final = "spaces"
 CERTIFICATE: Final = "certificate"
 DEVICE_KEY: Final = "deviceKey"
 REFRESH: Final = "refreshToken"
+REMEMBERED: Final = "remembered"
+"""The master key under a secret of the system's keyring, if the person asked for it."""
+KEYRING_SLOT: Final = "keyringSlot"
+"""The name of that secret, kept until it is removed from the keyring too."""
+REVOKED_HERE: Final = "revoked"
+"""Another device revoked this one: whoever opens the account again does so as a new device."""
 _PURPOSES: Final = {
     HEAD: "vault-head",
     BEGUN: "vault-begun",
@@ -129,7 +135,13 @@ def _place(tx: Tx, name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def keep_vault(tx: Tx, wire: Vault) -> None:
-    """Keep the vault that stands from now on; it holds no secret in the open."""
+    """Keep the vault that stands from now on; it holds no secret in the open.
+
+    With another password or master key the account asks for the password again.
+    """
+    before = tx.meta(VAULT)
+    if before is not None and decode_vault(before).master_wrap != wire.master_wrap:
+        tx.set_meta(REMEMBERED, None)
     tx.set_meta(VAULT, encode_vault(wire))
 
 

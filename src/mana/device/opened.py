@@ -7,11 +7,12 @@ that it wrote.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import ClassVar, Final
 
 from mana.device.hub_client import HubClient
+from mana.device.keyring import SystemKeyring
 from mana.device.records import RecordBook
 from mana.domain.actors import Actor, person
 from mana.domain.agents import AGENT_MEMORY, AGENTS, Agent, agent_from_view
@@ -61,6 +62,7 @@ class Opened:
     model_local: bool
     now_ms: Callable[[], int]
     new_id: Callable[[], str]
+    keyring: SystemKeyring = field(default_factory=SystemKeyring)
 
     @property
     def account_id(self) -> str:

@@ -18,6 +18,7 @@ from mana.device.grants import Grants
 from mana.device.hub_news import HubNews
 from mana.device.inbox import Inbox
 from mana.device.journal import Journal
+from mana.device.keyring import Remembering
 from mana.device.links import Links
 from mana.device.locks import FileLock
 from mana.device.missions import Missions
@@ -61,6 +62,7 @@ class _Shared:
     resealing: Resealing
     links: Links
     sessions: Sessions
+    keyring: Remembering
     by_space: dict[str, Operations]
     timeout_s: float
 
@@ -90,6 +92,7 @@ class Operations:
         self.resealing = shared.resealing
         self.links = shared.links
         self.sessions = shared.sessions
+        self.keyring = shared.keyring
         self.records = Editing(opened)
         self.trust = Trust(opened, self.records, self.news, shared.memory)
         self.grants = Grants(opened, self.news, self.trust)
@@ -271,6 +274,7 @@ def _shared(opened: Opened, timeout_s: float) -> _Shared:
         resealing=Resealing(opened.book, new_id=opened.book.new_id),
         links=Links(opened),
         sessions=Sessions(opened),
+        keyring=Remembering(opened.book, opened.keyring),
         by_space={},
         timeout_s=timeout_s,
     )

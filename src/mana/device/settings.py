@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from mana.domain.errors import Invalid
 
 PORT: Final = 5173
 HUB_URL: Final = "http://127.0.0.1:3050"
+NAME_MAX: Final = 80
+AUTO_LOCK_MINUTES_MAX: Final = 7 * 24 * 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,10 @@ class DeviceSettings:
     """How long a push waits for more changes."""
     watch_s: float = 0.5
     """How often to look whether another process of this machine wrote."""
+    name: str = ""
+    """What this device is called in the account's lists; the hub reads it."""
+    auto_lock_minutes: int = 0
+    """After how long without a person an account locks; 0: never, for nobody sits at a server."""
 
     @property
     def folder(self) -> Path:
@@ -52,6 +59,8 @@ class DeviceSettings:
             llm_url=_optional_url(environ, "MANA_LLM_URL"),
             llm_key=environ.get("MANA_LLM_KEY", "").strip() or None,
             llm_model=environ.get("MANA_LLM_MODEL", "").strip() or None,
+            name=_name(environ.get("MANA_DEVICE_NAME", "").strip()),
+            auto_lock_minutes=_minutes(environ.get("MANA_AUTO_LOCK_MINUTES", "").strip()),
         )
 
 
@@ -60,6 +69,23 @@ def _port(text: str) -> int:
         return PORT
     if not text.isascii() or not text.isdigit() or int(text) > 65_535:
         raise Invalid("MANA_DEVICE_PORT is a number from 0 to 65535")
+    return int(text)
+
+
+def _name(text: str) -> str:
+    """Return the device's name; the kind of system without one, for a host's name may tell more."""
+    if len(text) > NAME_MAX:
+        raise Invalid(f"MANA_DEVICE_NAME has at most {NAME_MAX} characters")
+    return text or platform.system()
+
+
+def _minutes(text: str) -> int:
+    if not text:
+        return 0
+    if not text.isascii() or not text.isdigit() or int(text) > AUTO_LOCK_MINUTES_MAX:
+        raise Invalid(
+            f"MANA_AUTO_LOCK_MINUTES is a number from 0 (never) to {AUTO_LOCK_MINUTES_MAX}"
+        )
     return int(text)
 
 
