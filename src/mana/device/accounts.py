@@ -11,22 +11,36 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import httpx
 import msgspec
 
+from mana.crypto.keys import key_check, unwrap_master_key
 from mana.crypto.passwords import PasswordKeys
-from mana.crypto.primitives import b64
+from mana.crypto.primitives import b64, unb64
 from mana.crypto.signatures import SigningKey
+from mana.crypto.vaults import parse_recovery_code, recovery_keys
 from mana.device.ends import CLOCK_OFFSET
-from mana.device.errors import AccountKnown, ReplicaBroken
+from mana.device.errors import AccountKnown, Offline, ReplicaBroken, WrongPassword
 from mana.device.hub_client import HubClient
-from mana.device.known_spaces import SPACES
+from mana.device.keeper import keep_head, kept_head
+from mana.device.kept import (
+    CERTIFICATE,
+    DEVICE_KEY,
+    NEXT,
+    REFRESH,
+    SPACES,
+    VAULT,
+    decode_vault,
+    keep_sealed,
+    keep_vault,
+    open_sealed,
+)
 from mana.device.locks import locked
 from mana.device.records import RecordBook
 from mana.device.renewals import restamper
@@ -37,27 +51,38 @@ from mana.device.syncer import REGISTERED
 from mana.device.vault import (
     DeviceKey,
     OpenedVault,
+    VaultKeys,
     derive,
     folded_login,
     new_account,
     new_device,
     new_kdf,
     open_vault,
+    open_with_master,
     random_id,
 )
+from mana.device.vaults import Head, NewPassword, Wish, head_of, require_alone
 from mana.domain.errors import Invalid, NotFound
 from mana.domain.ids import DeviceId
-from mana.protocol.messages import DeviceCertificate, KdfParameters, Tokens, Vault
+from mana.protocol.errors import InvalidCredentials
+from mana.protocol.messages import (
+    DeviceCertificate,
+    FactorAnswer,
+    KdfParameters,
+    RecoverRequest,
+    ResetRequest,
+    Tokens,
+    Vault,
+)
 from mana.protocol.replication import Guarded, HubDistrusted
 from mana.registry.catalogue import Catalogue
 
 LOGIN_MAX: Final = 80
 PASSWORD_MIN: Final = 8
-_VAULT: Final = "vault"
-_CERTIFICATE: Final = "certificate"
-_DEVICE_KEY: Final = "deviceKey"
-_REFRESH: Final = "refreshToken"
 _MARKER: Final = "marker"
+_FILES: Final = (".db", ".db-wal", ".db-shm", ".place")
+Unlocked: TypeAlias = Callable[[Vault, Vault | None], Awaitable[OpenedVault]]
+"""Opens the vault that a replica stands under; the second is one that was being set here."""
 
 
 class KnownAccount(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -112,8 +137,7 @@ class Accounts:
     ) -> RecordBook:
         """Make an account on the hub and keep it here, unlocked."""
         name = _login(login)
-        if len(password) < PASSWORD_MIN:
-            raise Invalid(f"a password has at least {PASSWORD_MIN} characters")
+        _require_password(password)
         kdf = new_kdf(self._settings.kdf_floor)
         keys = await self._derive(password, name, kdf)
         made = new_account(
@@ -137,55 +161,114 @@ class Accounts:
             made.vault, made.wire, made.device, tokens, demo=demo, registered=True
         )
 
-    async def sign_in(self, login: str, password: str) -> RecordBook:
-        """Open an account: the one kept here, offline too; else fetch its vault from the hub."""
+    async def sign_in(
+        self,
+        login: str,
+        password: str,
+        *,
+        factor: FactorAnswer | None = None,
+        device_name: str = "",
+    ) -> RecordBook:
+        """Open an account: the one kept here, offline too; else fetch its vault from the hub.
+
+        The one kept here also opens with a password that was set on another device, if the hub
+        can be asked.
+        """
         name = _login(login)
         known = self.find(name)
         if known is not None:
-            return await self.unlock(known.account_id, password)
+            try:
+                return await self.unlock(known.account_id, password)
+            except WrongPassword as error:
+                try:
+                    return await self._sign_in_again(known, password, factor, device_name)
+                except (Offline, InvalidCredentials):
+                    raise error from None
+        kdf, keys, tokens = await self._begin_session(name, password, factor, device_name)
+        async with self._with_session(tokens) as hub:
+            found = await self._fetch(hub, name, tokens)
+            if found.kdf != kdf:
+                raise HubDistrusted("the hub names other password parameters than its vault")
+            self._require_unknown(found)
+            vault = open_vault(found, keys)
+            return await self._add(hub, vault, found, tokens)
+
+    async def recover(
+        self, login: str, code: str, new_password: str, *, device_name: str = ""
+    ) -> RecordBook:
+        """Open an account with its recovery code, and give it a new password.
+
+        Raises RecoveryCodeMalformed, InvalidCredentials, HubDistrusted and Offline.
+        """
+        name, secret = _login(login), parse_recovery_code(code)
+        _require_password(new_password)
+        keys = recovery_keys(secret, name)
+        request = RecoverRequest(
+            login=name, recovery_key=b64(keys.login_key), device_name=device_name
+        )
         hub = self._hub(None)
         try:
-            kdf = await hub.kdf(name)
-            keys = await self._derive(password, name, kdf)
-            tokens = await hub.login(name, keys.login_key)
+            tokens = await hub.recover(request)
         finally:
             await hub.close()
-        hub = self._hub(_OneSession(tokens))
-        hub.use(tokens)
+
+        def master_key(found: Vault) -> bytes:
+            wrap = found.recovery
+            if wrap is None or wrap.key_id != keys.key_id:
+                raise HubDistrusted("the hub keeps another recovery code than the one it took")
+            return unwrap_master_key(
+                wrap.wrapped, keys.wrap_key, "recovery", found.account_id, keys.key_id
+            )
+
+        return await self._enter(name, tokens, master_key, new_password)
+
+    async def reset(
+        self, login: str, token: str, new_password: str, *, device_name: str = ""
+    ) -> RecordBook:
+        """Open an account with a token of the hub's operator, and give it a new password.
+
+        In standard mode only: ZeroKnowledgeActive else. Raises InvalidCredentials as well.
+        """
+        name = _login(login)
+        _require_password(new_password)
+        hub = self._hub(None)
         try:
-            wire = await hub.vault()
-            if wire.account_id != tokens.account_id:
-                raise HubDistrusted("the hub gave the vault of another account")
-            if any(one.account_id == wire.account_id for one in self.known()):
-                raise AccountKnown("this account is on this device already")
-            vault = open_vault(msgspec.structs.replace(wire, login=name, kdf=kdf), keys)
-            vault.take_spaces(await hub.spaces())
-            device = new_device(vault, now_ms=self._now_ms(), new_id=self._random_id)
-            await hub.register_device(device.certificate)
+            request = ResetRequest(login=name, token=token.strip(), device_name=device_name)
+            answer = await hub.reset(request)
         finally:
             await hub.close()
-        kept = msgspec.structs.replace(wire, login=name, kdf=kdf)
-        return await self._install(vault, kept, device, tokens, demo=False, registered=True)
+        return await self._enter(
+            name, answer.tokens, lambda found: unb64(answer.master_key), new_password
+        )
 
     async def unlock(self, account_id: str, password: str) -> RecordBook:
-        """Open an account that is kept here, without the hub; raise WrongPassword."""
-        known = self._account(account_id)
-        replica = Replica(self._path(account_id), guarded=self._guarded())
-        await replica.open()
-        try:
-            # One process at a time, or one would take the other's new mark for that of a copy.
-            async with locked(replica.path.with_suffix(".opening")):
-                return await self._open(known, password, replica)
-        except BaseException:
-            await replica.close()
-            raise
+        """Open an account that is kept here, without the hub; raise WrongPassword.
+
+        A password that was being set here when the device stopped opens it, too.
+        """
+
+        async def unlocked(standing: Vault, following: Vault | None) -> OpenedVault:
+            try:
+                return open_vault(
+                    standing, await self._derive(password, standing.login, standing.kdf)
+                )
+            except WrongPassword:
+                if following is None:
+                    raise
+            keys = await self._derive(password, following.login, following.kdf)
+            # Whether it signs in is not known until the hub has said what became of it.
+            return _standing_under(
+                standing, replace(open_vault(following, keys).keys, login_key=None)
+            )
+
+        return await self._open_known(self._account(account_id), unlocked)
 
     def forget(self, account_id: str) -> None:
         """Remove everything of an account from this device. It must be locked."""
         self._account(account_id)
         self._list.remove(account_id)
         path = self._path(account_id)
-        for suffix in (".db", ".db-wal", ".db-shm", ".place", ".sync", ".session", ".opening"):
+        for suffix in (*_FILES, ".sync", ".session", ".opening", ".vault"):
             path.with_suffix(suffix).unlink(missing_ok=True)
 
     async def remove(self, account_id: str, password: str) -> None:
@@ -199,28 +282,137 @@ class Accounts:
 
     # Within
 
-    async def _open(self, known: KnownAccount, password: str, replica: Replica) -> RecordBook:
-        names = (_VAULT, SPACES, _CERTIFICATE, _DEVICE_KEY, _MARKER)
+    async def _begin_session(
+        self, name: str, password: str, factor: FactorAnswer | None, device_name: str
+    ) -> tuple[KdfParameters, PasswordKeys, Tokens]:
+        hub = self._hub(None)
+        try:
+            kdf = await hub.kdf(name)
+            keys = await self._derive(password, name, kdf)
+            tokens = await hub.login(name, keys.login_key, factor=factor, device_name=device_name)
+        finally:
+            await hub.close()
+        return kdf, keys, tokens
+
+    @contextlib.asynccontextmanager
+    async def _with_session(self, tokens: Tokens) -> AsyncIterator[HubClient]:
+        """Lend the hub in a session that has no replica yet."""
+        hub = self._hub(_OneSession(tokens))
+        hub.use(tokens)
+        try:
+            yield hub
+        finally:
+            await hub.close()
+
+    async def _fetch(self, hub: HubClient, name: str, tokens: Tokens) -> Vault:
+        """Return the account's vault, whose statements hold among themselves."""
+        wire = await hub.vault()
+        if wire.account_id != tokens.account_id:
+            raise HubDistrusted("the hub gave the vault of another account")
+        require_alone(wire, await hub.vault_log(0, wire.revision))
+        return msgspec.structs.replace(wire, login=name)
+
+    def _require_unknown(self, found: Vault) -> None:
+        if any(one.account_id == found.account_id for one in self.known()):
+            raise AccountKnown("this account is on this device already")
+
+    async def _add(
+        self, hub: HubClient, vault: OpenedVault, found: Vault, tokens: Tokens
+    ) -> RecordBook:
+        """Make this device one of an account's that is not kept here yet."""
+        vault.take_spaces(await hub.spaces())
+        device = new_device(vault, now_ms=self._now_ms(), new_id=self._random_id)
+        await hub.register_device(device.certificate)
+        return await self._install(vault, found, device, tokens, demo=False, registered=True)
+
+    async def _sign_in_again(
+        self, known: KnownAccount, password: str, factor: FactorAnswer | None, device_name: str
+    ) -> RecordBook:
+        """Open an account that is kept here with a password that was set elsewhere."""
+        begun = await self._begin_session(known.login, password, factor, device_name)
+        _, keys, tokens = begun
+        async with self._with_session(tokens) as hub:
+            found = await self._fetch(hub, known.login, tokens)
+            opened = open_vault(found, keys)
+        return await self._take_in(known, found, opened, tokens)
+
+    async def _enter(
+        self,
+        name: str,
+        tokens: Tokens,
+        master_key: Callable[[Vault], bytes],
+        new_password: str,
+    ) -> RecordBook:
+        """Open an account whose password is lost, here or anew, and set the new one."""
+        known = self.find(name)
+        async with self._with_session(tokens) as hub:
+            found = await self._fetch(hub, name, tokens)
+            vault = open_with_master(found, master_key(found))
+            if known is None:
+                self._require_unknown(found)
+                book = await self._add(hub, vault, found, tokens)
+            else:
+                book = await self._take_in(known, found, vault, tokens)
+        try:
+            kdf = new_kdf(self._settings.kdf_floor)
+            keys = await self._derive(new_password, name, kdf)
+
+            async def wish(standing: Vault) -> Wish:
+                return Wish(password=NewPassword(kdf, keys))
+
+            await book.inner().keeper.change(wish)
+        except BaseException:
+            await book.lock()
+            if known is None:
+                self.forget(found.account_id)  # Only the lost password would open it.
+            raise
+        return book
+
+    async def _take_in(
+        self, known: KnownAccount, found: Vault, opened: OpenedVault, tokens: Tokens
+    ) -> RecordBook:
+        """Open what is kept of an account under the vault that is in force by now."""
+        if found.account_id != known.account_id:
+            raise HubDistrusted("the login name is that of another account by now")
+
+        async def unlocked(standing: Vault, following: Vault | None) -> OpenedVault:
+            return _standing_under(standing, opened.keys)
+
+        book = await self._open_known(known, unlocked)
+        try:
+            await book.hub.begin(tokens)
+            await book.inner().keeper.enter(found, opened.keys)
+        except BaseException:
+            await book.lock()
+            raise
+        return book
+
+    async def _open_known(self, known: KnownAccount, unlocked: Unlocked) -> RecordBook:
+        replica = Replica(self._path(known.account_id), guarded=self._guarded())
+        await replica.open()
+        try:
+            # One process at a time, or one would take the other's new mark for that of a copy.
+            async with locked(replica.path.with_suffix(".opening")):
+                return await self._open(known, unlocked, replica)
+        except BaseException:
+            await replica.close()
+            raise
+
+    async def _open(self, known: KnownAccount, unlocked: Unlocked, replica: Replica) -> RecordBook:
+        names = (VAULT, NEXT, SPACES, CERTIFICATE, DEVICE_KEY, _MARKER)
         facts = await replica.read(lambda tx: {name: tx.meta(name) for name in names})
-        wire_raw, spaces_raw = facts[_VAULT], facts[SPACES]
-        certificate_raw, key_raw = facts[_CERTIFICATE], facts[_DEVICE_KEY]
-        if wire_raw is None or spaces_raw is None or certificate_raw is None or key_raw is None:
+        if any(facts[name] is None for name in (VAULT, SPACES, CERTIFICATE, DEVICE_KEY)):
             raise ReplicaBroken("the replica lacks the account's vault")
-        wire = msgspec.json.decode(wire_raw, type=Vault)
+        wire = decode_vault(facts[VAULT])
         if wire.account_id != known.account_id:
             raise ReplicaBroken("the replica is of another account")
-        keys = await self._derive(password, wire.login, wire.kdf)
-        vault = open_vault(wire, keys)
-        vault.restore_spaces(vault.open(spaces_raw, "spaces"))
-        certificate = msgspec.json.decode(certificate_raw, type=DeviceCertificate)
-        raw = vault.open(key_raw, "device-key", certificate.device_id)
-        device = DeviceKey(DeviceId(certificate.device_id), SigningKey(raw), certificate)
-        if b64(device.key.public().to_bytes()) != certificate.public_key:
-            raise ReplicaBroken("the device's key is not the certified one")
+        following = decode_vault(facts[NEXT]) if facts[NEXT] is not None else None
+        vault = await unlocked(wire, following)
+        device = await replica.read(lambda tx: _read_kept(tx, vault, wire))
         is_copy = inspect_place(replica.path, facts[_MARKER]) is CopyState.COPY
         if is_copy:
             device = new_device(vault, now_ms=self._now_ms(), new_id=self._random_id)
-        book = self._book(vault, device, replica, demo=known.demo)
+        book = self._book(vault, wire, device, replica, demo=known.demo)
         if is_copy:
             await self._take_new_place(vault, device, replica)
         else:
@@ -250,7 +442,7 @@ class Accounts:
             _write_device(tx, vault, device, marker)
             tx.set_meta(REGISTERED, None)
             # The original goes on with this session; used twice, it would end for both.
-            tx.set_meta(_REFRESH, None)
+            tx.set_meta(REFRESH, None)
             offset = tx.meta(CLOCK_OFFSET)
             at_ms = now_ms + (int(offset) if offset is not None else 0)
             tx.restamp(tx.unacknowledged(), restamper(sealer, at_ms), now_ms=now_ms)
@@ -270,7 +462,7 @@ class Accounts:
     ) -> RecordBook:
         """Write a new account's database, then name it in the list."""
         path = self._path(vault.account_id)
-        for suffix in (".db", ".db-wal", ".db-shm", ".place"):
+        for suffix in _FILES:
             path.with_suffix(suffix).unlink(missing_ok=True)  # of a sign-in that did not finish
         replica = Replica(path, guarded=self._guarded())
         await replica.open()
@@ -278,9 +470,10 @@ class Accounts:
             marker = secrets.token_hex(16)
 
             def work(tx: Tx) -> None:
-                tx.set_meta(_VAULT, msgspec.json.encode(wire).decode())
-                tx.set_meta(SPACES, vault.seal(vault.kept_spaces(), "spaces"))
-                tx.set_meta(_REFRESH, vault.seal(tokens.refresh_token.encode(), "refresh-token"))
+                keep_vault(tx, wire)
+                keep_head(tx, vault, head_of(wire))
+                keep_sealed(tx, vault, SPACES, vault.kept_spaces())
+                keep_sealed(tx, vault, REFRESH, tokens.refresh_token.encode())
                 _write_device(tx, vault, device, marker)
                 if registered:
                     tx.set_meta(REGISTERED, device.device_id)
@@ -288,7 +481,7 @@ class Accounts:
             await replica.write(work)
             certify_place(path, marker)
             self._list.add(KnownAccount(vault.account_id, vault.login, demo))
-            book = self._book(vault, device, replica, demo=demo)
+            book = self._book(vault, wire, device, replica, demo=demo)
             await book.load()
         except BaseException:
             await replica.close()
@@ -297,7 +490,13 @@ class Accounts:
         return book
 
     def _book(
-        self, vault: OpenedVault, device: DeviceKey, replica: Replica, *, demo: bool
+        self,
+        vault: OpenedVault,
+        standing: Vault,
+        device: DeviceKey,
+        replica: Replica,
+        *,
+        demo: bool,
     ) -> RecordBook:
         return RecordBook(
             settings=self._settings,
@@ -306,6 +505,7 @@ class Accounts:
             sealer=Sealer(vault, self._catalogue, device),
             replica=replica,
             hub=self._hub(_StoredSession(replica, vault)),
+            standing=standing,
             demo=demo,
             now_ms=self._now_ms,
             new_id=self._random_id,
@@ -354,15 +554,15 @@ class _StoredSession:
 
     async def refresh_token(self) -> str | None:
         """Return the newest refresh token that was kept."""
-        sealed = await self._replica.read(lambda tx: tx.meta(_REFRESH))
-        return None if sealed is None else self._vault.open(sealed, "refresh-token").decode()
+        kept = await self._replica.read(lambda tx: open_sealed(tx, self._vault, REFRESH))
+        return None if kept is None else kept.decode()
 
     async def keep(self, tokens: Tokens) -> None:
         """Keep the refresh token of a new pair, durably."""
         if tokens.account_id != self._vault.account_id:
             raise HubDistrusted("the hub gave a session of another account")
-        sealed = self._vault.seal(tokens.refresh_token.encode(), "refresh-token")
-        await self._replica.write(lambda tx: tx.set_meta(_REFRESH, sealed))
+        kept = tokens.refresh_token.encode()
+        await self._replica.write(lambda tx: keep_sealed(tx, self._vault, REFRESH, kept))
 
     def credentials(self) -> tuple[str, bytes] | None:
         """Return login name and login key; None where the account was opened without a password."""
@@ -429,10 +629,43 @@ class _AccountList:
 
 
 def _write_device(tx: Tx, vault: OpenedVault, device: DeviceKey, marker: str) -> None:
-    sealed = vault.seal(device.key.to_bytes(), "device-key", device.device_id)
-    tx.set_meta(_CERTIFICATE, msgspec.json.encode(device.certificate).decode())
-    tx.set_meta(_DEVICE_KEY, sealed)
+    tx.set_meta(CERTIFICATE, msgspec.json.encode(device.certificate).decode())
+    keep_sealed(tx, vault, DEVICE_KEY, device.key.to_bytes())
     tx.set_meta(_MARKER, marker)
+
+
+def _read_kept(tx: Tx, vault: OpenedVault, standing: Vault) -> DeviceKey:
+    """Take the spaces that are kept into the vault, and return this device's key.
+
+    Raises ReplicaBroken if the vault in the replica is not the one that was seen last.
+    """
+    head = head_of(standing)
+    if (kept_head(tx, vault) or Head(0, "")) != head:
+        raise ReplicaBroken("the replica holds another vault than it has seen")
+    spaces, key = open_sealed(tx, vault, SPACES), open_sealed(tx, vault, DEVICE_KEY)
+    raw = tx.meta(CERTIFICATE)
+    if spaces is None or key is None or raw is None:
+        raise ReplicaBroken("the replica lacks the account's vault")
+    vault.restore_spaces(spaces)
+    certificate = msgspec.json.decode(raw, type=DeviceCertificate)
+    device = DeviceKey(DeviceId(certificate.device_id), SigningKey(key), certificate)
+    if b64(device.key.public().to_bytes()) != certificate.public_key:
+        raise ReplicaBroken("the device's key is not the certified one")
+    return device
+
+
+def _standing_under(standing: Vault, keys: VaultKeys) -> OpenedVault:
+    """Open the vault of before with what a later one knows; raise WrongPassword if it cannot."""
+    for master_key in (keys.master_key, *keys.former_masters):
+        if key_check(master_key, standing.account_id, 1) == standing.master_check:
+            login_key = keys.login_key if master_key == keys.master_key else None
+            return open_with_master(standing, master_key, login_key=login_key)
+    raise WrongPassword("what is kept here is older than what this password leads to")
+
+
+def _require_password(password: str) -> None:
+    if len(password) < PASSWORD_MIN:
+        raise Invalid(f"a password has at least {PASSWORD_MIN} characters")
 
 
 def _login(login: str) -> str:

@@ -93,13 +93,21 @@ def seal_anew(tx: Tx, account_id: str, before: Sequence[bytes], master_key: byte
     `before`: the master keys under which it may stand, the likeliest first. What opens under none
     of them did not open before either, and stays as it is.
     """
-    for name, sealed in tx.metas().items():
-        if not sealed.startswith(_SEALED):
-            continue
+    for name, sealed in _all_sealed(tx):
         purpose, context = _place(tx, name)
         plaintext = _opened(sealed, before, purpose, account_id, context)
         if plaintext is not None:
             tx.set_meta(name, seal_secret(master_key, plaintext, purpose, account_id, *context))
+
+
+def require_known(tx: Tx) -> None:
+    """Raise ReplicaBroken if something is sealed here that could not be sealed anew."""
+    for name, _ in _all_sealed(tx):
+        _place(tx, name)
+
+
+def _all_sealed(tx: Tx) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in tx.metas().items() if value.startswith(_SEALED)]
 
 
 class _Checked(msgspec.Struct, frozen=True, rename="camel"):

@@ -12,13 +12,13 @@ import msgspec
 
 from mana.crypto.authority import Authority, authority_among
 from mana.device.ends import Ends
+from mana.device.kept import SPACES, keep_sealed, open_sealed
 from mana.device.replica import Tx
 from mana.device.views import Notice
 from mana.domain.encoding import sha256
 from mana.domain.errors import Conflict, NotFound
 from mana.protocol.messages import DeviceCertificate, SpacesAnswer
 
-SPACES: Final = "spaces"
 _CERTIFICATES: Final = "certificates:"
 _ASKED_MAX: Final = 3
 
@@ -83,14 +83,14 @@ class KnownSpaces:
         digest = sha256(kept)
         if digest == self._kept:
             return
-        sealed = self._ends.vault.seal(kept, "spaces")
 
-        def work(tx: Tx) -> None:
-            tx.set_meta(SPACES, sealed)
+        def work(tx: Tx) -> str | None:
+            keep_sealed(tx, self._ends.vault, SPACES, kept)
             self._keep_rows(tx)
+            return tx.meta(SPACES)
 
-        await self._ends.replica.write(work)
-        self._kept, self._kept_sealed = digest, sealed
+        self._kept_sealed = await self._ends.replica.write(work)
+        self._kept = digest
         for space_id in [name for name in self._certified if name not in self._ends.vault.spaces]:
             self._certified.discard(space_id)
         self._ends.emit(Notice("spaces"))
@@ -145,11 +145,17 @@ class KnownSpaces:
 
     async def take_kept(self) -> None:
         """Take what another process of this machine has learned of the spaces."""
-        kept = await self._ends.replica.read(lambda tx: tx.meta(SPACES))
-        if kept is None or kept == self._kept_sealed:
+        seen = self._kept_sealed
+
+        def work(tx: Tx) -> tuple[str | None, bytes | None]:
+            sealed = tx.meta(SPACES)
+            return sealed, None if sealed == seen else open_sealed(tx, self._ends.vault, SPACES)
+
+        sealed, kept = await self._ends.replica.read(work)
+        if kept is None:
             return
-        self._ends.vault.restore_spaces(self._ends.vault.open(kept, "spaces"))
-        self._kept_sealed = kept
+        self._ends.vault.restore_spaces(kept)
+        self._kept_sealed = sealed
         self._ends.emit(Notice("spaces"))
 
     async def _refresh_certificates(self, space_id: str) -> None:

@@ -32,6 +32,7 @@ from mana.device.errors import (
     SpaceLeft,
 )
 from mana.device.hub_client import HubClient
+from mana.device.keeper import VaultKeeper
 from mana.device.kept import keep_sealed, meta_of, open_sealed
 from mana.device.refused import drop, refused_changes, retry
 from mana.device.replica import Replica, Tx
@@ -50,7 +51,7 @@ from mana.domain.records import Record, View
 from mana.domain.settings import USER_TABLES
 from mana.domain.spaces import can_manage, can_write, holds
 from mana.domain.tables import Table
-from mana.protocol.messages import BATCH_CHANGES_MAX, Proof, Signature
+from mana.protocol.messages import BATCH_CHANGES_MAX, Proof, Signature, Vault
 from mana.protocol.replication import Held
 from mana.registry.catalogue import Catalogue
 
@@ -68,6 +69,7 @@ class Inner:
     sealer: Sealer
     syncer: Syncer
     hub: HubClient
+    keeper: VaultKeeper
 
 
 @dataclass(slots=True)
@@ -94,6 +96,7 @@ class RecordBook:
         sealer: Sealer,
         replica: Replica,
         hub: HubClient,
+        standing: Vault,
         demo: bool,
         now_ms: Callable[[], int],
         new_id: Callable[[], str] = random_id,
@@ -104,7 +107,6 @@ class RecordBook:
         self.demo: Final = demo
         self.account_id: Final[str] = vault.account_id
         self.login: Final = vault.login
-        self.mode: Final = vault.mode
         self.device_id: Final[str] = sealer.device.device_id
         self.personal_space: Final[SpaceId] = vault.space_of_type("personal").space_id
         self.user_space: Final[SpaceId] = vault.space_of_type("user").space_id
@@ -129,7 +131,17 @@ class RecordBook:
             lock_path=replica.path.with_suffix(".sync"),
             new_id=new_id,
         )
-        self._ring.inner = Inner(replica, vault, sealer, syncer, hub)
+        keeper = VaultKeeper(
+            replica=replica,
+            vault=vault,
+            sealer=sealer,
+            hub=hub,
+            settings=settings,
+            standing=standing,
+            now_ms=now_ms,
+        )
+        syncer.check_vault, keeper.moved = keeper.check, syncer.spaces_moved
+        self._ring.inner = Inner(replica, vault, sealer, syncer, hub, keeper)
 
     def in_space(self, space_id: str) -> RecordBook:
         """Return the book of a space of this account, the same one each time; raise NotFound.
@@ -157,6 +169,11 @@ class RecordBook:
         if self._ring.inner is None:
             raise Locked("the account is locked")
         return self._ring.inner
+
+    @property
+    def mode(self) -> str:
+        """Return the account's mode: standard or zero-knowledge."""
+        return self._vault().mode
 
     def spaces(self) -> list[SpaceKeys]:
         """Return the account's spaces with their keys and logs, former ones too."""

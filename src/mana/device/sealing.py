@@ -65,7 +65,7 @@ class Sealer:
     ) -> None:
         self.vault: Final = vault
         self.catalogue: Final = catalogue
-        self.device: Final = device
+        self.device = device
         self.random: Final = random
 
     def keys(self, space_id: str) -> SpaceKeys:

@@ -32,7 +32,7 @@ from mana.device.vault import OpenedVault, SpaceKeys, random_id
 from mana.device.views import LinkState, Notice, SyncStatus
 from mana.domain.errors import Forbidden, ManaError, NotFound, Unauthenticated, Unavailable
 from mana.domain.spaces import can_manage, rotation_due
-from mana.protocol.errors import RateLimited
+from mana.protocol.errors import InvalidCredentials, RateLimited
 from mana.protocol.replication import HubDistrusted
 from mana.registry.catalogue import Catalogue
 
@@ -58,10 +58,12 @@ class Syncer:
 
     `after_spaces` is called, without any lock, after a round in which the spaces were read: it
     does what memberships and invitations ask for, and says whether it changed any. It may be
-    called again for the same. `chance` gives numbers from 0 to 1, for waits between attempts.
+    called again for the same. `check_vault` is called before the spaces are read: a device that
+    does not have the keys in force sends nothing. `chance` gives numbers from 0 to 1, for waits between attempts.
     """
 
     after_spaces: Callable[[], Awaitable[bool]] | None = None
+    check_vault: Callable[[], Awaitable[None]] | None = None
 
     def __init__(
         self,
@@ -262,8 +264,11 @@ class Syncer:
         """Do this in every space; return what stood in the way of the first that failed."""
         failed: dict[str, ManaError] = {}
         try:
+            reads = spaces or self._spaces.is_stale or not self._spaces.are_read
+            if reads and self.check_vault is not None:
+                await self.check_vault()
             await self._register()
-            if spaces or self._spaces.is_stale or not self._spaces.are_read:
+            if reads:
                 await self._try("", self._spaces.read, failed)
             for space in await self._active():
                 await self._try(space.space, partial(self._in, space, work), failed)
@@ -278,6 +283,8 @@ class Syncer:
                 for space in again:
                     await self._try(space.space, partial(self._in, space, work), failed)
         except ManaError as error:
+            if isinstance(error, InvalidCredentials):
+                self._spaces.is_stale = True  # the next round says what has moved
             await self._failed(error)
             return error
         self._troubles = {name: error.code for name, error in failed.items() if name}
