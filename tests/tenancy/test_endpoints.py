@@ -149,6 +149,7 @@ OWN = frozenset(
     for path in (
         "me",
         "me/vault",
+        "me/vault/log",
         "me/devices",
         "me/missions",
         "me/ai-mission-grants",
@@ -164,6 +165,8 @@ STREAMS = frozenset({"GET /api/v1/live", "GET /api/v1/live/socket"})
 ELSEWHERE = frozenset(
     {
         *(f"POST /api/v1/auth/{path}" for path in ("signup", "kdf", "login", "refresh", "logout")),
+        *(f"POST /api/v1/auth/{path}" for path in ("recover", "reset")),
+        "PUT /api/v1/me/vault",
         "POST /api/v1/auth/invites",
         "DELETE /api/v1/me",
         "POST /api/v1/me/devices",
