@@ -137,7 +137,7 @@ class Accounts:
     ) -> RecordBook:
         """Make an account on the hub and keep it here, unlocked."""
         name = _login(login)
-        _require_password(password)
+        require_password(password)
         kdf = new_kdf(self._settings.kdf_floor)
         keys = await self._derive(password, name, kdf)
         made = new_account(
@@ -201,7 +201,7 @@ class Accounts:
         Raises RecoveryCodeMalformed, InvalidCredentials, HubDistrusted and Offline.
         """
         name, secret = _login(login), parse_recovery_code(code)
-        _require_password(new_password)
+        require_password(new_password)
         keys = recovery_keys(secret, name)
         request = RecoverRequest(
             login=name, recovery_key=b64(keys.login_key), device_name=device_name
@@ -230,7 +230,7 @@ class Accounts:
         In standard mode only: ZeroKnowledgeActive else. Raises InvalidCredentials as well.
         """
         name = _login(login)
-        _require_password(new_password)
+        require_password(new_password)
         hub = self._hub(None)
         try:
             request = ResetRequest(login=name, token=token.strip(), device_name=device_name)
@@ -663,7 +663,8 @@ def _standing_under(standing: Vault, keys: VaultKeys) -> OpenedVault:
     raise WrongPassword("what is kept here is older than what this password leads to")
 
 
-def _require_password(password: str) -> None:
+def require_password(password: str) -> None:
+    """Raise Invalid for a password that is too short."""
     if len(password) < PASSWORD_MIN:
         raise Invalid(f"a password has at least {PASSWORD_MIN} characters")
 

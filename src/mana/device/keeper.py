@@ -57,7 +57,6 @@ from mana.device.vaults import (
     prepare,
     require_following,
 )
-from mana.domain.clock import iso_ms
 from mana.domain.errors import ManaError, Unauthenticated, Unavailable
 from mana.protocol.errors import InvalidCredentials, RateLimited, VaultMoved
 from mana.protocol.messages import (
@@ -409,7 +408,7 @@ class VaultKeeper:
             keep_head(tx, vault, head)
             tx.set_meta(CERTIFICATE, msgspec.json.encode(device.certificate).decode())
             if code is not None:
-                kept = KeptCode(code=b64(code), made_at=iso_ms(self._now_ms()))
+                kept = KeptCode(code=b64(code), made_at=wire.recovery_set_at or "")
                 keep_sealed(tx, vault, CODE, msgspec.json.encode(kept))
 
         try:

@@ -107,7 +107,7 @@ class Sessions:
         certified: set[str] = set()
         for one in answer.devices:
             certificates.setdefault(one.device_id, one)
-            if _is_certified(one, vault):
+            if is_certified(one, vault):
                 certified.add(one.device_id)
         found = [
             DeviceView(
@@ -204,7 +204,8 @@ def _names(sessions: Sequence[SessionInfo]) -> dict[str, str]:
     return names
 
 
-def _is_certified(certificate: DeviceCertificate, vault: OpenedVault) -> bool:
+def is_certified(certificate: DeviceCertificate, vault: OpenedVault) -> bool:
+    """Say whether the account signed a device, as it is or was: the hub can list any it likes."""
     for identity in vault.identities:
         try:
             read = Certificate.from_wire(msgspec.to_builtins(certificate))

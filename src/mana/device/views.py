@@ -348,6 +348,25 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class RotationView:
+    """How far a space follows a new key. `what`: `identity`, `key` or `private`.
+
+    `version`: which one it moves to; `done` of `all` records or steps have followed.
+    """
+
+    space_id: str
+    what: str
+    version: int
+    done: int
+    all: int
+
+    @property
+    def percent(self) -> int:
+        """Return how far it is, 0 to 100; 100 only when everything has followed."""
+        return 100 if self.done >= self.all else self.done * 100 // self.all
+
+
+@dataclass(frozen=True, slots=True)
 class SpaceView:
     """A space of this account. `left`: no member any more; what was here can still be read."""
 
