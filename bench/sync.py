@@ -49,7 +49,7 @@ class Scale:
 
 FULL: Final = Scale(
     rounds=5,
-    push_changes={1: 800, 50: 4_000, 500: 8_000},
+    push_changes={1: 800, 50: 4_000, 500: 16_000},
     history=(1_000, 100_000, 1_000_000),
     state_records=10_000,
     events=300,
@@ -58,7 +58,7 @@ FULL: Final = Scale(
 )
 QUICK: Final = Scale(
     rounds=3,
-    push_changes={1: 320, 50: 2_000, 500: 4_000},
+    push_changes={1: 320, 50: 2_000, 500: 8_000},
     history=(1_000, 10_000, 100_000),
     state_records=10_000,
     events=100,
@@ -331,6 +331,12 @@ async def _copied(database: Database, person: Person) -> float:
 
 
 def _history(cluster: Cluster, scale: Scale) -> None:
+    _history_of(cluster, scale, in_order=True)
+    _history_of(cluster, scale, in_order=False)
+
+
+def _history_of(cluster: Cluster, scale: Scale, *, in_order: bool) -> None:
+    """Measure with ids as devices make them for a person, or with ids without order."""
     names = ("push", "empty", "pull")
     taken: dict[tuple[str, int], list[float]] = {}
     with ExitStack() as stack:
@@ -338,8 +344,10 @@ def _history(cluster: Cluster, scale: Scale) -> None:
         for total in scale.history:
             hub, database = stack.enter_context(_served(cluster))
             person = sign_up(hub)
+            if not in_order:
+                person.new_id = world.random_id
             _fill(person, 500)
-            run_apart(partial(_load, database, person, total))
+            run_apart(partial(_load, database, person, total, in_order))
             sides.append((total, person, database))
         # The sizes take turns, so that what else the machine does is in all of them.
         for number in range(scale.rounds * 4 + 1):
@@ -376,14 +384,14 @@ def _history(cluster: Cluster, scale: Scale) -> None:
             _met("empty <= 2 ms", none <= 0.002) + ", " + _met("<= 1.2", max(ratios) <= 1.2),
         ])  # fmt: skip
     world.table(
-        "history: rows of everybody",
+        f"history: rows of everybody, ids {'in order of time' if in_order else 'without order'}",
         ("rows", "push of 50 ms", "changes/s", "empty pull ms", "pull of 100 ms",
          "ratios push empty pull", "aim"),
         rows,
     )  # fmt: skip
 
 
-async def _load(database: Database, person: Person, total: int) -> None:
+async def _load(database: Database, person: Person, total: int, in_order: bool) -> None:
     """Bring the log and the records to this many rows, half of them in the person's own space."""
     async with connected(database.owner_url) as owner:
         have = await owner.fetchval("select count(*) from mana.sync_changes")
@@ -403,8 +411,8 @@ async def _load(database: Database, person: Person, total: int) -> None:
             (row["space_id"], need // 2 // len(spaces)) for row in spaces
         ]
         for space, count in targets:
-            await _copy_rows(owner, "sync_changes", person.space, space, count)
-            await _copy_rows(owner, "records", person.space, space, count)
+            for name in ("sync_changes", "records"):
+                await _copy_rows(owner, name, person.space, space, count, in_order)
             await owner.execute(
                 "insert into mana.space_heads (space_id, seq) values ($1, $2)"
                 " on conflict (space_id) do update set seq = space_heads.seq + excluded.seq",
@@ -417,7 +425,9 @@ async def _load(database: Database, person: Person, total: int) -> None:
         await owner.execute("checkpoint")
 
 
-async def _copy_rows(owner: object, name: str, sample: str, space: str, count: int) -> None:
+async def _copy_rows(
+    owner: object, name: str, sample: str, space: str, count: int, in_order: bool
+) -> None:
     """Insert copies of sample rows of one space into a space, under new ids and numbers."""
     columns = [
         row["attname"]
@@ -427,11 +437,12 @@ async def _copy_rows(owner: object, name: str, sample: str, space: str, count: i
             f"mana.{name}",
         )
     ]
+    new_id = "uuidv7()" if in_order else "gen_random_uuid()"
     made = {
         "space_id": "$1",
         "seq": "coalesce((select seq from mana.space_heads where space_id = $1), 0) + n.n",
-        "change_id": "gen_random_uuid()::text::{}",
-        "record_id": "gen_random_uuid()::text::{}",
+        "change_id": f"{new_id}::text::{{}}",
+        "record_id": f"{new_id}::text::{{}}",
     }
     types = {
         row["attname"]: row["type"]

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ import msgspec
 
 from mana.cli.supervisor import READY_FD_VARIABLE
 from mana.crypto.envelope import Binding, RecordKey, seal_field
+from mana.device.app import new_id
 from mana.domain.clock import Stamp
 from mana.domain.ids import RecordId
 from mana.hub.db.urls import url_as
@@ -201,6 +202,8 @@ class Person:
     account: NewAccount
     token: str
     random: random.Random = field(default_factory=lambda: random.Random(7))
+    new_id: Callable[[], str] = new_id
+    """Names records and changes; as a device does it, in order of time."""
     made: list[tuple[str, str]] = field(default_factory=list)
     _pool: dict[int, list[str]] = field(default_factory=dict)
 
@@ -225,7 +228,7 @@ class Person:
                 table, record_id = self.random.choice(self.made)
                 out.append(self._change(table, record_id, "update", {"title": 40}, at))
                 continue
-            table, record_id = ("notes", "tasks")[number % 2], str(uuid.uuid4())
+            table, record_id = ("notes", "tasks")[number % 2], self.new_id()
             fresh.append((table, record_id))
             sizes = (
                 {"title": 40, "content": self.random.choice(_SIZES)}
@@ -249,7 +252,7 @@ class Person:
         self, table: str, record_id: str, op: str, sizes: dict[str, int], at: str
     ) -> ChangeMessage:
         return ChangeMessage(
-            change_id=str(uuid.uuid4()),
+            change_id=self.new_id(),
             table=table,
             id=record_id,
             op=op,
@@ -271,6 +274,11 @@ class Person:
                 for _ in range(16)
             ]
         return self.random.choice(self._pool[size])
+
+
+def random_id() -> str:
+    """Return an id without order, as derived ids are."""
+    return str(uuid.uuid4())
 
 
 def sign_up(hub: Hub) -> Person:
