@@ -11,7 +11,7 @@ import builtins
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -761,6 +761,14 @@ class FakeHost:
         self._demo_token = secrets.token_urlsafe(16)
         self.seeded = seeded
         self.online = True
+        self.people: list[str] = []
+        self._on_lock: list[Callable[[str], None]] = []
+
+    def on_lock(self, callback: Callable[[str], None]) -> None:
+        self._on_lock.append(callback)
+
+    def person_here(self, account_id: str) -> None:
+        self.people.append(account_id)
 
     def accounts(self) -> list[KnownAccount]:
         return [
@@ -807,6 +815,8 @@ class FakeHost:
     async def lock(self, account_id: str) -> None:
         device = self._devices[account_id]
         device.locked = True
+        for callback in self._on_lock:
+            callback(account_id)
         device.tell("lock")
 
     async def sign_out(self, account_id: str, *, force: bool = False) -> None:

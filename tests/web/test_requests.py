@@ -284,6 +284,41 @@ async def test_a_locked_account_shows_shapes() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_lock_ends_every_browser() -> None:
+    """Once an account was locked, its password at one browser opens it at no other."""
+    host = FakeHost()
+    await host.sign_up("ada", "four quiet herons", display_name="Ada")
+    app = app_of(host)
+    async with visitor(app) as one, visitor(app) as other:
+        for client in (one, other):
+            await post(client, "/sign-in", login="ada", password="four quiet herons")
+            assert (await client.get("/notes")).status_code == 200
+        await host.lock("a1")
+        await post(one, "/sign-in", login="ada", password="four quiet herons")
+        assert (await one.get("/notes")).status_code == 200
+        assert (await other.get("/notes")).status_code == 423
+        assert (await post(other, "/tasks", title="x")).status_code == 401
+        await post(other, "/sign-in", login="ada", password="four quiet herons")
+        assert (await other.get("/notes")).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_page_that_asks_by_itself_is_no_person() -> None:
+    """What an open page fetches because something changed keeps no account from locking."""
+    host = FakeHost()
+    await host.sign_up("ada", "four quiet herons", display_name="Ada")
+    async with visitor(app_of(host)) as client:
+        await post(client, "/sign-in", login="ada", password="four quiet herons")
+        await client.get("/notes")
+        assert host.people == ["a1"]
+        await client.get("/notes", headers={"HX-Request": "true", "Mana-Refresh": "1"})
+        await client.get("/static/page.js")
+        assert host.people == ["a1"]
+        await client.get("/tasks", headers={"HX-Request": "true"})
+        assert host.people == ["a1", "a1"]
+
+
+@pytest.mark.anyio
 async def test_removing_the_demo_removes_it() -> None:
     """One button takes the demo away, with whoever sat in it."""
     host = FakeHost()

@@ -20,6 +20,8 @@ from typing import Final, TypeAlias
 import httpx
 import msgspec
 
+from mana.crypto.identity import DeviceCertificate as Certificate
+from mana.crypto.identity import verify_certificate
 from mana.crypto.keys import key_check, unwrap_master_key
 from mana.crypto.passwords import PasswordKeys
 from mana.crypto.primitives import b64, unb64
@@ -34,6 +36,7 @@ from mana.device.kept import (
     DEVICE_KEY,
     NEXT,
     REFRESH,
+    REVOKED_HERE,
     SPACES,
     VAULT,
     decode_vault,
@@ -41,6 +44,8 @@ from mana.device.kept import (
     keep_vault,
     open_sealed,
 )
+from mana.device.keyring import SystemKeyring, forget, open_remembered
+from mana.device.links import Handover
 from mana.device.locks import locked
 from mana.device.records import RecordBook
 from mana.device.renewals import restamper
@@ -62,7 +67,7 @@ from mana.device.vault import (
     random_id,
 )
 from mana.device.vaults import Head, NewPassword, Wish, head_of, require_alone
-from mana.domain.errors import Invalid, NotFound
+from mana.domain.errors import CryptoFailed, Invalid, NotFound
 from mana.domain.ids import DeviceId
 from mana.protocol.errors import InvalidCredentials
 from mana.protocol.messages import (
@@ -81,7 +86,7 @@ LOGIN_MAX: Final = 80
 PASSWORD_MIN: Final = 8
 _MARKER: Final = "marker"
 _FILES: Final = (".db", ".db-wal", ".db-shm", ".place")
-Unlocked: TypeAlias = Callable[[Vault, Vault | None], Awaitable[OpenedVault]]
+Unlocked: TypeAlias = Callable[[Vault, Vault | None, Replica], Awaitable[OpenedVault]]
 """Opens the vault that a replica stands under; the second is one that was being set here."""
 
 
@@ -204,7 +209,9 @@ class Accounts:
         require_password(new_password)
         keys = recovery_keys(secret, name)
         request = RecoverRequest(
-            login=name, recovery_key=b64(keys.login_key), device_name=device_name
+            login=name,
+            recovery_key=b64(keys.login_key),
+            device_name=device_name or self._settings.name,
         )
         hub = self._hub(None)
         try:
@@ -233,7 +240,8 @@ class Accounts:
         require_password(new_password)
         hub = self._hub(None)
         try:
-            request = ResetRequest(login=name, token=token.strip(), device_name=device_name)
+            name_here = device_name or self._settings.name
+            request = ResetRequest(login=name, token=token.strip(), device_name=name_here)
             answer = await hub.reset(request)
         finally:
             await hub.close()
@@ -247,7 +255,9 @@ class Accounts:
         A password that was being set here when the device stopped opens it, too.
         """
 
-        async def unlocked(standing: Vault, following: Vault | None) -> OpenedVault:
+        async def unlocked(
+            standing: Vault, following: Vault | None, replica: Replica
+        ) -> OpenedVault:
             try:
                 return open_vault(
                     standing, await self._derive(password, standing.login, standing.kdf)
@@ -262,6 +272,49 @@ class Accounts:
             )
 
         return await self._open_known(self._account(account_id), unlocked)
+
+    async def unlock_remembered(self, account_id: str, keyring: SystemKeyring) -> RecordBook:
+        """Open an account that is kept here by the system's keyring, without its password.
+
+        Raises NotRemembered, and KeyringUnavailable.
+        """
+
+        async def unlocked(
+            standing: Vault, following: Vault | None, replica: Replica
+        ) -> OpenedVault:
+            return await open_remembered(replica, standing, keyring)
+
+        return await self._open_known(self._account(account_id), unlocked)
+
+    async def forget_remembered(self, account_id: str, keyring: SystemKeyring) -> None:
+        """Ask for the password of an account from now on, also where it is locked."""
+        self._account(account_id)
+        replica = Replica(self._path(account_id), guarded=self._guarded())
+        await replica.open()
+        try:
+            await forget(replica, keyring)
+        finally:
+            await replica.close()
+
+    async def take_link(self, handover: Handover) -> RecordBook:
+        """Keep an account that another device handed over, unlocked; its password is not known.
+
+        Raises HubDistrusted unless vault, master key and this device's certificate belong
+        together.
+        """
+        tokens, device = handover.tokens, handover.device
+        if tokens.account_id != handover.account_id:
+            raise HubDistrusted("the hub gave a session of another account")
+        async with self._with_session(tokens) as hub:
+            found = await self._fetch(hub, handover.login, tokens)
+            self._require_unknown(found)
+            vault = open_with_master(found, handover.master_key)
+            _require_certified(vault, device.certificate)
+            return await self._add(hub, vault, found, tokens, device)
+
+    def hub(self) -> HubClient:
+        """Return the hub without a session; the caller closes it."""
+        return self._hub(None)
 
     def forget(self, account_id: str) -> None:
         """Remove everything of an account from this device. It must be locked."""
@@ -317,11 +370,17 @@ class Accounts:
             raise AccountKnown("this account is on this device already")
 
     async def _add(
-        self, hub: HubClient, vault: OpenedVault, found: Vault, tokens: Tokens
+        self,
+        hub: HubClient,
+        vault: OpenedVault,
+        found: Vault,
+        tokens: Tokens,
+        device: DeviceKey | None = None,
     ) -> RecordBook:
         """Make this device one of an account's that is not kept here yet."""
         vault.take_spaces(await hub.spaces())
-        device = new_device(vault, now_ms=self._now_ms(), new_id=self._random_id)
+        if device is None:
+            device = new_device(vault, now_ms=self._now_ms(), new_id=self._random_id)
         await hub.register_device(device.certificate)
         return await self._install(vault, found, device, tokens, demo=False, registered=True)
 
@@ -375,7 +434,9 @@ class Accounts:
         if found.account_id != known.account_id:
             raise HubDistrusted("the login name is that of another account by now")
 
-        async def unlocked(standing: Vault, following: Vault | None) -> OpenedVault:
+        async def unlocked(
+            standing: Vault, following: Vault | None, replica: Replica
+        ) -> OpenedVault:
             return _standing_under(standing, opened.keys)
 
         book = await self._open_known(known, unlocked)
@@ -399,7 +460,7 @@ class Accounts:
             raise
 
     async def _open(self, known: KnownAccount, unlocked: Unlocked, replica: Replica) -> RecordBook:
-        names = (VAULT, NEXT, SPACES, CERTIFICATE, DEVICE_KEY, _MARKER)
+        names = (VAULT, NEXT, SPACES, CERTIFICATE, DEVICE_KEY, REVOKED_HERE, _MARKER)
         facts = await replica.read(lambda tx: {name: tx.meta(name) for name in names})
         if any(facts[name] is None for name in (VAULT, SPACES, CERTIFICATE, DEVICE_KEY)):
             raise ReplicaBroken("the replica lacks the account's vault")
@@ -407,13 +468,15 @@ class Accounts:
         if wire.account_id != known.account_id:
             raise ReplicaBroken("the replica is of another account")
         following = decode_vault(facts[NEXT]) if facts[NEXT] is not None else None
-        vault = await unlocked(wire, following)
+        vault = await unlocked(wire, following, replica)
         device = await replica.read(lambda tx: _read_kept(tx, vault, wire))
         is_copy = inspect_place(replica.path, facts[_MARKER]) is CopyState.COPY
-        if is_copy:
+        # A device that was revoked comes back as another one, with what it had not sent.
+        is_new = is_copy or facts[REVOKED_HERE] is not None
+        if is_new:
             device = new_device(vault, now_ms=self._now_ms(), new_id=self._random_id)
         book = self._book(vault, wire, device, replica, demo=known.demo)
-        if is_copy:
+        if is_new:
             await self._take_new_place(vault, device, replica)
         else:
             await self._mark_anew(replica)
@@ -441,6 +504,7 @@ class Accounts:
         def work(tx: Tx) -> None:
             _write_device(tx, vault, device, marker)
             tx.set_meta(REGISTERED, None)
+            tx.set_meta(REVOKED_HERE, None)
             # The original goes on with this session; used twice, it would end for both.
             tx.set_meta(REFRESH, None)
             offset = tx.meta(CLOCK_OFFSET)
@@ -513,7 +577,12 @@ class Accounts:
 
     def _hub(self, session: _OneSession | _StoredSession | None) -> HubClient:
         transport = self._transport() if self._transport is not None else None
-        return HubClient(self._settings.hub_url, session=session, transport=transport)
+        return HubClient(
+            self._settings.hub_url,
+            session=session,
+            transport=transport,
+            device_name=self._settings.name,
+        )
 
     async def _derive(self, password: str, login: str, kdf: KdfParameters) -> PasswordKeys:
         floor = self._settings.kdf_floor
@@ -667,6 +736,16 @@ def require_password(password: str) -> None:
     """Raise Invalid for a password that is too short."""
     if len(password) < PASSWORD_MIN:
         raise Invalid(f"a password has at least {PASSWORD_MIN} characters")
+
+
+def _require_certified(vault: OpenedVault, certificate: DeviceCertificate) -> None:
+    """Raise HubDistrusted unless the account's identity certified this device."""
+    try:
+        read = Certificate.from_wire(msgspec.to_builtins(certificate))
+        key = vault.identity.signing_key.public()
+        verify_certificate(read, key, vault.account_id)
+    except CryptoFailed:
+        raise HubDistrusted("the account has not certified this device") from None
 
 
 def _login(login: str) -> str:

@@ -14,10 +14,10 @@ import os
 import secrets
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeAlias
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -25,7 +25,11 @@ import httpx
 from mana.device import seeds
 from mana.device.accounts import Accounts, system_ms
 from mana.device.desk import Device
-from mana.device.errors import Locked
+from mana.device.errors import AccountKnown, Locked
+from mana.device.idling import IdleClock, auto_lock_minutes, choose_auto_lock
+from mana.device.kept import REVOKED_HERE
+from mana.device.keyring import NotRemembered, SystemKeyring, forget, tidy
+from mana.device.links import Handover, PendingLink, begin_link
 from mana.device.opened import Opened
 from mana.device.operations import Operations, runner_lock
 from mana.device.records import RecordBook
@@ -38,10 +42,17 @@ from mana.domain.settings import SETTINGS, SETTINGS_ID
 from mana.models.choose import model_from_settings
 from mana.models.rules import Rules
 from mana.planning.ports import Model
+from mana.protocol.messages import FactorAnswer
 from mana.registry.catalogue import Catalogue, load_catalogue
 
 TOKEN_LIFE_S: Final = 15 * 60.0
 TOKENS_MAX: Final = 64
+LOOK_S: Final = 15.0
+"""How often it is looked whether an account was left alone for too long."""
+IDLE: Final = "idle"
+REVOKED: Final = "revoked"
+Enter: TypeAlias = Callable[[str, str, str], Awaitable[RecordBook]]
+"""Opens an account by login name and a secret that is not its password, and sets that anew."""
 _log: Final = logging.getLogger("mana.device")
 
 
@@ -61,13 +72,32 @@ class LinkSpent(Unauthenticated):
 
 @dataclass(frozen=True, slots=True)
 class KnownAccount:
-    """An account that is kept on this device."""
+    """An account that is kept on this device.
+
+    `locked_because`: `idle` if nobody was there for too long, `revoked` if another device of the
+    account revoked this one; empty for all else.
+    """
 
     account_id: str
     login: str
     display_name: str
     demo: bool
     unlocked: bool
+    locked_because: str = ""
+
+
+@dataclass(slots=True)
+class _Open:
+    """An account whose keys are in memory. `minutes`: after how long alone it locks; 0: never.
+
+    `tidying` removes from the system's keyring what opens nothing any more.
+    """
+
+    device: Device
+    book: RecordBook
+    idle: IdleClock
+    minutes: int
+    tidying: asyncio.Task[None]
 
 
 class DeviceHost:
@@ -84,6 +114,8 @@ class DeviceHost:
         now_ms: Callable[[], int],
         run_timeout_s: float = TIMEOUT_S,
         background: bool = True,
+        keyring: SystemKeyring | None = None,
+        even_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.catalogue = catalogue
@@ -93,7 +125,13 @@ class DeviceHost:
         self._now_ms = now_ms
         self._run_timeout_s = run_timeout_s
         self._background = background
-        self._open: dict[str, tuple[Device, RecordBook]] = {}
+        self._keyring = keyring or SystemKeyring()
+        self._even_s = even_s
+        self._open: dict[str, _Open] = {}
+        self._locking: dict[str, asyncio.Task[None]] = {}
+        self._because: dict[str, str] = {}
+        self._on_lock: list[Callable[[str], None]] = []
+        self._watching: asyncio.Task[None] | None = None
         self._names: dict[str, str] = {}
         self._tokens: dict[str, float] = {}
         self._changing = asyncio.Lock()
@@ -107,15 +145,22 @@ class DeviceHost:
                 display_name=self._names.get(known.account_id, ""),
                 demo=known.demo,
                 unlocked=known.account_id in self._open,
+                locked_because=self._because.get(known.account_id, ""),
             )
             for known in self._accounts.known()
         ]
 
     def device(self, account_id: str) -> Device:
-        """Return an unlocked account; raise Locked, or NotFound if it is not on this device."""
+        """Return an unlocked account; raise Locked, or NotFound if it is not on this device.
+
+        It does not count as a person's doing: `person_here` says that.
+        """
         found = self._open.get(account_id)
-        if found is not None:
-            return found[0]
+        if found is not None and found.idle.is_over(found.minutes):
+            # A machine that wakes up shows nothing before the watch has looked.
+            self._lock_soon(account_id, IDLE)
+        elif found is not None:
+            return found.device
         if all(known.account_id != account_id for known in self._accounts.known()):
             raise NotFound("no such account is on this device")
         raise Locked("the account is locked")
@@ -145,28 +190,140 @@ class DeviceHost:
             await operations.records.write_settings(values)
             return await self._begin(device, book)
 
-    async def sign_in(self, login: str, password: str) -> Device:
-        """Open an account: offline where it is kept here, else from the hub's vault."""
+    async def sign_in(
+        self, login: str, password: str, *, factor: FactorAnswer | None = None
+    ) -> Device:
+        """Open an account: offline where it is kept here, else from the hub's vault.
+
+        Raises TwoFactorRequired where the hub asks for a second factor; then again, with
+        `factor`. For an account that is kept here a factor begins a new session.
+        """
         async with self._changing:
-            known = next(
-                (one for one in self._accounts.known() if one.login == login.strip()), None
-            )
-            if known is not None and known.account_id in self._open:
+            known = self._accounts.find(login)
+            if known is not None:
+                await self._locked(known.account_id)
+            found = self._open.get(known.account_id) if known is not None else None
+            if known is not None and found is not None:
                 # Already open: the password is still asked, because somebody else may be asking.
-                book = await self._accounts.unlock(known.account_id, password)
+                checked = await self._accounts.unlock(known.account_id, password)
+                login_key = checked.inner().vault.login_key
+                await checked.lock()
+                if login_key is not None:
+                    vault = found.book.inner().vault
+                    vault.adopt(replace(vault.keys, login_key=login_key))
+                if factor is not None:
+                    await _begin_session(found.book, factor)
+                self.person_here(known.account_id)
+                return found.device
+            book = await self._accounts.sign_in(login, password, factor=factor)
+            try:
+                if factor is not None and not book.hub.is_signed_in:
+                    await _begin_session(book, factor)
+                device, _ = self._wire(book)
+                return await self._begin(device, book, first=known is None)
+            except BaseException:
                 await book.lock()
-                return self._open[known.account_id][0]
-            book = await self._accounts.sign_in(login, password)
-            device, _ = self._wire(book)
-            return await self._begin(device, book, first=known is None)
+                raise
+
+    async def recover(self, login: str, code: str, new_password: str) -> Device:
+        """Open an account by its recovery code, here or anew, with a new password from now on.
+
+        Raises RecoveryCodeMalformed, InvalidCredentials and Offline.
+        """
+        return await self._enter(self._accounts.recover, login, code, new_password)
+
+    async def reset(self, login: str, token: str, new_password: str) -> Device:
+        """Open an account by a token of the hub's operator, with a new password from now on.
+
+        Raises ZeroKnowledgeActive, InvalidCredentials and Offline.
+        """
+        return await self._enter(self._accounts.reset, login, token, new_password)
+
+    async def begin_link(self, login: str, name: str) -> PendingLink[Device]:
+        """Ask another device of an account to unlock it here; raise AccountKnown, Offline.
+
+        `name`: what this device calls itself. The link is the caller's to close.
+        """
+        if self._accounts.find(login) is not None:
+            raise AccountKnown("this account is on this device already")
+
+        async def install(handover: Handover) -> Device:
+            async with self._changing:
+                book = await self._accounts.take_link(handover)
+                device, _ = self._wire(book)
+                return await self._begin(device, book, first=True)
+
+        hub = self._accounts.hub()
+        try:
+            return await begin_link(hub, login, name, install)
+        except BaseException:
+            await hub.close()
+            raise
 
     async def lock(self, account_id: str) -> None:
         """Drop an account's keys from memory; it stays on this device."""
-        found = self._open.pop(account_id, None)
-        if found is not None:
-            device, book = found
-            await device.close()
-            await book.lock()
+        self._lock_soon(account_id, "")
+        await self._locked(account_id)
+
+    def on_lock(self, callback: Callable[[str], None]) -> None:
+        """Call back with an account's id when it locks, before any other call is answered."""
+        self._on_lock.append(callback)
+
+    # Who is there
+
+    def person_here(self, account_id: str) -> None:
+        """Note that a person just did something with an account; what pages ask by themselves
+        is none of that.
+        """
+        found = self._open.get(account_id)
+        if found is not None and not found.idle.is_over(found.minutes):
+            found.idle.touch()
+
+    async def auto_lock_minutes(self, account_id: str) -> int:
+        """Return after how many minutes alone an unlocked account locks here; 0: never."""
+        self.device(account_id)
+        return await auto_lock_minutes(self._open[account_id].book)
+
+    async def set_auto_lock(self, account_id: str, minutes: int | None) -> None:
+        """Choose after how many minutes alone an account locks here; None: as MANA_AUTO_LOCK_MINUTES
+        has it.
+        """
+        self.device(account_id)
+        found = self._open[account_id]
+        await choose_auto_lock(found.book, minutes)
+        found.minutes = await auto_lock_minutes(found.book)
+
+    async def lock_idle(self) -> list[str]:
+        """Lock the accounts that were left alone for too long, and return their ids."""
+        for found in self._open.values():
+            with contextlib.suppress(ManaError):
+                # Another process of this machine may have chosen.
+                found.minutes = await auto_lock_minutes(found.book)
+        over = [key for key, found in self._open.items() if found.idle.is_over(found.minutes)]
+        for account_id in over:
+            self._lock_soon(account_id, IDLE)
+            await self._locked(account_id)
+        return over
+
+    # Without the password
+
+    async def open_remembered(self) -> list[Device]:
+        """Open the accounts that the person lets open by this system's keyring.
+
+        Those that do not open wait for their password, as ever. Raises KeyringUnavailable if
+        one of them should have opened and no keyring answers.
+        """
+        opened = []
+        async with self._changing:
+            for known in self._accounts.known():
+                if known.account_id in self._open:
+                    continue
+                await self._locked(known.account_id)
+                with contextlib.suppress(NotRemembered):
+                    book = await self._accounts.unlock_remembered(known.account_id, self._keyring)
+                    device, _ = self._wire(book)
+                    opened.append(await self._begin(device, book))
+        return opened
 
     async def sign_out(self, account_id: str, *, force: bool = False) -> None:
         """Remove an account from this device, after what waits was pushed.
@@ -178,8 +335,9 @@ class DeviceHost:
             if found is None and not force:
                 raise Locked("unlock the account, so that what waits can be pushed")
             if found is not None:
-                await self._push_rest(found[1], force=force)
+                await self._push_rest(found.book, force=force)
                 await self.lock(account_id)
+            await self._accounts.forget_remembered(account_id, self._keyring)
             self._accounts.forget(account_id)
             self._clear(account_id)
 
@@ -200,7 +358,7 @@ class DeviceHost:
             if kept is not None and kept[0] in known:
                 found = self._open.get(known[kept[0]].account_id)
                 if found is not None:
-                    return found[0]
+                    return found.device
                 book = await self._accounts.unlock(known[kept[0]].account_id, kept[1])
                 device, operations = self._wire(book)
                 if not await book.views(MISSIONS.name):
@@ -248,7 +406,10 @@ class DeviceHost:
 
     async def close(self) -> None:
         """Lock every account and stop."""
-        for account_id in list(self._open):
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        for account_id in [*self._open, *self._locking]:
             await self.lock(account_id)
 
     # Within
@@ -262,6 +423,7 @@ class DeviceHost:
             model_local=self._model_local,
             now_ms=self._now_ms,
             new_id=new_id,
+            keyring=self._keyring,
         )
         operations = Operations(opened, timeout_s=self._run_timeout_s)
         return Device(operations), operations
@@ -273,10 +435,73 @@ class DeviceHost:
                 await book.sync_now()
         settings = await book.view(SETTINGS.name, SETTINGS_ID)
         self._names[book.account_id] = settings.text("displayName") if settings is not None else ""
+        minutes = await auto_lock_minutes(book)
+        book.hub.on_revoked = lambda: self._revoked(book)
         if self._background:
             await device.start()
-        self._open[book.account_id] = (device, book)
+            if self._watching is None:
+                self._watching = asyncio.create_task(self._watch())
+        idle = IdleClock(self._now_ms, self._even_s)
+        tidying = asyncio.create_task(self._tidy(book))
+        self._open[book.account_id] = _Open(device, book, idle, minutes, tidying)
+        self._because.pop(book.account_id, None)
         return device
+
+    async def _enter(self, enter: Enter, login: str, secret: str, new_password: str) -> Device:
+        """Open an account whose password is lost; if it stood open here, it is opened anew."""
+        async with self._changing:
+            known = self._accounts.find(login)
+            book = await enter(login, secret, new_password)
+            if known is not None:
+                await self.lock(known.account_id)
+            device, _ = self._wire(book)
+            return await self._begin(device, book, first=known is None)
+
+    def _lock_soon(self, account_id: str, because: str) -> None:
+        """Take an account out of reach at once, and its keys out of memory as soon as can be."""
+        found = self._open.pop(account_id, None)
+        if found is None:
+            return
+        self._because[account_id] = because
+        for callback in self._on_lock:
+            callback(account_id)
+        if because:
+            _log.info("an account was locked (%s); what it does by itself waits", because)
+        self._locking[account_id] = asyncio.create_task(self._let_go(account_id, found, because))
+
+    async def _let_go(self, account_id: str, found: _Open, because: str) -> None:
+        found.tidying.cancel()
+        await asyncio.gather(found.tidying, return_exceptions=True)
+        try:
+            if because == REVOKED:
+                replica = found.book.inner().replica
+                await replica.write(lambda tx: tx.set_meta(REVOKED_HERE, "1"))
+                await forget(replica, self._keyring)
+            await found.device.close()
+        finally:
+            await found.book.lock()
+            self._locking.pop(account_id, None)
+
+    async def _tidy(self, book: RecordBook) -> None:
+        with contextlib.suppress(ManaError):
+            await tidy(book.inner().replica, self._keyring)
+
+    async def _locked(self, account_id: str) -> None:
+        """Wait until an account that is being locked is locked."""
+        task = self._locking.get(account_id)
+        if task is not None:
+            await asyncio.shield(task)
+
+    def _revoked(self, book: RecordBook) -> None:
+        """Lock an account on the hub's word that this device counts no more; nothing is lost."""
+        found = self._open.get(book.account_id)
+        if found is not None and found.book is book:
+            self._lock_soon(book.account_id, REVOKED)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self.lock_idle()
 
     async def _push_rest(self, book: RecordBook, *, force: bool) -> None:
         try:
@@ -328,6 +553,12 @@ class DeviceHost:
             del self._tokens[token]
 
 
+async def _begin_session(book: RecordBook, factor: FactorAnswer) -> None:
+    """Begin a new session of an account that was opened here, with a second factor."""
+    tokens = await book.hub.login(book.login, book.login_key(), factor=factor)
+    await book.hub.begin(tokens)
+
+
 def new_id() -> str:
     """Return a fresh UUIDv7: it begins with the millisecond in which it was made."""
     stamp_ms = time.time_ns() // 1_000_000
@@ -358,6 +589,8 @@ def build(
     transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
     run_timeout_s: float = TIMEOUT_S,
     background: bool = True,
+    keyring: SystemKeyring | None = None,
+    even_s: Callable[[], float] = time.monotonic,
 ) -> DeviceHost:
     """Wire the device; tests give it a clock, a model and a transport of their own.
 
@@ -381,4 +614,6 @@ def build(
         now_ms=now_ms,
         run_timeout_s=run_timeout_s,
         background=background,
+        keyring=keyring,
+        even_s=even_s,
     )

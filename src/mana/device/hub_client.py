@@ -75,6 +75,7 @@ from mana.protocol.messages import (
     RemoveFactor,
     ResetAnswer,
     ResetRequest,
+    RevokeGrant,
     RunnerInfo,
     SecurityEvents,
     SessionInfo,
@@ -210,6 +211,11 @@ class HubClient:
     def use(self, tokens: Tokens) -> None:
         """Use the access token of a pair that was just made."""
         self._access = tokens.access_token
+
+    @property
+    def is_signed_in(self) -> bool:
+        """Say whether a session was begun or refreshed since this client was made."""
+        return self._access is not None
 
     async def begin(self, tokens: Tokens) -> None:
         """Keep a session that was begun elsewhere, and use it from now on."""
@@ -461,6 +467,10 @@ class HubClient:
     async def grants(self) -> list[GrantInfo]:
         """Return the grants of this account, newest first."""
         return (await self._call("GET", "/api/v1/me/ai-mission-grants", GrantsAnswer)).grants
+
+    async def end_grant(self, grant_id: str, word: RevokeGrant) -> None:
+        """End a grant for ever, by a device's signed word."""
+        await self._do("POST", f"/api/v1/me/ai-mission-grant/{_part(grant_id)}/revoke", body=word)
 
     async def revoke_grant(self, grant_id: str) -> None:
         """End a grant for ever."""

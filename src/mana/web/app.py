@@ -33,7 +33,7 @@ from mana.web.problems import (
 )
 from mana.web.routes import ROUTES
 from mana.web.sessions import Session, Sessions
-from mana.web.visits import HTML, Asked, Page, Visit, Web, now_ms
+from mana.web.visits import HTML, REFRESH, Asked, Page, Visit, Web, now_ms
 
 if TYPE_CHECKING:
     from mana.device.app import DeviceHost
@@ -45,6 +45,7 @@ GRACE_S: Final = 3
 STATIC: Final = "/static/"
 EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104 - names to recognise, nothing is bound
 LOCKED: Final = "LOCKED"
+LIVE: Final = "/live"
 NOT_OURS: Final = "this did not come from a page that is open here"
 ENTRANCE: Final = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Mana</title>'
@@ -66,6 +67,7 @@ def build(host: DeviceHost, settings: DeviceSettings) -> Litestar:
     )
     showing.equip(templates)
     web = Web(host, Sessions(), templates, names_of(settings.host))
+    host.on_lock(web.sessions.lock)
     static = create_static_files_router(
         path=STATIC.rstrip("/"), directories=[HERE / "static"], name="static"
     )
@@ -129,9 +131,16 @@ async def _enter(web: Web, request: Asked) -> Page | None:
             return Response(ENTRANCE, media_type=HTML)
         session = web.sessions.open()
     request.state.session = session
+    if session.account_id is not None and not session.locked and _is_by_a_person(request):
+        web.host.person_here(session.account_id)
     if posts and not session.holds(str((await request.form()).get("csrf", ""))):
         raise ForeignRequest(NOT_OURS)
     return None
+
+
+def _is_by_a_person(request: Asked) -> bool:
+    """Say whether a person asks; an open page asks by itself whenever something changed."""
+    return request.headers.get(REFRESH) != "1" and request.url.path != LIVE
 
 
 async def _leave(response: Response[Any]) -> Response[Any]:

@@ -33,13 +33,17 @@ class Said:
 
 @dataclass(slots=True)
 class Session:
-    """One browser. `decided` maps steps decided here to the moment, newest last."""
+    """One browser. `decided` maps steps decided here to the moment, newest last.
+
+    `locked`: its account was locked; it stays so for this browser, whoever opens it elsewhere.
+    """
 
     id: str
     csrf: str
     account_id: str | None = None
     said: list[Said] = field(default_factory=list)
     decided: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    locked: bool = False
 
     def say(self, said: Said) -> None:
         """Keep a sentence for the next page."""
@@ -89,6 +93,14 @@ class Sessions:
     def end(self, session: Session) -> None:
         """Forget a session."""
         self._by_id.pop(session.id, None)
+
+    def lock(self, account_id: str) -> None:
+        """Let every session of an account ask for the password, and forget what it had to say."""
+        for session in self._by_id.values():
+            if session.account_id == account_id:
+                session.locked = True
+                session.said.clear()
+                session.decided.clear()
 
     def leave(self, account_id: str) -> None:
         """Forget every session of an account, when it leaves this device."""

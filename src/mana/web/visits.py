@@ -16,7 +16,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 from markupsafe import Markup
 
-from mana.device.errors import ReadOnlyHere, SpaceLeft
+from mana.device.errors import Locked, ReadOnlyHere, SpaceLeft
 from mana.domain.errors import Invalid, ManaError, NotFound
 from mana.domain.ids import RecordId, require_record_id
 from mana.domain.records import Visibility
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from mana.device.desk import Device
 
 HTML: Final = "text/html"
+REFRESH: Final = "mana-refresh"
+"""The header by which a page says that it asks by itself."""
 WAIT_S: Final = 1.0
 """How long an answer waits for long work before the page shows its progress instead."""
 
@@ -76,6 +78,8 @@ class Visit:
         """Return the open account of this browser; raise SignedOut or Locked."""
         if self.session.account_id is None:
             raise SignedOut("sign in first")
+        if self.session.locked:
+            raise Locked("the account was locked")
         try:
             return self.host.device(self.session.account_id)
         except NotFound:
@@ -121,7 +125,7 @@ class Visit:
     @property
     def is_refresh(self) -> bool:
         """Say whether the page asks by itself because something changed."""
-        return self.request.headers.get("mana-refresh") == "1"
+        return self.request.headers.get(REFRESH) == "1"
 
     async def form(self) -> FormMultiDict:
         """Return the posted form."""
