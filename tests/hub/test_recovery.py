@@ -13,6 +13,7 @@ from mana.crypto.primitives import b64, unb64
 from mana.crypto.vaults import recovery_keys
 from mana.hub.accounts.store import AccountStore
 from mana.hub.app import operator
+from mana.hub.db import Transaction
 from mana.hub.operating.service import LoginUnknown
 from mana.hub.secrets import SecretsUnusable
 from mana.protocol.errors import ZeroKnowledgeActive
@@ -261,3 +262,30 @@ async def test_log_ins_are_told(database: Database) -> None:
             ("log-in", False, "INVALID_CREDENTIALS"),
             ("log-in", True, ""),
         ]
+
+
+@pytest.mark.parametrize(("path", "member"), [("login", "loginKey"), ("recover", "recoveryKey")])
+async def test_refusals_cost_the_same(
+    database: Database, monkeypatch: Any, path: str, member: str
+) -> None:
+    """A refused attempt asks the database as often for an unknown login as for one that is known,
+    and writes as often: how long it takes tells nothing."""
+    async with served_hub(database) as served:
+        await signed_up(served)
+        held, statements = Transaction._run, 0
+
+        async def counted(self: Transaction, method: str, *args: Any) -> Any:
+            nonlocal statements
+            statements += 1
+            return await held(self, method, *args)
+
+        monkeypatch.setattr(Transaction, "_run", counted)
+        counts = []
+        for login in ("nobody", "ada"):
+            statements = 0
+            answer = await served.call(
+                "POST", f"/api/v1/auth/{path}", {"login": login, member: WRONG}
+            )
+            assert code(answer) == "401 INVALID_CREDENTIALS"
+            counts.append(statements)
+        assert counts[0] == counts[1] > 2

@@ -44,7 +44,9 @@ from tests.hub.vaulted import (
     session_of,
     signed_up,
     stranger,
+    vaulted,
 )
+from tests.runner.world import world
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -655,3 +657,43 @@ async def test_old_statements_cannot_be_changed(database: Database, tenancy: Ten
             with pytest.raises(AccessRefused):
                 async with tenancy.transaction(Tenant(ada.person.account.account_id)) as tx:
                     await tx.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"grants": False},
+        {
+            "mode": "zero-knowledge",
+            "master": True,
+            "identity": True,
+            "code": True,
+            "grants": False,
+        },
+    ],
+    ids=["standard", "zero-knowledge"],
+)
+async def test_grants_end_with_the_switch(database: Database, wish: dict[str, Any]) -> None:
+    """Switching grants off ends every grant of the account, the one that is being made too: its
+    sealed keys are erased and its missions wait; another change of the vault ends none."""
+    async with world(database) as made:
+        await made.agent()
+        await made.note("note-1")
+        await made.mission()
+        ada = vaulted(made.ada)
+        await made.grant()
+        await ada.changed(code=True)
+        before = (await made.ada.call("GET", "/api/v1/me/ai-mission-grants")).json()["grants"]
+        assert [one["state"] for one in before] == ["active"]
+        pending = await made.header()
+        await ada.changed(**wish)
+        after = (await made.ada.call("GET", "/api/v1/me/ai-mission-grants")).json()["grants"]
+        assert [one["state"] for one in after] == ["revoked"]
+        assert (await made.status()).hold == "revoked"
+        async with connected(database.owner_url) as owner:
+            states = await owner.fetch(
+                "select state, sealed_keys, wrapped_key from mana_ai.grants where grant_id = $1"
+                " or sealed_keys is not null",
+                pending.grant_id,
+            )
+        assert [tuple(one) for one in states] == [("revoked", None, None)]

@@ -140,6 +140,7 @@ class AccountService:
         except InvalidCredentials as error:
             raise await self._refused(account, login_mac, "log-in", error) from None
         if account is None:
+            # The invented hash fits no key; this is for whoever reads the types.
             raise InvalidCredentials("login or password is wrong")
         try:
             await self._factors.check(account, request.factor)
