@@ -16,8 +16,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from mana.crypto.errors import SealRejected
+from mana.crypto.identity import PrivateIdentity
 from mana.crypto.keys import new_key
 from mana.crypto.primitives import b64
+from mana.crypto.vaults import open_former_master
 from mana.hub import secrets as secrets_file
 from mana.hub.accounts import store
 from mana.hub.app import operator
@@ -108,6 +111,30 @@ async def test_wraps_from_before_they_had_names(database: Database) -> None:
         assert answer.json()["masterKey"] == b64(ada.keys.master_key)
         await rotate(served)
         await require_open(database, load(folder), [ada])
+
+
+async def test_an_old_backup(database: Database) -> None:
+    """What a backup from before zero-knowledge mode holds opens a key that nothing in force is
+    sealed under; and once the hub's KEK was changed, it opens nothing at all (K7)."""
+    async with served_hub(database) as served:
+        ada = await signed_up(served)
+        account = ada.person.account.account_id
+        async with connected(database.owner_url) as owner:
+            row = await owner.fetchrow("select kek_wrap, kek_id from mana.accounts")
+        ring = KekRing(lambda: load(served.hub.settings.secrets_dir))
+        await ada.changed(mode="zero-knowledge", master=True, identity=True, code=True)
+        old = ring.unwrap(row["kek_wrap"], row["kek_id"], account)
+        vault = await ada.vault()
+        public = ada.keys.identity.public()
+        assert PrivateIdentity.open(ada.keys.master_key, vault.identity.sealed_private, public)
+        with pytest.raises(SealRejected):
+            PrivateIdentity.open(old, vault.identity.sealed_private, public)
+        [former] = vault.formers.masters
+        with pytest.raises(SealRejected):
+            open_former_master(old, former.check, former.sealed, account)
+        await rotate(served)
+        with pytest.raises(SecretsUnusable):
+            ring.unwrap(row["kek_wrap"], row["kek_id"], account)
 
 
 class Cut(BaseException):
