@@ -5,10 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from mana.crypto.envelope import Binding, RecordKey, seal_field
 from mana.crypto.keys import mission_key
+from mana.device.hub_client import HubClient
 from mana.device.inbox import (
     ProposalDecided,
     ProposalDenied,
@@ -17,12 +19,13 @@ from mana.device.inbox import (
     ProposalUnverified,
 )
 from mana.device.steps import StepDone, decision, named_first
-from mana.device.trust import GRANTED
+from mana.device.trust import GRANTED, VOUCHED
 from mana.device.views import Cited
 from mana.domain.clock import Stamp
 from mana.domain.errors import Invalid
 from mana.domain.ids import DeviceId, RecordId
 from mana.domain.iterations import JOURNAL, STEPS
+from mana.protocol.messages import GrantInfo
 from mana.testing.models import ScriptedModel, calling, says
 from mana.testing.postgres import Database, connected
 from tests.device.household import Household, household, operations, planned_mission
@@ -182,9 +185,9 @@ async def test_same_approval_from_two_devices_happens_once(home: Household) -> N
 
 
 async def test_proposals_of_a_runner_that_was_not_granted_cannot_be_approved(
-    home: Household,
+    home: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run is obeyed only if this person's devices granted to the runner that signed it."""
+    """A run is obeyed only if a device of its grantor granted to the runner that signed it."""
     ada = await home.person()
     mission, _, _ = await planned_mission(ada)
     await ada.grant(mission)
@@ -192,9 +195,18 @@ async def test_proposals_of_a_runner_that_was_not_granted_cannot_be_approved(
     await home.tick()
     await ada.sync_now()
     of = operations(ada)
-    await of.records.write_settings({"auditHead": None})
-    await of.opened.book.keep(GRANTED, [])
+    await of.records.write_settings({"auditHead": None, "runnerKeys": []})
+    for name in (GRANTED, VOUCHED):
+        await of.opened.book.keep(name, None)
     of.trust._verified.clear()
+    of.trust._memory.vouched = None
+    listed = HubClient.grants
+
+    async def unsigned(self: HubClient) -> list[GrantInfo]:
+        return [msgspec.structs.replace(one, signature=None) for one in await listed(self)]
+
+    monkeypatch.setattr(HubClient, "grants", unsigned)
+    of.news.moved()
     waiting = await ada.inbox()
     assert waiting
     assert not any(one.verified for one in waiting)
@@ -212,14 +224,15 @@ async def test_device_keeps_which_runners_were_granted_to(home: Household) -> No
     await home.tick()
     await ada.sync_now()
     of = operations(ada)
-    runners = (await of.trust.settings())["runners"]
-    await of.records.write_settings({"auditHead": {"seq": 0}})
+    runners = await of.trust.granted_to()
+    await of.records.write_settings({"auditHead": {"seq": 0}, "runnerKeys": []})
     waiting = await ada.inbox()
     assert waiting
     assert all(one.verified for one in waiting)
     assert "earlier grants" not in " ".join((await ada.consent(mission)).lines)
     assert (await ada.data_access()).chain_ok
-    assert (await of.trust.settings())["runners"] == runners
+    settings = await of.records.get("userSettings", "settings-global")
+    assert settings.values["runnerKeys"] == runners != []
 
 
 async def test_verified_run_is_looked_at_again_when_a_step_moves(home: Household) -> None:

@@ -23,7 +23,7 @@ from mana.device.errors import (
     SpaceKeyMissing,
     SpaceLeft,
 )
-from mana.device.inbox import ProposalUnverified
+from mana.device.inbox import ProposalForOthers
 from mana.device.missions import InputNotThere
 from mana.device.opened import AgentNotFound, MissionNotFound
 from mana.device.runner import NotRunHere
@@ -310,8 +310,9 @@ async def test_nobody_else_puts_a_mission_on_this_device(home: Household) -> Non
     assert len(planner.requests) == 1
 
 
-async def test_a_run_under_another_members_grant_is_not_obeyed(home: Household) -> None:
-    """Where this device cannot know the runner it says so; who granted it decides there."""
+async def test_a_run_under_another_members_grant_is_theirs_to_decide(home: Household) -> None:
+    """It is verified by the grantor's signature, offered to the grantor, and counts for nobody
+    else; who manages the space may decide too."""
     ada, bob = await home.person("ada"), await home.person("bob")
     space = await shared_space(ada)
     await let_in(ada, space, bob)
@@ -329,10 +330,12 @@ async def test_a_run_under_another_members_grant_is_not_obeyed(home: Household) 
     await both(ada, bob)
     proposals = await theirs.inbox()
     assert proposals
-    assert not any(one.verified for one in proposals)
-    assert "Another member granted it" in proposals[0].trouble
-    with pytest.raises(ProposalUnverified):
-        await theirs.approve(proposals[0].step_id)
+    assert all(one.verified and one.for_others for one in proposals)
+    assert (await bob.status()).to_decide == 0
+    assert (await ada.status()).to_decide == len(proposals)
+    for decide in (theirs.approve, theirs.reject):
+        with pytest.raises(ProposalForOthers):
+            await decide(proposals[0].step_id)
     (seen,) = await theirs.grants()
     assert (seen.own, seen.account_id, seen.state) == (False, ada.account_id, "active")
     assert await bob.grants() == []

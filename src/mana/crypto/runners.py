@@ -116,6 +116,11 @@ class Succession:
     key: RunnerPublicKey
     signature: bytes
 
+    @classmethod
+    def read(cls, public_key: str, signature: str) -> Succession:
+        """Return the word of its wire form: the key's PEM, the signature in base64."""
+        return cls(RunnerPublicKey.from_pem(public_key), unb64(signature))
+
 
 def name_successor(before: RunnerPrivateKey, after: RunnerPublicKey) -> Succession:
     """Sign, with a runner's key, the one that takes its place."""

@@ -93,15 +93,34 @@ class Audit:
         self._chain = Chain()
 
     async def data_access(
-        self, *, mission_id: str | None = None, limit: int = 200, before: int | None = None
+        self,
+        *,
+        mission_id: str | None = None,
+        table: str | None = None,
+        status: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        limit: int = 200,
+        before: int | None = None,
     ) -> DataAccess:
-        """Return readings, newest first, with grants in force and what the check says."""
+        """Return readings, newest first, with grants in force and what the check says.
+
+        The readings can be narrowed; the chain is checked whole. `since` and `until`: ISO moments.
+        """
         if not 1 <= limit <= LIMIT_MAX:
             raise Invalid(f"data access shows from 1 to {LIMIT_MAX} readings")
         listed = [one for space in self._spaces() for one in await space.grants.list()]
         grants = tuple(one for one in listed if one.state in ("active", "stale"))
         try:
-            answer = await self._opened.hub.audit(mission_id=mission_id, before=before, limit=limit)
+            answer = await self._opened.hub.audit(
+                mission_id=mission_id,
+                table=table,
+                status=status,
+                since=since,
+                until=until,
+                before=before,
+                limit=limit,
+            )
             chain = await self._walk()
         except (Unavailable, Unauthenticated):
             words = "The hub cannot be reached, so nothing was checked."
@@ -158,20 +177,20 @@ class Audit:
                 if isinstance(seq, int) and isinstance(hash_, str) and seq > 0:
                     if chain.hashes.get(seq) == hash_:
                         continue
-                    # A run under another member's grant names their chain, and is not verified.
+                    # A run under another member's grant names their chain.
+                    if await space.trust.grantor(view) != self._opened.account_id:
+                        continue
                     verified, _ = await space.trust.verify(view)
                     if verified:
                         _require(chain, seq, hash_, "the runner signed into a run")
 
     async def _remember(self, chain: Chain) -> None:
+        await self._trust.share_runners(await self._trust.granted_to())
         kept = await self._trust.settings()
-        known, runners = kept.get("seq"), await self._trust.granted_to()
-        shared = kept.get("runners")
-        is_short = not set(runners) <= set(shared if isinstance(shared, list) else [])
-        if chain.head > (known if isinstance(known, int) else 0) or (chain.head and is_short):
+        known = kept.get("seq")
+        if chain.head > (known if isinstance(known, int) else 0):
             head: dict[str, Json] = {
                 **kept,
-                **({"runners": [*runners]} if runners else {}),
                 "seq": chain.head,
                 "hash": chain.hashes[chain.head],
                 "at": self._opened.now_iso(),

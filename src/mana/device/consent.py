@@ -26,6 +26,7 @@ def consent_lines(
     days: int,
     mode: str,
     new_runner: bool,
+    successor: bool = False,
     shared: bool = False,
 ) -> tuple[str, ...]:
     """Return the sentences of a consent, in the order in which a person reads them."""
@@ -41,6 +42,10 @@ def consent_lines(
         lines.append(
             "This is not the runner of your earlier grants. Ask whoever runs the hub before you "
             "go on."
+        )
+    if successor:
+        lines.append(
+            "The runner has a new key since your earlier grants; the key before it signed this one."
         )
     lines += [_model_line(model) for model in models]
     lines += [
@@ -58,6 +63,13 @@ def consent_lines(
         lines.append(
             "Your account is in standard mode: whoever runs the hub and holds its key could read "
             "your data even without this. Only zero-knowledge mode would withstand them."
+        )
+    else:
+        lines.append(
+            "Your vault is in zero-knowledge mode, and you have allowed grants from it. With this "
+            "one, the keys of exactly these records leave your devices for the runner: whoever runs "
+            "the hub could read them, and what the runner writes, until it ends. Everything else "
+            "stays out of their reach."
         )
     return tuple(lines)
 

@@ -7,11 +7,13 @@ was asked, and the runner's key is the one whose fingerprint the consent showed.
 from __future__ import annotations
 
 import builtins
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
-from mana.crypto.grants import seal_grant
+from mana.crypto.envelope import is_envelope, parse_envelope
+from mana.crypto.grants import GrantHashes, end_grant, seal_grant
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.runners import RunnerPublicKey
 from mana.device.consent import consent_lines
@@ -25,9 +27,19 @@ from mana.domain.agents import AGENT_MEMORY, AGENTS
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import DRIFT_MS_MAX, parse_iso_ms
 from mana.domain.encoding import Json
-from mana.domain.errors import Conflict, CryptoFailed, Invalid, ManaError, NotFound
+from mana.domain.errors import (
+    Conflict,
+    CryptoFailed,
+    Forbidden,
+    Invalid,
+    ManaError,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from mana.domain.grants import (
     LIFE_MS_MAX,
+    LIFE_MS_MIN,
     SUITES,
     GrantHeader,
     check_scope,
@@ -40,12 +52,19 @@ from mana.protocol.messages import (
     GrantCompletion,
     GrantInfo,
     GrantRequest,
+    RevokeGrant,
     RunnerInfo,
     Signature,
 )
 
 DAY_MS: Final = 24 * 60 * 60 * 1_000
 DAYS_MAX: Final = LIFE_MS_MAX // DAY_MS
+RENEWED_MS_SHORTER: Final = 1_000
+"""How much sooner than the old one a grant that is minted anew ends, at least."""
+BEGUN: Final = "grants-begun"
+KEYS: Final = "grant-keys"
+KEYS_MAX: Final = 500
+UNVERIFIED: Final = "No device of its grantor is known to have signed it. Nothing of it is obeyed."
 SUITE: Final = SUITES[0]
 
 
@@ -86,6 +105,8 @@ class Shown:
     endpoints: tuple[str, ...]
     runner_key_id: str
     life_ms: int
+    until_ms: int | None = None
+    """The latest end, where a grant is minted anew; else the life alone bounds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +158,8 @@ class Grants:
                 models=models,
                 days=days,
                 mode=self._opened.mode,
-                new_runner=await self._is_new(runner.key_id()),
+                new_runner=await self._trust.succession(runner, info) is None,
+                successor=bool(await self._trust.succession(runner, info)),
                 shared=self._opened.book.keys.shared,
             ),
         )
@@ -158,27 +180,154 @@ class Grants:
         runner, info = await self._runner()
         asked = _shown(mission, refs, model_views(info), runner.key_id(), life_ms)
         shown = self._shown.get(mission_id)
-        if shown is None and await self._is_new(runner.key_id()):
+        if shown is None and await self._trust.succession(runner, info) is None:
             raise ConsentStale("the runner is another, and no consent showed it")
         if shown is not None and not _within(asked, shown):
             raise ConsentStale("the consent showed something else")
         await self._ensure_memory(agent.id)
         # The hub grants for a mission that it has, as it is here.
         await opened.book.sync_now()
-        answer = await opened.hub.request_grant(
-            GrantRequest(
-                mission_id=mission.id,
-                tables=_tables(asked.record_ids),
-                record_ids=builtins.list(asked.record_ids),
-                endpoints=builtins.list(asked.endpoints),
-                ttl_ms=life_ms,
-                space_id=opened.space,
-                agent_id=agent.id,
-                suite=SUITE,
-            )
+        header = await self._header(mission_id, asked)
+        made = await self._complete(mission, header, runner)
+        self._shown.pop(mission_id, None)
+        return await self._view(made, header, asked.endpoints, asked.runner_key_id)
+
+    async def mint_anew(self) -> int:
+        """Mint anew, as far as nobody needs to be asked, what a change of keys made stale.
+
+        The runner's key, where one that this person granted to signed the new one, or the space's
+        key, once everything of the grant stands under it. Same mission, records and endpoints, to
+        an end that is no later. Returns how many were minted.
+        """
+        opened, count = self._opened, 0
+        missions = await opened.book.views(MISSIONS.name) if opened.book.may_write else []
+        named = {view.text("grantId") for view in missions} - {""}
+        if not named:
+            return 0
+        runner, info = await self._runner()
+        succession = await self._trust.succession(runner, info)
+        if succession is None:
+            return 0
+        if succession:
+            await self._trust.remember_runners(succession)
+        begun = await self._begun()
+        named |= {begun[one] for one in named & set(begun)}
+        for grant in await self._news.grants():
+            try:
+                header = header_from_wire(grant.header)
+            except Invalid:
+                continue
+            is_own = (header.account_id, header.space_id) == (opened.account_id, opened.space)
+            if grant.state != "active" or not is_own or header.grant_id not in named:
+                continue
+            if not await self._trust.verified(grant, header) or self._trust.ended(grant, header):
+                continue
+            count += await self._renewed(header, runner, info)
+        return count
+
+    async def _renewed(self, old: GrantHeader, runner: RunnerPublicKey, info: RunnerInfo) -> bool:
+        """Mint one grant anew if its keys are not those of now; say whether that was done."""
+        if not await self._is_outdated(old, runner):
+            return False
+        endpoints = {model.endpoint for model in info.models}
+        try:
+            mission = await self._opened.mission(old.mission_id)
+            refs = [ref for ref in _distinct(mission.inputs) if ref.key in set(old.record_ids)]
+            await self._cited(refs)
+        except (NotFound, Conflict, Invalid):
+            return False
+        fits = (
+            old.grant_id in (mission.grant_id, (await self._begun()).get(mission.grant_id or ""))
+            and mission.agent_id == old.agent_id
+            and {ref.key for ref in refs} == set(old.record_ids)
+            and set(old.endpoints) <= endpoints
         )
-        header = self.verified_header(answer, mission_id, asked)
-        payload = await self._payload(header, refs)
+        until_ms = parse_iso_ms(old.expires_at) - RENEWED_MS_SHORTER
+        left_ms = until_ms - self._opened.now_ms()
+        if not fits or left_ms < LIFE_MS_MIN:
+            return False
+        asked = Shown(
+            old.agent_id, old.record_ids, old.endpoints, runner.key_id(), left_ms, until_ms
+        )
+        try:
+            header = await self._header(mission.id, asked)
+        except HeaderRefused:
+            # The hub's clock is ahead of this one's: what is left, by its own.
+            hub_ms = await self._hub_ms(mission.id, asked)
+            asked = replace(asked, life_ms=min(left_ms, until_ms - hub_ms - RENEWED_MS_SHORTER))
+            if asked.life_ms < LIFE_MS_MIN:
+                return False
+            header = await self._header(mission.id, asked)
+        # A crash may leave the mission naming what was never completed: then this goes on.
+        await self._opened.book.keep(BEGUN, {**await self._begun(), header.grant_id: old.grant_id})
+        try:
+            await self._complete(mission, header, runner, replaces=old.grant_id)
+        except Conflict:
+            return False  # Something else was granted or revoked meanwhile, and stands.
+        begun = await self._begun()
+        await self._opened.book.keep(
+            BEGUN, {new: before for new, before in begun.items() if before != old.grant_id}
+        )
+        return True
+
+    async def _begun(self) -> dict[str, str]:
+        """Return what was to replace which grant and is not known to have done so."""
+        kept = await self._opened.book.kept(BEGUN)
+        return {new: str(old) for new, old in kept.items()} if isinstance(kept, dict) else {}
+
+    async def _standing(self, since: GrantHeader) -> str | None:
+        """Return the grant of the same mission that is in force, this one or a later one."""
+        for info in await self._news.grants():
+            try:
+                header = header_from_wire(info.header)
+            except Invalid:
+                continue
+            is_its = (header.space_id, header.mission_id) == (since.space_id, since.mission_id)
+            is_older = parse_iso_ms(header.issued_at) < parse_iso_ms(since.issued_at)
+            if info.state != "active" or not is_its or is_older:
+                continue
+            if await self._trust.verified(info, header):
+                return header.grant_id
+        return None
+
+    async def _header(self, mission_id: str, asked: Shown) -> GrantHeader:
+        """Ask for a header and return it if it is exactly that; raise HeaderRefused."""
+        answer = await self._opened.hub.request_grant(self._request(mission_id, asked))
+        return self.verified_header(answer, mission_id, asked)
+
+    async def _hub_ms(self, mission_id: str, asked: Shown) -> int:
+        """Return the clock by which the hub dates a grant."""
+        shorter = replace(asked, life_ms=LIFE_MS_MIN)
+        answer = await self._opened.hub.request_grant(self._request(mission_id, shorter))
+        return parse_iso_ms(answer.issued_at)
+
+    def _request(self, mission_id: str, asked: Shown) -> GrantRequest:
+        return GrantRequest(
+            mission_id=mission_id,
+            tables=_tables(asked.record_ids),
+            record_ids=builtins.list(asked.record_ids),
+            endpoints=builtins.list(asked.endpoints),
+            ttl_ms=asked.life_ms,
+            space_id=self._opened.space,
+            agent_id=asked.agent_id,
+            suite=SUITE,
+        )
+
+    async def _complete(
+        self,
+        mission: Mission,
+        header: GrantHeader,
+        runner: RunnerPublicKey,
+        *,
+        replaces: str | None = None,
+    ) -> GrantInfo:
+        """Seal a grant, let the mission name it, and complete it.
+
+        The mission names it first, because the runner opens none that its record does not name.
+        If the hub refuses it, the record names again what it named before.
+        """
+        opened = self._opened
+        payload = await self._payload(header)
         sealed = seal_grant(
             header.canonical(),
             header.mission_id,
@@ -188,26 +337,118 @@ class Grants:
         )
         # Remembered before it counts: a run of it must be verifiable however this ends.
         await self._trust.remember(header, runner)
-        await opened.hub.complete_grant(
-            header.grant_id,
-            GrantCompletion(
+        _, version = await opened.book.mission_secret(header.mission_id)
+        await self._remember_keys(header.grant_id, version)
+        await self._name(mission.id, header.grant_id)
+        try:
+            await opened.book.sync_now()
+            done = GrantCompletion(
                 wrapped_key=b64(sealed.wrapped_key),
                 sealed_keys=sealed.sealed_keys,
                 signature=Signature(signer=opened.device_id, value=b64(sealed.signature)),
-            ),
-        )
-        change = Change(
-            MISSIONS.name, RecordId(mission.id), ChangeKind.UPDATE, {"grantId": header.grant_id}
-        )
-        await opened.book.commit([Write(change, opened.person)])
-        self._shown.pop(mission_id, None)
+                replaces=replaces,
+            )
+            await opened.hub.complete_grant(header.grant_id, done)
+        except (Conflict, Invalid, Forbidden, NotFound):
+            await self._name_again(mission, header)
+            raise
         self._news.moved()
-        made = GrantInfo(header=header.to_wire(), state="active")
-        return await self._view(made, header, asked.endpoints, asked.runner_key_id)
+        hashes = GrantHashes.of(sealed)
+        return GrantInfo(
+            header=header.to_wire(),
+            state="active",
+            signature=done.signature,
+            wrapped_key_hash=hashes.wrapped_key,
+            sealed_keys_hash=hashes.sealed_keys,
+        )
+
+    async def _name_again(self, mission: Mission, header: GrantHeader) -> None:
+        """Let a mission name what is in force, after a grant that it names came to nothing.
+
+        What somebody else let it name meanwhile stays.
+        """
+        self._news.moved()
+        with contextlib.suppress(Unavailable, Unauthenticated):
+            await self._opened.book.sync_now()
+        if (await self._opened.mission(mission.id)).grant_id == header.grant_id:
+            before = await self._listed(mission.grant_id) if mission.grant_id else None
+            standing = await self._standing(before or header)
+            await self._name(mission.id, standing or mission.grant_id)
+            with contextlib.suppress(Unavailable, Unauthenticated):
+                await self._opened.book.sync_now()
+
+    async def _name(self, mission_id: str, grant_id: str | None) -> None:
+        """Let a mission's record name its grant."""
+        values: dict[str, Json] = {"grantId": grant_id}
+        change = Change(MISSIONS.name, RecordId(mission_id), ChangeKind.UPDATE, values)
+        await self._opened.book.commit([Write(change, self._opened.person)])
+
+    async def _is_outdated(self, header: GrantHeader, runner: RunnerPublicKey) -> bool:
+        """Say whether a grant's keys are not those of now, and the ones of now are all there."""
+        version = await self._key_version(header)
+        _, current = await self._opened.book.mission_secret(header.mission_id)
+        if version == current:
+            return header.runner_key_id != runner.key_id()
+        names = [
+            *header.record_ids,
+            f"{MISSIONS.name}:{header.mission_id}",
+            f"{AGENTS.name}:{header.agent_id}",
+            f"{AGENT_MEMORY.name}:{header.agent_id}",
+        ]
+        for name in names:
+            table, _, record_id = name.partition(":")
+            if not await self._is_under_newest(table, record_id):
+                return False  # Re-sealing goes on; the grant is minted when it has come by.
+        return True
+
+    async def _is_under_newest(self, table: str, record_id: str) -> bool:
+        """Say whether everything sealed of a record stands under the key that a grant hands over."""
+        book = self._opened.book
+        space = book.space_of(table)
+        held = await book.inner().replica.read(lambda tx: tx.held(space, table, record_id))
+        if held is None:
+            return True
+        _, opens = await book.record_secret(table, record_id)
+        sealed = [
+            parse_envelope(entry.value)
+            for entry in held.record.entries.values()
+            if isinstance(entry.value, str) and is_envelope(entry.value)
+        ]
+        return all(f"{one.cls}{one.version}" == opens for one in sealed)
+
+    async def _key_version(self, header: GrantHeader) -> str:
+        """Return the version of the space's key that a grant hands over, such as `m1`.
+
+        Where another device made it: the one that was newest when it was issued.
+        """
+        kept = await self._opened.book.kept(KEYS)
+        known = kept.get(header.grant_id) if isinstance(kept, dict) else None
+        if isinstance(known, str):
+            return known
+        entries = self._opened.book.keys.entries
+        issued_ms = parse_iso_ms(header.issued_at)
+        before = [one for one in entries if parse_iso_ms(one.created_at) <= issued_ms]
+        return f"m{(before or entries)[-1].key_version}"
+
+    async def _remember_keys(self, grant_id: str, version: str) -> None:
+        kept = await self._opened.book.kept(KEYS)
+        known = {**kept, grant_id: version} if isinstance(kept, dict) else {grant_id: version}
+        newest = builtins.list(known.items())[-KEYS_MAX:]
+        await self._opened.book.keep(KEYS, dict(newest))
 
     async def revoke(self, grant_id: str) -> None:
-        """End a grant for ever; the hub must be reached, because it is the one that reads."""
-        await self._opened.hub.revoke_grant(grant_id)
+        """End a grant for ever; the hub must be reached, because it is the one that reads.
+
+        The word is signed, so that nobody can take it back; only where the hub lists no such grant
+        is it asked without.
+        """
+        header = await self._listed(grant_id)
+        if header is None:
+            await self._opened.hub.revoke_grant(grant_id)
+        else:
+            value = end_grant(_Hand(self._opened.book), grant_id, header.canonical())
+            word = Signature(signer=self._opened.device_id, value=b64(value))
+            await self._opened.hub.end_grant(grant_id, RevokeGrant(word))
         self._news.moved()
         if not self._opened.book.may_write:
             return  # A viewer ends what they granted as a member; the hub holds the mission.
@@ -245,6 +486,17 @@ class Grants:
             )
         return shown
 
+    async def _listed(self, grant_id: str) -> GrantHeader | None:
+        """Return the header of a grant that the hub lists, as it is signed."""
+        for info in await self._news.grants():
+            try:
+                header = header_from_wire(info.header)
+            except Invalid:
+                continue
+            if header.grant_id == grant_id:
+                return header
+        return None
+
     async def of_mission(self, mission_id: str) -> GrantView | None:
         """Return the newest grant of a mission, whatever its state; None if it never had one."""
         return (await self.by_mission()).get(mission_id)
@@ -278,14 +530,19 @@ class Grants:
             if found != wanted:
                 raise HeaderRefused("the hub's header is another", detail={"member": name})
         late_ms = opened.now_ms() + asked.life_ms + DRIFT_MS_MAX
+        if asked.until_ms is not None:
+            late_ms = min(late_ms, asked.until_ms)
         if expires_ms - issued_ms > asked.life_ms or expires_ms > late_ms:
             raise HeaderRefused("the hub's header lives longer", detail={"member": "expiresAt"})
         return header
 
-    async def _payload(self, header: GrantHeader, refs: Sequence[InputRef]) -> dict[str, Json]:
-        """Return the keys that the grant hands over: these records, and what runs them."""
+    async def _payload(self, header: GrantHeader) -> dict[str, Json]:
+        """Return the keys that the grant hands over: its records, and what runs them."""
         book = self._opened.book
-        records: dict[str, Json] = {ref.key: await self._secret(ref.table, ref.id) for ref in refs}
+        records: dict[str, Json] = {}
+        for name in header.record_ids:
+            table, _, record_id = name.partition(":")
+            records[name] = await self._secret(table, record_id)
         support: dict[str, Json] = {
             f"{MISSIONS.name}:{header.mission_id}": await self._secret(
                 MISSIONS.name, header.mission_id
@@ -340,12 +597,6 @@ class Grants:
             raise HeaderRefused("the runner names no model")
         return key, info
 
-    async def _is_new(self, key_id: str) -> bool:
-        """Say whether earlier grants were made, and all to another runner."""
-        # What the hub lists as earlier grants is the hub's word; this is the person's memory.
-        known = await self._trust.granted_to()
-        return bool(known) and key_id not in known
-
     async def _view(
         self,
         info: GrantInfo,
@@ -357,14 +608,19 @@ class Grants:
         titles = await self._opened.titles(pairs)
         state, reason = info.state, ""
         title = ""
+        if state == "active" and self._trust.ended(info, header):
+            state = "revoked"
+        if state == "active" and not await self._trust.verified(info, header):
+            state, reason = "unverified", UNVERIFIED
         try:
             mission = await self._opened.mission(header.mission_id)
             title = mission.title
             if state == "active":
-                reason = stale_reason(mission, header, endpoints, runner_key_id)
+                reason = _other_name(mission, header)
+                reason = reason or stale_reason(mission, header, endpoints, runner_key_id)
                 reason = reason or await self._sealed_since(pairs)
         except (NotFound, Invalid):
-            reason = "The mission is gone." if state == "active" else ""
+            reason = "The mission is gone." if state == "active" else reason
         expires_ms = parse_iso_ms(header.expires_at)
         if state == "active" and expires_ms <= self._opened.now_ms():
             state, reason = "expired", ""
@@ -376,7 +632,7 @@ class Grants:
             endpoints=header.endpoints,
             issued_ms=parse_iso_ms(header.issued_at),
             expires_ms=expires_ms,
-            state="stale" if reason else state,
+            state="stale" if reason and state == "active" else state,
             stale_reason=reason,
             account_id=header.account_id,
             own=header.account_id == self._opened.account_id,
@@ -390,6 +646,13 @@ class Grants:
             return ""
         count = "1 input was" if private == 1 else f"{private} inputs were"
         return f"{count} removed or made private since, and cannot be read."
+
+
+def _other_name(mission: Mission, header: GrantHeader) -> str:
+    """Return that a mission names another grant, which is the only one that opens."""
+    if mission.grant_id == header.grant_id:
+        return ""
+    return "The mission names another grant, and this one is not opened."
 
 
 def stale_reason(

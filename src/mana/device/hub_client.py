@@ -486,11 +486,23 @@ class HubClient:
         return await self._call("GET", "/api/v1/me/missions", MissionsAnswer)
 
     async def audit(
-        self, *, mission_id: str | None = None, before: int | None = None, limit: int = 200
+        self,
+        *,
+        mission_id: str | None = None,
+        table: str | None = None,
+        status: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        before: int | None = None,
+        limit: int = 200,
     ) -> AuditAnswer:
-        """Return the runner's readings, newest first."""
+        """Return the runner's readings, newest first; `since` and `until` are ISO moments."""
         query: dict[str, str | int | None] = {
             "missionId": mission_id,
+            "table": table,
+            "status": status,
+            "since": since,
+            "until": until,
             "before": before,
             "limit": limit,
         }

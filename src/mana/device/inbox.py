@@ -54,6 +54,13 @@ class ProposalUnverified(Forbidden):
     advice: ClassVar[str] = "It can be rejected, not approved."
 
 
+class ProposalForOthers(Forbidden):
+    """Another member granted the run that it belongs to."""
+
+    code: ClassVar[str] = "PROPOSAL_FOR_OTHERS"
+    advice: ClassVar[str] = "Who granted the mission decides on it, or who manages the space."
+
+
 class ProposalDenied(Forbidden):
     """The agent's policy denies this now, or the agent is gone."""
 
@@ -111,13 +118,14 @@ class Inbox:
         return found
 
     async def count(self) -> int:
-        """Return how many proposals wait."""
+        """Return how many proposals wait for this person."""
         now_ms = self._opened.now_ms()
         waiting = 0
         for view in await self._steps.views():
             if _is_proposal(view) and view.text("status") == "staged":
                 expires = view.text("expiresAt")
-                waiting += not expires or expires > moment(now_ms)
+                is_open = not expires or expires > moment(now_ms)
+                waiting += is_open and not await self._steps.is_for_others(view)
         return waiting
 
     async def get(self, step_id: str) -> Proposal:
@@ -130,8 +138,8 @@ class Inbox:
     async def approve(self, step_id: str, *, feedback: str = "") -> Proposal:
         """Approve a proposal and execute exactly what was shown.
 
-        Raises ProposalDecided, ProposalExpired, ProposalUnverified, ProposalDenied,
-        ProposalImpossible, or ProposalMoved the first time after its base moved.
+        Raises ProposalDecided, ProposalExpired, ProposalForOthers, ProposalUnverified,
+        ProposalDenied, ProposalImpossible, or ProposalMoved the first time after its base moved.
         """
         said = _feedback(feedback)
         async with self._deciding:
@@ -203,6 +211,8 @@ class Inbox:
         if case.status != "staged":
             detail = {"stepId": step_id, "state": case.status}
             raise ProposalDecided(f"it is {case.status or 'no proposal'}", detail=detail)
+        if case.for_others:
+            raise ProposalForOthers("another member granted it", detail={"stepId": step_id})
         expires_ms = case.expires_ms
         if expires_ms is not None and expires_ms <= self._opened.now_ms():
             raise ProposalExpired("its time has passed", detail={"stepId": step_id})

@@ -196,7 +196,19 @@ class Operations:
     async def sync_now(self) -> SyncStatus:
         """Push and pull once; what came in by it is worked on at once."""
         self.news.moved()
-        return await self.opened.book.sync_now()
+        status = await self.opened.book.sync_now()
+        await self.mint_anew()
+        return status
+
+    async def mint_anew(self) -> None:
+        """Mint grants anew that a change of keys made stale, where nobody needs to be asked."""
+        for space in self.everywhere():
+            try:
+                await space.grants.mint_anew()
+            except Locked:
+                raise
+            except ManaError as error:
+                _log.info("grants wait for their newest key: %s", error.code)
 
     async def run_now(self, mission_id: str) -> RunView | None:
         """Run a mission in its place: ask the hub, or run it here."""
@@ -233,6 +245,7 @@ class Operations:
                 resealed_at = loop.time()
                 self._keys_moved = False
                 await self.reseal()
+                await self.mint_anew()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._woken.wait()

@@ -77,6 +77,10 @@ class Case:
     binding: str
     verified: bool
     reason: str
+    grantor: str = ""
+    """Who granted the run, where it is the hub's and that is known."""
+    for_others: bool = False
+    """Another member granted the run, and it is for them, or a manager, to decide."""
 
     @property
     def id(self) -> str:
@@ -174,7 +178,16 @@ class Steps:
             binding=binding,
             verified=verified,
             reason=reason,
+            grantor="" if iteration is None else await self._trust.grantor(iteration),
+            for_others=await self.is_for_others(step),
         )
+
+    async def is_for_others(self, step: View) -> bool:
+        """Say whether a step is for another member to decide, or for who manages the space."""
+        if not self._opened.book.keys.shared:
+            return False
+        iteration = await self._opened.book.view(ITERATIONS.name, step.text("iterationId"))
+        return iteration is not None and await self._trust.is_for_others(iteration)
 
     async def shown(self, case: Case, records: Records) -> Shown:
         """Return what a step would do now: as it was planned, or anew where its base moved."""
@@ -285,6 +298,7 @@ class Steps:
             moved=shown.moved if shown is not None else False,
             feedback=step.text("feedback"),
             trouble=self._trouble(case, shown),
+            for_others=case.for_others,
         )
 
     async def diffs(self, preview: Json) -> tuple[RecordDiff, ...]:

@@ -111,6 +111,7 @@ class Proposal:
     `state`: staged, planned, executing, approved, rejected, skipped, failed or expired.
     `moved`: the base changed since it was planned, and the preview was made anew.
     `verified`: the runner's signature and the grant hold; an unverified one cannot be approved.
+    `for_others`: another member granted the run; they decide, or who manages the space.
     """
 
     step_id: str
@@ -136,6 +137,7 @@ class Proposal:
     moved: bool = False
     feedback: str = ""
     trouble: str = ""
+    for_others: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,11 @@ class RevertPreview:
 
 @dataclass(frozen=True, slots=True)
 class GrantView:
-    """A grant, with the titles that the person granted. `state` as in the register, or `stale`."""
+    """A grant, with the titles that the person granted.
+
+    `state` as in the register, or `stale`, or `unverified`: no device of its grantor is known to
+    have signed it. `stale_reason` says why.
+    """
 
     grant_id: str
     mission_id: str

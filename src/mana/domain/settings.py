@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mana.domain.tables import Choice, Document, Identifier, Moment, Table, Text, sealed
+from mana.domain.tables import Choice, Document, Identifier, Moment, Shape, Table, Text, sealed
 
 SETTINGS_ID: Final = "settings-global"
 SETTINGS: Final = Table(
@@ -18,8 +18,12 @@ SETTINGS: Final = Table(
         sealed("language", Text(16)),
         sealed("theme", Text(16)),
         sealed("auditHead", Document(1_024)),
+        sealed("runnerKeys", Identifier(), shape=Shape.SET),
     ),
 )
+"""`runnerKeys`: ids of the runners' keys that the person granted to, an entry for each, so that two
+devices that each add one keep both.
+"""
 INVITATIONS: Final = Table(
     name="userInvitations",
     app_id="mana",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mana.hub.grants.service import GrantService
-from mana.hub.http.endpoints import Call, Endpoint, Query, TextQuery, WholeQuery
-from mana.hub.runner.audit import LIMIT_DEFAULT, LIMIT_MAX
+from mana.hub.http.endpoints import Call, Endpoint
+from mana.hub.runner.audit import AUDIT_QUERY
 from mana.protocol.messages import (
     AuditAnswer,
     GrantCompletion,
@@ -20,11 +20,6 @@ from mana.protocol.messages import (
 
 COMPLETION_BYTES_MAX = 5 * 1024 * 1024
 GRANT = "/api/v1/me/ai-mission-grant"
-AUDIT_QUERY: tuple[Query, ...] = (
-    TextQuery("missionId", "only rows of this mission", 128),
-    WholeQuery("before", "only rows with a smaller number; 0: from the newest on"),
-    WholeQuery("limit", "rows at most", LIMIT_DEFAULT, 1, LIMIT_MAX, clamps=True),
-)
 
 
 def grants_endpoints(service: GrantService) -> tuple[Endpoint, ...]:
@@ -57,12 +52,7 @@ def grants_endpoints(service: GrantService) -> tuple[Endpoint, ...]:
         return await service.run_now(call.tenant, call.path["spaceId"], call.path["missionId"])
 
     async def audit(call: Call) -> AuditAnswer:
-        return await service.audit(
-            call.tenant,
-            mission=call.text("missionId"),
-            before=call.whole("before") or None,
-            limit=call.whole("limit"),
-        )
+        return await service.audit(call)
 
     return (
         Endpoint(

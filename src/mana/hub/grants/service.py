@@ -47,6 +47,7 @@ from mana.domain.ids import (
     require_uuid,
 )
 from mana.hub.grants.store import GrantStore, Register
+from mana.hub.http.endpoints import Call
 from mana.hub.runner import audit, scheduling
 from mana.hub.runner.keys import CHAIN_FILE, read_chain, succession_to_wire
 from mana.hub.runner.ledger import RegisteredGrant
@@ -368,14 +369,11 @@ class GrantService:
             raise NotFound("there is no such occurrence")
         return found
 
-    async def audit(
-        self, tenant: Tenant, *, mission: str | None, before: int | None, limit: int
-    ) -> AuditAnswer:
-        """Return a page of the account's audit, newest first."""
-        async with self.store.ledger(tenant.account) as ledger:
-            return await audit.answer(
-                ledger, tenant.account, mission=mission, before=before, limit=limit
-            )
+    async def audit(self, call: Call) -> AuditAnswer:
+        """Return the page of the account's audit that a call asks for, newest first."""
+        account = call.tenant.account
+        async with self.store.ledger(account) as ledger:
+            return await audit.answer(ledger, account, call)
 
 
 async def _device(register: Register, device_id: str, account: AccountId) -> VerifyKey:

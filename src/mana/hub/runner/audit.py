@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from mana.crypto.signatures import AUDIT_START, audit_hash
-from mana.domain.clock import iso_ms
+from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.encoding import Json
-from mana.domain.errors import Conflict
+from mana.domain.errors import Conflict, Invalid
 from mana.domain.ids import AccountId
+from mana.hub.http.endpoints import Call, Query, TextQuery, WholeQuery
 from mana.hub.runner.dialogue import AuditEntry
+from mana.hub.runner.ledger import AuditFilter
 from mana.hub.runner.store import Ledger
 from mana.protocol.messages import AuditAnswer, AuditRow
 
 LIMIT_DEFAULT = 200
 LIMIT_MAX = 1_000
+STATUSES: Final = ("ok", "failed", "scope-violation", "revoked")
+AUDIT_QUERY: Final[tuple[Query, ...]] = (
+    TextQuery("missionId", "only rows of this mission", 128),
+    TextQuery("table", "only rows of this table", 64),
+    TextQuery("status", "only rows of this status", 32),
+    TextQuery("since", "only rows of this moment or later, ISO", 32),
+    TextQuery("until", "only rows before this moment, ISO", 32),
+    WholeQuery("before", "only rows with a smaller number; 0: from the newest on"),
+    WholeQuery("limit", "rows at most", LIMIT_DEFAULT, 1, LIMIT_MAX, clamps=True),
+)
 
 
 class AuditSetBack(Conflict):
@@ -87,11 +100,23 @@ async def _holds(ledger: Ledger, account: AccountId, head: tuple[int, str]) -> b
     return await ledger.audit_hash(account, head[0]) == head[1]
 
 
-async def answer(
-    ledger: Ledger, account: AccountId, *, mission: str | None, before: int | None, limit: int
-) -> AuditAnswer:
-    """Return a page of the account's audit, newest first, with the head of its chain."""
-    found = await ledger.audit_rows(mission=mission, before=before, limit=limit + 1)
+def asked(call: Call) -> AuditFilter:
+    """Return which rows a call asks for; raise Invalid for a status or a time that is none."""
+    status = call.text("status")
+    if status is not None and status not in STATUSES:
+        raise Invalid("the status of a reading is one of: " + ", ".join(STATUSES))
+    since, until = call.text("since"), call.text("until")
+    for moment in (since, until):
+        if moment is not None:
+            parse_iso_ms(moment)
+    return AuditFilter(call.text("missionId"), call.text("table"), status, since, until)
+
+
+async def answer(ledger: Ledger, account: AccountId, call: Call) -> AuditAnswer:
+    """Return the page of the account's audit that is asked for, with the head of its chain."""
+    limit = call.whole("limit")
+    wanted, before = asked(call), call.whole("before") or None
+    found = await ledger.audit_rows(wanted, before=before, limit=limit + 1)
     head_seq, head_hash = await ledger.audit_head(account) or (0, AUDIT_START)
     return AuditAnswer(
         rows=found[:limit], head_seq=head_seq, head_hash=head_hash, more=len(found) > limit

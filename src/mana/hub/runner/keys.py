@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from mana.crypto.primitives import b64, unb64
+from mana.crypto.primitives import b64
 from mana.crypto.rsa import RsaPrivateKey
 from mana.crypto.runners import (
     RunnerPrivateKey,
@@ -256,7 +256,7 @@ class RunnerKeys:
         try:
             stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
             key = RunnerPrivateKey.from_pem(stored.key)
-            before = succession_from_wire(stored.before)
+            before = Succession.read(stored.before.public_key, stored.before.signature)
         except (OSError, msgspec.MsgspecError, CryptoFailed):
             raise RunnerKeysUnusable("a key of the runner cannot be read") from None
         public = key.public()
@@ -309,11 +309,6 @@ def succession_to_wire(word: Succession) -> RunnerSuccession:
     )
 
 
-def succession_from_wire(wire: RunnerSuccession) -> Succession:
-    """Return the word of a former key; raise Malformed."""
-    return Succession(RunnerPublicKey.from_pem(wire.public_key), unb64(wire.signature))
-
-
 def chain_to_text(chain: Iterable[Succession]) -> str:
     """Return the file that the hub reads."""
     return msgspec.json.encode([succession_to_wire(word) for word in chain]).decode("ascii")
@@ -327,7 +322,7 @@ def read_chain(path: Path) -> list[Succession]:
     """
     try:
         wires = msgspec.json.decode(path.read_bytes(), type=list[RunnerSuccession])
-        return [succession_from_wire(wire) for wire in wires]
+        return [Succession.read(wire.public_key, wire.signature) for wire in wires]
     except (OSError, msgspec.MsgspecError, CryptoFailed):
         return []
 

@@ -69,6 +69,17 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which rows of an audit are asked for; None: all. Times are ISO; `until` is not included."""
+
+    mission: str | None = None
+    table: str | None = None
+    status: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RegisteredGrant:
     """A grant as the register holds it; the sealed parts are there while it is active."""
 

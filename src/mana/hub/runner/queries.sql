@@ -106,8 +106,10 @@ select agent_id, sum(spent) as spent from mana_ai.token_usage
 -- name: audit_rows
 select * from mana_ai.decrypt_audit
  where account_id = mana.current_account()
-   and ($1::text is null or mission_id = $1) and ($2::bigint is null or seq < $2)
- order by seq desc limit $3
+   and ($1::text is null or mission_id = $1) and ($2::text is null or table_name = $2)
+   and ($3::text is null or status = $3) and ($4::text is null or ts >= $4)
+   and ($5::text is null or ts < $5) and ($6::bigint is null or seq < $6)
+ order by seq desc limit $7
 
 -- name: audit_head
 select seq, hash from mana_ai.audit_heads where account_id = $1

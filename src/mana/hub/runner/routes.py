@@ -12,20 +12,15 @@ from typing import Final
 import msgspec
 
 from mana.domain.errors import ManaError, Unauthenticated
-from mana.hub.http.endpoints import Call, Document, Endpoint, Query, Reply, TextQuery, WholeQuery
+from mana.hub.http.endpoints import Call, Document, Endpoint, Reply
 from mana.hub.http.problems import status_of
-from mana.hub.runner.audit import LIMIT_DEFAULT, LIMIT_MAX, answer
+from mana.hub.runner.audit import AUDIT_QUERY, answer
 from mana.hub.runner.metrics import CONTENT_TYPE, Metrics
 from mana.hub.runner.scheduler import Scheduler
 from mana.hub.runner.store import RunnerStore
 from mana.protocol.messages import Answer, AuditAnswer
 
 SERVICE_HEADER: Final = "x-service-key"
-AUDIT_QUERY: Final[tuple[Query, ...]] = (
-    TextQuery("missionId", "only rows of this mission", 128),
-    WholeQuery("before", "only rows with a smaller number; 0: from the newest on"),
-    WholeQuery("limit", "rows at most", LIMIT_DEFAULT, 1, LIMIT_MAX, clamps=True),
-)
 
 
 class TickHealth(msgspec.Struct, frozen=True):
@@ -93,13 +88,7 @@ def runner_endpoints(
     async def audit(call: Call) -> Reply:
         account = call.session.account
         async with store.work(account) as ledger:
-            return await answer(
-                ledger,
-                account,
-                mission=call.text("missionId"),
-                before=call.whole("before") or None,
-                limit=call.whole("limit"),
-            )
+            return await answer(ledger, account, call)
 
     endpoints = (
         Endpoint("GET", "/health", health, "Is it up", answer=RunnerHealth, signed_in=False),

@@ -31,6 +31,7 @@ from mana.hub.db import (
 )
 from mana.hub.runner.ledger import (
     AgentSnapshot,
+    AuditFilter,
     Lease,
     MissionSnapshot,
     OccurrenceKind,
@@ -215,10 +216,19 @@ class Ledger:
         return {row["agent_id"]: int(row["spent"]) for row in rows}
 
     async def audit_rows(
-        self, *, mission: str | None, before: int | None, limit: int
+        self, wanted: AuditFilter, *, before: int | None, limit: int
     ) -> list[AuditRow]:
         """Return rows of the account's audit, newest first."""
-        rows = await self.tx.all(_QUERIES["audit_rows"], mission, before, limit)
+        rows = await self.tx.all(
+            _QUERIES["audit_rows"],
+            wanted.mission,
+            wanted.table,
+            wanted.status,
+            wanted.since,
+            wanted.until,
+            before,
+            limit,
+        )
         return [msgspec.convert(_audit(row), AuditRow) for row in rows]
 
     async def audit_head(self, account: AccountId) -> tuple[int, str] | None:
