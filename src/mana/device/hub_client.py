@@ -152,6 +152,7 @@ class HubClient:
         self._device_name = device_name
         self._access: str | None = None
         self._held: ManaError | None = None
+        self._refused: tuple[str, bytes] | None = None
         self._signing_in = asyncio.Lock()
         self._answer_bytes_max = answer_bytes_max
         self._http = httpx.AsyncClient(
@@ -651,7 +652,14 @@ class HubClient:
         credentials = session.credentials()
         if credentials is None:
             raise SessionEnded("the session has ended")
-        return await self.login(*credentials)
+        if credentials == self._refused:
+            # Each attempt counts: whoever signs in with the right password must not wait for it.
+            raise InvalidCredentials("the hub has refused this login key before")
+        try:
+            return await self.login(*credentials)
+        except InvalidCredentials:
+            self._refused = credentials
+            raise
 
 
 def jittered(

@@ -304,7 +304,7 @@ class Spaces:
 
     async def _look_after(self, space_id: str) -> bool:
         moved = False
-        if not self._moves.space(space_id).private_keys:
+        if self._moves.space(space_id).owes_private_key:
             moved = await self._make_private_key(space_id)
         space = self._moves.space(space_id)
         if space.role is not None and can_manage(space.role):
