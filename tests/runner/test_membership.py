@@ -9,6 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from mana.crypto.identity import revoke_device
+from mana.crypto.primitives import b64
+from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.encoding import Json
 from mana.domain.grants import GrantHeader
 from mana.protocol.messages import ChangeMessage, CloseSpace, OccurrenceInfo
@@ -153,6 +156,30 @@ async def test_nothing_is_opened_after(database: Database, happens: Happens) -> 
         assert await here.rows("select * from mana_ai.occurrences where state = 'done'") == []
         tables = "('aiIterations', 'aiSteps')"
         assert await here.rows(f"select * from mana.records where table_name in {tables}") == []
+
+
+@pytest.mark.parametrize(
+    ("after_ms", "ends"), [(-1_000, ("skipped", "not-a-member")), (60_000, ("done", None))]
+)
+async def test_revoked_device(database: Database, after_ms: int, ends: tuple[str, str]) -> None:
+    """A grant that a revoked device signed counts if it was made before the revocation."""
+    async with world(database) as made:
+        header = await made.ready()
+        await made.run_now()
+        account = made.ada.account
+        moment = iso_ms(parse_iso_ms(header.issued_at) + after_ms)
+        identity = account.identity.signing_key
+        word = revoke_device(identity, account.account_id, account.device_id, moment)
+        async with connected(database.owner_url) as owner:
+            await owner.execute(
+                "update mana.devices set revoked_at = $1, revocation = $2",
+                moment,
+                b64(word.signature),
+            )
+        async with made.runner() as runner:
+            await runner.scheduler.tick()
+        line = (await made.status()).occurrences[0]
+        assert (line.state, line.reason) == ends
 
 
 async def test_others_go_on(database: Database) -> None:

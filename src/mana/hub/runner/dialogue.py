@@ -17,6 +17,7 @@ from mana.domain.errors import Unavailable
 from mana.protocol.messages import (
     ChangeMessage,
     DeviceCertificate,
+    DeviceRevocation,
     Signature,
     SignedEntry,
     StateRecord,
@@ -61,6 +62,7 @@ class Job(Message, frozen=True):
     grant: GrantMaterial
     log: list[SignedEntry]
     certificates: list[DeviceCertificate]
+    revocations: list[DeviceRevocation]
     records: list[StateRecord]
     runner_key: str
     hub_key: str

@@ -168,7 +168,7 @@ update mana_ai.grants
 -- name: membership_log
 select entry, signature from mana.membership_entries where space_id = $1 order by number
 
--- name: certificates
+-- name: devices
 select d.* from mana.devices d
  where d.account_id in (select m.account_id from mana.memberships m where m.space_id = $1)
  order by d.device_id

@@ -417,6 +417,7 @@ class Scheduler:
         try:
             records = await ledger.records(lease.space_id, keys)
             history = await ledger.history(lease.space_id, lease.mission_id, HISTORY_MAX)
+            devices = await ledger.devices(lease.space_id)
         except msgspec.ValidationError:
             return "malformed"
         return Job(
@@ -429,7 +430,8 @@ class Scheduler:
             now_ms=await ledger.now_ms(),
             grant=material,
             log=await ledger.membership_log(lease.space_id),
-            certificates=await ledger.certificates(lease.space_id),
+            certificates=devices.devices,
+            revocations=devices.revoked,
             records=[*records, *history],
             runner_key=runner_key.to_pem(),
             hub_key=self._setting.hub_key(),

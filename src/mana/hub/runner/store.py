@@ -19,6 +19,7 @@ from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 from mana.domain.ids import AccountId, AgentId, GrantId, MissionId, OccurrenceId, SpaceId
 from mana.domain.occurrences import LEASES_MAX, MISSED_KEPT_MAX
+from mana.hub.accounts.store import devices_answer
 from mana.hub.db import (
     Isolation,
     Pool,
@@ -40,7 +41,7 @@ from mana.hub.runner.ledger import (
 from mana.hub.tenants import Tenant
 from mana.protocol.messages import (
     AuditRow,
-    DeviceCertificate,
+    DevicesAnswer,
     OccurrenceInfo,
     SignedEntry,
     StateRecord,
@@ -322,19 +323,9 @@ class Ledger:
         rows = await self.tx.all(_QUERIES["membership_log"], space)
         return [SignedEntry(entry=row["entry"], signature=row["signature"]) for row in rows]
 
-    async def certificates(self, space: SpaceId) -> list[DeviceCertificate]:
-        """Return the certificates of the devices of a space's members."""
-        rows = await self.tx.all(_QUERIES["certificates"], space)
-        return [
-            DeviceCertificate(
-                account_id=row["account_id"],
-                device_id=row["device_id"],
-                public_key=row["public_key"],
-                created_at=row["created_at"],
-                signature=row["signature"],
-            )
-            for row in rows
-        ]
+    async def devices(self, space: SpaceId) -> DevicesAnswer:
+        """Return the certificates of the devices of a space's members, and which are revoked."""
+        return devices_answer(await self.tx.all(_QUERIES["devices"], space))
 
     async def records(self, space: SpaceId, keys: Sequence[tuple[str, str]]) -> list[StateRecord]:
         """Return these records as they are sealed; those that are not there are left out."""

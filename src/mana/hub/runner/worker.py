@@ -179,9 +179,9 @@ class _Run:
         if self._model.endpoint not in header.endpoints:
             raise Ended("skipped", "scope-mismatch")
         try:
-            authority = authority_of(job.space_id, job.log, job.certificates)
+            authority = authority_of(job.space_id, job.log, job.certificates, job.revocations)
             authority.require_writer(header.account_id)
-            account, device = authority.writer(job.grant.signature.signer)
+            account, device = authority.writer(job.grant.signature.signer, newest=header.issued_at)
             if account != header.account_id:
                 raise SignatureRejected("the grant is signed by another account's device")
             grant = sealed_grant(job.grant)
