@@ -253,7 +253,12 @@ PARTS: dict[str, Callable[[Prepared], VaultChange]] = {
     "another wrap": spoilt(master_wrap=WRAP),
     "another seal": spoilt(sealed_private=SEAL),
     "another cost": lambda made: replace(made.change, kdf=replace(made.change.kdf, t=2)),
-    "no former": lambda made: replace(made.change, formers=Formers([FormerMaster("A", SEAL)])),
+    "another former": lambda made: replace(
+        made.change, formers=Formers([FormerMaster(b64(bytes(16)), SEAL)])
+    ),
+    "a former of another form": lambda made: replace(
+        made.change, formers=Formers([FormerMaster("A", SEAL)])
+    ),
     "another code": lambda made: replace(
         made.change,
         recovery=NewRecovery(
@@ -697,3 +702,14 @@ async def test_grants_end_with_the_switch(database: Database, wish: dict[str, An
                 pending.grant_id,
             )
         assert [tuple(one) for one in states] == [("revoked", None, None)]
+
+
+async def test_a_check_value_has_its_form(database: Database) -> None:
+    """Where the hub cannot compare a check value with a key, it still takes none of another form."""
+    async with served_hub(database) as served:
+        ada = await in_zero_knowledge(served)
+        made = await ada.prepared(master=True, code=True)
+        for wrong in ("AAAA", "?", b64(bytes(15)) + "="):
+            change = restated(made.change, ada.keys.identity.signing_key, master_check=wrong)
+            assert code(await ada.put(change)) == "400 VAULT_REFUSED", wrong
+        assert (await ada.put(made.change)).status_code == 200
