@@ -562,13 +562,16 @@ class Accounts:
         *,
         demo: bool,
     ) -> RecordBook:
+        hub = self._hub(_StoredSession(replica, vault))
+        sealer = Sealer(vault, self._catalogue, device)
+        hub.certificate = lambda: sealer.device.certificate
         return RecordBook(
             settings=self._settings,
             catalogue=self._catalogue,
             vault=vault,
-            sealer=Sealer(vault, self._catalogue, device),
+            sealer=sealer,
             replica=replica,
-            hub=self._hub(_StoredSession(replica, vault)),
+            hub=hub,
             standing=standing,
             demo=demo,
             now_ms=self._now_ms,

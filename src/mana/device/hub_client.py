@@ -132,11 +132,13 @@ class LiveEvent:
 class HubClient:
     """The hub as one account sees it. Without a session only the open calls work.
 
-    `on_revoked` is called when the hub says that another device revoked this one. `device_name`:
-    what a session that begins is called.
+    `on_revoked` is called when the hub says that another device revoked this one. `certificate`
+    gives this device's: each session that begins is tied to it, and so ends with it.
+    `device_name`: what a session that begins is called.
     """
 
     on_revoked: Callable[[], None] | None = None
+    certificate: Callable[[], DeviceCertificate] | None = None
 
     def __init__(
         self,
@@ -223,6 +225,7 @@ class HubClient:
         if self._session is None:
             raise Unauthenticated("nobody is signed in")
         async with self._signing_in, self._session.exclusively():
+            await self._tie(tokens)
             await self._session.keep(tokens)
             self._access = tokens.access_token
 
@@ -656,10 +659,25 @@ class HubClient:
             # Each attempt counts: whoever signs in with the right password must not wait for it.
             raise InvalidCredentials("the hub has refused this login key before")
         try:
-            return await self.login(*credentials)
+            tokens = await self.login(*credentials)
         except InvalidCredentials:
             self._refused = credentials
             raise
+        await self._tie(tokens)
+        return tokens
+
+    async def _tie(self, tokens: Tokens) -> None:
+        """Tie a session that has just begun to this device, before it is used or kept."""
+        if self.certificate is None:
+            return
+        path, body = "/api/v1/me/devices", self.certificate()
+        raw, status = await self._send("POST", path, body=body, query={}, token=tokens.access_token)
+        if status < 300:
+            return
+        error = self._error(raw, status)
+        # Else it is certified by an identity that another device has changed: it is to follow.
+        if isinstance(error, DeviceRevoked | Unavailable):
+            raise error
 
 
 def jittered(
