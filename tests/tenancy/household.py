@@ -11,9 +11,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
+from mana.crypto.primitives import b64
 from mana.domain.spaces import Role
-from mana.protocol.messages import ChangeMessage
-from mana.testing.accounts import FoundedSpace, sealed_change
+from mana.protocol.messages import ChangeMessage, Tokens
+from mana.testing.accounts import FoundedSpace, new_device, sealed_change
 from mana.testing.postgres import Database, connected
 from mana.testing.spaces import (
     MadeInvitation,
@@ -26,6 +29,7 @@ from mana.testing.spaces import (
 )
 from tests.faults.load import TASKS
 from tests.hub.client import Person, Served, codes, served_hub
+from tests.hub.proofs import proof
 from tests.runner.world import World, leave_runner_key, now_ms
 
 NAMES = ("ada", "bob", "vic", "rem", "out")
@@ -46,6 +50,11 @@ class Household:
     invitation: MadeInvitation
     grant_id: str
     pending_id: str
+    session_id: str = ""
+    device_id: str = ""
+    factor_id: str = ""
+    link_id: str = "5" * 32
+    """Ada's: a session that nobody uses, its device, a second factor and a link that wait."""
 
     def in_space(self, name: str) -> World:
         """Return a person who acts in the shared space as if it were their own."""
@@ -138,7 +147,33 @@ async def furnished(
     ]
     assert set(codes(await ada.push(changes, space=space.space_id))) == {"accepted"}
     await working(made)
+    await guarded(made)
     return made
+
+
+async def guarded(made: Household) -> None:
+    """Let Ada have a second session with a device, and a factor and a link that are not finished."""
+    ada = made.people["ada"]
+    answer = await ada.log_in()
+    there = Person(made.served, ada.account, msgspec.json.decode(answer.content, type=Tokens))
+    made.session_id = there.session_id
+    device_id, _, certificate = new_device(ada.account.identity, now_ms=now_ms())
+    made.device_id = device_id
+    answer = await there.call("POST", "/api/v1/me/devices", certificate)
+    assert answer.status_code == 201, answer.text
+    body = {"kind": "totp", "name": "canary"}
+    signed = await proof(ada, "factor-begin", body)
+    answer = await ada.call("POST", "/api/v1/me/factors", {**body, "proof": signed})
+    assert answer.status_code == 201, answer.text
+    made.factor_id = answer.json()["factorId"]
+    request = {
+        "linkId": made.link_id,
+        "login": ada.account.login,
+        "name": "canary",
+        "commitment": b64(bytes(32)),
+    }
+    answer = await made.served.call("POST", "/api/v1/auth/links", request)
+    assert answer.status_code == 201, answer.text
 
 
 async def working(made: Household) -> None:
@@ -166,7 +201,7 @@ async def secrets_of(made: Household, name: str) -> set[str]:
         for query in (
             "select account_id from mana.accounts",
             "select login from mana.accounts",
-            "select device_id from mana.devices",
+            "select device_id from mana.devices where account_id <> $1",
             "select space_id from mana.spaces",
             "select change_id from mana.sync_changes where user_id <> $1",
             "select record_id from mana.records where author_id <> $1 and record_id like 'canary%'",
@@ -177,6 +212,9 @@ async def secrets_of(made: Household, name: str) -> set[str]:
                 (select from mana.memberships m where m.space_id = o.space_id
                     and m.account_id = $1)""",
             "select wrapped from mana.space_keys where account_id <> $1",
+            "select session_id from mana.sessions where account_id <> $1",
+            "select factor_id from mana.second_factors where account_id <> $1",
+            "select link_id from mana.links where account_id <> $1",
         ):
             asked = (person.account_id,) if "$1" in query else ()
             found |= {str(row[0]) for row in await owner.fetch(query, *asked)}

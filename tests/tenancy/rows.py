@@ -104,6 +104,7 @@ RULES: Final[Mapping[str, Rule]] = {
         runner=nobody,
     ),
     "mana.devices": Rule(companions, own, own, own),
+    "mana.factor_challenges": Rule(own, runner=nobody),
     # An insert needs the private record that it hides, and there is none by these names.
     "mana.hidden_records": Rule(
         in_space,
@@ -119,11 +120,15 @@ RULES: Final[Mapping[str, Rule]] = {
         runner=nobody,
     ),
     "mana.invites": Rule(own, runner=nobody),
+    "mana.links": Rule(own, runner=nobody),
     "mana.login_attempts": Rule(nobody),
     "mana.membership_entries": Rule(in_space),
     "mana.memberships": Rule(in_space),
     "mana.records": Rule(shown),
     "mana.refresh_tokens": Rule(own, runner=nobody),
+    "mana.resets": Rule(own, runner=nobody),
+    "mana.second_factors": Rule(own, runner=nobody),
+    "mana.security_events": Rule(own, runner=nobody),
     "mana.sessions": Rule(own, runner=nobody),
     "mana.space_heads": Rule(in_space),
     "mana.space_keys": Rule(own, inserts=in_own_space, updates=in_own_space, runner=nobody),
@@ -135,6 +140,7 @@ RULES: Final[Mapping[str, Rule]] = {
         updates=nobody,
         deletes=nobody,
     ),
+    "mana.vault_statements": Rule(own, runner=nobody),
     "mana_ai.agent_snapshots": Rule(in_space),
     "mana_ai.audit_heads": Rule(own),
     "mana_ai.decrypt_audit": Rule(own),
@@ -157,10 +163,14 @@ FIXED: Final[Mapping[str, Mapping[str, Any]]] = {
         "wrapped_key": None,
         "sealed_keys": None,
         "ended_at": None,
+        "revoker": None,
+        "revocation": None,
     },
     "mana_ai.mission_snapshots": {"hold": None},
     "mana_ai.occurrences": {"kind": "manual", "state": "queued"},
     "mana.invitations": {"role": "member"},
+    "mana.links": {"state": "waiting", "wrapped": None, "certificate": None},
+    "mana.second_factors": {"kind": "totp", "state": "pending"},
     "mana.sync_changes": {"op": "insert", "origin": "user"},
     "mana.space_keys": {"kind": "p"},
 }
@@ -271,6 +281,6 @@ def insertion(table: str, columns: list[Column]) -> str:
     """Return the statement that adds one row, given as JSON."""
     names = ", ".join(column.name for column in columns if not column.generated)
     return (
-        f"insert into {table} ({names})"
+        f"insert into {table} ({names}) overriding system value"
         f" select {names} from jsonb_populate_record(null::{table}, $1)"
     )

@@ -23,7 +23,7 @@ from mana.testing.postgres import (
     tables_without_forced_rls,
     unsafe_roles,
 )
-from tests.db.test_migrations import LOGIN_FUNCTIONS
+from tests.db.test_migrations import ENDING_FUNCTIONS, LOGIN_FUNCTIONS
 from tests.tenancy.rows import (
     HUBS_OWN,
     PEOPLE,
@@ -140,7 +140,7 @@ async def test_serving_roles_are_weak(seeded: Seeded) -> None:
         )
         assert memberships == 0
         functions = [name.partition("(")[0] for name in await security_definer_functions(owner)]
-        assert functions == LOGIN_FUNCTIONS
+        assert functions == sorted([*LOGIN_FUNCTIONS, *ENDING_FUNCTIONS])
         # A view reads with its owner's rights, past row-level security.
         views = await owner.fetchval(
             "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace"
