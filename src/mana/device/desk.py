@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mana.device.links import Links
     from mana.device.missions import MissionEdit
     from mana.device.operations import Operations
+    from mana.device.security import Security
     from mana.device.sessions import Sessions
 
 
@@ -87,6 +88,11 @@ class Device:
             found._devices = self._devices
             self._devices[space_id] = found
         return found
+
+    @property
+    def security(self) -> Security:
+        """Return what the person can see and change of the keys of this account."""
+        return self._of.security
 
     async def status(self) -> Status:
         """Return the status line: account, lock, sync, runner, model, next run, to decide."""

@@ -383,6 +383,10 @@ class HubClient:
         path = f"/api/v1/spaces/{_part(space_id)}/keys"
         await self._do("POST", path, body=PrivateKeys(wraps=wraps))
 
+    async def retire_key(self, space_id: str, key: str) -> None:
+        """Forget the account's own wrap of an older key (`s1`, `p1`); Conflict if it counts."""
+        await self._do("DELETE", f"/api/v1/spaces/{_part(space_id)}/keys/{_part(key)}")
+
     async def create_invitation(self, space_id: str, made: NewInvitation) -> InvitationInfo:
         """Let the hub know of an invitation."""
         path = f"/api/v1/spaces/{_part(space_id)}/invitations"
@@ -409,10 +413,9 @@ class HubClient:
         """Return the invitations that this account accepted."""
         return (await self._call("GET", "/api/v1/me/invitations", InvitationsAnswer)).invitations
 
-    async def space_devices(self, space_id: str) -> list[DeviceCertificate]:
-        """Return the certificates of all devices of a space's members."""
-        path = f"/api/v1/spaces/{_part(space_id)}/devices"
-        return (await self._call("GET", path, DevicesAnswer)).devices
+    async def space_devices(self, space_id: str) -> DevicesAnswer:
+        """Return the certificates of all devices of a space's members, and what was revoked."""
+        return await self._call("GET", f"/api/v1/spaces/{_part(space_id)}/devices", DevicesAnswer)
 
     # Sync
 

@@ -17,10 +17,11 @@ from mana.device.replica import Tx
 from mana.device.views import Notice
 from mana.domain.encoding import sha256
 from mana.domain.errors import Conflict, NotFound
-from mana.protocol.messages import DeviceCertificate, SpacesAnswer
+from mana.protocol.messages import DeviceCertificate, DevicesAnswer, SpacesAnswer
 
 _CERTIFICATES: Final = "certificates:"
 _ASKED_MAX: Final = 3
+_NO_DEVICES: Final = DevicesAnswer(devices=[])
 
 
 class KnownSpaces:
@@ -38,7 +39,7 @@ class KnownSpaces:
         self._seen = b""
         self._kept = b""
         self._kept_sealed: str | None = None
-        self._certificates: dict[str, list[DeviceCertificate]] = {}
+        self._certificates: dict[str, DevicesAnswer] = {}
         self._certified: set[str] = set()
         self._authorities: dict[str, tuple[int, Authority]] = {}
 
@@ -54,8 +55,11 @@ class KnownSpaces:
             raise NotFound("no such space is kept here")
         length, found = self._authorities.get(space_id, (0, None))
         if found is None or length != len(space.log):
-            known = [*self._certificates.get(space_id, []), self._ends.sealer.device.certificate]
-            found = authority_among(space_id, space.members, known)
+            known = self._certificates.get(space_id, _NO_DEVICES)
+            certificates = [*known.devices, self._ends.sealer.device.certificate]
+            found = authority_among(
+                space_id, space.members, certificates, known.revoked, entries=space.entries
+            )
             self._authorities[space_id] = (len(space.log), found)
         return found
 
@@ -69,10 +73,7 @@ class KnownSpaces:
             return {name: tx.meta(f"{_CERTIFICATES}{name}") for name in spaces}
 
         for space_id, kept in (await self._ends.replica.write(work)).items():
-            known = (
-                msgspec.json.decode(kept, type=list[DeviceCertificate]) if kept is not None else []
-            )
-            self._take_certificates(space_id, known)
+            self._take_certificates(space_id, _decode_devices(kept))
 
     async def keep(self) -> None:
         """Keep what the vault knows of the spaces, durably; begin new ones, end left ones.
@@ -158,14 +159,20 @@ class KnownSpaces:
         self._kept_sealed = sealed
         self._ends.emit(Notice("spaces"))
 
+    def devices_moved(self) -> None:
+        """Say that devices may have come or been revoked: certificates are read again."""
+        self._certified.clear()
+
     async def _refresh_certificates(self, space_id: str) -> None:
-        found = await self._ends.hub.space_devices(space_id)
+        found = _with_revoked(
+            await self._ends.hub.space_devices(space_id), self._certificates.get(space_id)
+        )
         kept = msgspec.json.encode(found).decode()
         await self._ends.replica.write(lambda tx: tx.set_meta(f"{_CERTIFICATES}{space_id}", kept))
         self._take_certificates(space_id, found)
         self._certified.add(space_id)
 
-    def _take_certificates(self, space_id: str, found: list[DeviceCertificate]) -> None:
+    def _take_certificates(self, space_id: str, found: DevicesAnswer) -> None:
         self._certificates[space_id] = found
         self._authorities.pop(space_id, None)
 
@@ -192,3 +199,20 @@ class KnownSpaces:
         await self.keep()
         self._certificates.pop(space_id, None)
         self._authorities.pop(space_id, None)
+
+
+def _decode_devices(kept: str | None) -> DevicesAnswer:
+    """Return the devices that were kept; an older version kept a list of certificates."""
+    if kept is None:
+        return _NO_DEVICES
+    if kept.startswith("["):
+        return DevicesAnswer(devices=msgspec.json.decode(kept, type=list[DeviceCertificate]))
+    return msgspec.json.decode(kept, type=DevicesAnswer)
+
+
+def _with_revoked(found: DevicesAnswer, known: DevicesAnswer | None) -> DevicesAnswer:
+    """Return what the hub says of devices, with all that was seen revoked: it unsays nothing."""
+    if known is None:
+        return found
+    unsaid = [one for one in known.revoked if one not in found.revoked]
+    return DevicesAnswer(devices=found.devices, revoked=[*found.revoked, *unsaid])

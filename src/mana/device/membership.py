@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from mana.crypto.authority import public_identity
 from mana.crypto.identity import PrivateIdentity
@@ -20,8 +20,8 @@ from mana.crypto.signatures import sign_entry
 from mana.device.vault import SpaceKeys
 from mana.domain.clock import iso_ms
 from mana.domain.errors import NotFound
-from mana.domain.spaces import Member, MembershipEntry, Role, require_next
-from mana.protocol.messages import MembershipAppend, MemberWrap, SignedEntry
+from mana.domain.spaces import Member, MembershipEntry, Role, can_manage, require_next
+from mana.protocol.messages import KeyWrap, MembershipAppend, MemberWrap, SignedEntry
 
 _NONCE_BYTES: Final = 16
 
@@ -53,6 +53,33 @@ def remove(space: SpaceKeys, hand: Hand, account_id: str) -> MembershipAppend:
 def rotate(space: SpaceKeys, hand: Hand) -> MembershipAppend:
     """Give the space a new key, because somebody who left knows the one in use."""
     return _rotated(space, hand, space.members)
+
+
+def rekey(space: SpaceKeys, hand: Hand, identity: PrivateIdentity) -> MembershipAppend:
+    """Name the account's identity of now, and wrap to it all that is held of the space.
+
+    The hand signs with the identity that the log names. Who manages changes the key of the space
+    too: whoever has the identity before could open it.
+    """
+    public = identity.public()
+    own = replace(
+        require_member(space, hand.identity.account_id),
+        signing_key=b64(public.signing_key.to_bytes()),
+        hpke_key=b64(public.hpke_key.to_bytes()),
+    )
+    members = [own if one.account_id == own.account_id else one for one in space.members]
+    wraps = [_wrap(space, own, version, key) for version, key in sorted(space.space_keys.items())]
+    private_wraps = [
+        KeyWrap(kind="p", version=version, wrapped=_wrapped(space, own, "p", version, key))
+        for version, key in sorted(space.private_keys.items())
+    ]
+    if can_manage(own.role):
+        append = _rotated(space, hand, members)
+    else:
+        append = MembershipAppend(entry=_entry(space, hand, members))
+    return MembershipAppend(
+        entry=append.entry, wraps=[*wraps, *append.wraps], private_wraps=private_wraps
+    )
 
 
 def set_role(space: SpaceKeys, hand: Hand, account_id: str, role: Role) -> MembershipAppend:
@@ -122,9 +149,15 @@ def _entry(
 
 
 def _wrap(space: SpaceKeys, member: Member, version: int, key: bytes) -> MemberWrap:
-    name = SpaceKeyName("s", space.space_id, version, member.account_id)
-    wrapped = wrap_space_key(key, public_identity(member).hpke_key, name)
+    wrapped = _wrapped(space, member, "s", version, key)
     return MemberWrap(account_id=member.account_id, version=version, wrapped=wrapped)
+
+
+def _wrapped(
+    space: SpaceKeys, member: Member, kind: Literal["s", "p"], version: int, key: bytes
+) -> str:
+    name = SpaceKeyName(kind, space.space_id, version, member.account_id)
+    return wrap_space_key(key, public_identity(member).hpke_key, name)
 
 
 def _others(members: Iterable[Member], account_id: str) -> tuple[Member, ...]:

@@ -41,9 +41,12 @@ class Moves:
         """Return the keys of the account; raise Locked."""
         return self._opened.book.inner().vault
 
-    def hand(self) -> Hand:
-        """Return who signs now."""
-        return Hand(self.vault.identity, self._opened.now_ms(), self.random)
+    def hand(self, space: SpaceKeys) -> Hand:
+        """Return who signs now in a space: whom its log names, which may be a former identity."""
+        vault = self.vault
+        own = space.entries[-1].member(vault.account_id)
+        named = vault.identity_for(own.signing_key) if own is not None else None
+        return Hand(named or vault.identity, self._opened.now_ms(), self.random)
 
     def space(self, space_id: str) -> SpaceKeys:
         """Return a space that the account is in; raise NotFound, or SpaceLeft for a former one."""
@@ -61,7 +64,7 @@ class Moves:
 
         async def send() -> bool:
             space = self.space(space_id)
-            append = build(space, self.hand())
+            append = build(space, self.hand(space))
             if append is None:
                 return False
             info = await self._opened.hub.append_member(space_id, append)
@@ -78,7 +81,7 @@ class Moves:
 
         async def send() -> bool:
             space = self.space(space_id)
-            entry = build(space, self.hand())
+            entry = build(space, self.hand(space))
             await self._opened.hub.close_space(space_id, entry)
             self.vault.depart(space_id, [*space.log, entry])
             return True

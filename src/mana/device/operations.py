@@ -27,6 +27,7 @@ from mana.device.opened import Opened
 from mana.device.resealing import Resealing
 from mana.device.run_ledger import RunLedger
 from mana.device.runner import EXPIRE_S, TICK_S, TIMEOUT_S, Runner
+from mana.device.security import Rotating, Security
 from mana.device.sessions import Sessions
 from mana.device.spaces import Spaces
 from mana.device.steps import Steps
@@ -58,6 +59,7 @@ class _Shared:
     ledger: RunLedger
     memory: Memory
     spaces: Spaces
+    security: Security
     conflicts: Conflicts
     resealing: Resealing
     links: Links
@@ -88,6 +90,7 @@ class Operations:
         self.news = shared.news
         self.ledger = shared.ledger
         self.spaces = shared.spaces
+        self.security = shared.security
         self.conflicts = shared.conflicts
         self.resealing = shared.resealing
         self.links = shared.links
@@ -255,6 +258,7 @@ class Operations:
         try:
             while await self.resealing.once():
                 pass
+            await self.spaces.rotation.retire()
         except Locked:
             raise
         except ManaError as error:
@@ -276,15 +280,17 @@ class Operations:
 
 def _shared(opened: Opened, timeout_s: float) -> _Shared:
     notices, news, ledger = Notices(), HubNews(opened), RunLedger(opened)
+    spaces = Spaces(opened, say=notices.say)
     news.tokens_here = ledger.tokens_today
     return _Shared(
         notices=notices,
         news=news,
         ledger=ledger,
         memory=Memory(),
-        spaces=Spaces(opened, say=notices.say),
+        spaces=spaces,
+        security=Security(opened, Rotating(spaces.rotation.views, spaces.rotation.rotate_space)),
         conflicts=Conflicts(opened.book),
-        resealing=Resealing(opened.book, new_id=opened.book.new_id),
+        resealing=spaces.resealing,
         links=Links(opened),
         sessions=Sessions(opened),
         keyring=Remembering(opened.book, opened.keyring),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from mana.crypto.authority import facts_of
+from mana.crypto.authority import NotAMember, facts_of
 from mana.crypto.primitives import unb64
 from mana.crypto.signatures import verify_change
 from mana.device.ends import CLOCK_OFFSET, Ends
@@ -108,14 +108,21 @@ class Pulling:
         """
         signers = {flip.signature.signer for flip in flips if flip.signature is not None}
         await self._spaces.meet(space_id, signers)
-        devices = self._spaces.authority(space_id).devices
+        authority = self._spaces.authority(space_id)
         for flip in flips:
             signature = flip.signature
-            account, key = devices.get(signature.signer, ("", None)) if signature else ("", None)
-            if signature is None or key is None or account != self._ends.vault.account_id:
+            if signature is None:
                 raise HubDistrusted("a record of one's own is shown to others by nobody's word")
+            newest = max((write.at for write in flip.fields.values()), default="")
             try:
+                account, key = authority.signer(signature.signer, newest=newest)
+                if account != self._ends.vault.account_id:
+                    raise NotAMember("another account's device")
                 verify_change(key, facts_of(space_id, flip), unb64(signature.value))
+            except NotAMember:
+                raise HubDistrusted(
+                    "a record of one's own is shown to others by nobody's word"
+                ) from None
             except CryptoFailed:
                 raise HubDistrusted("the signature of a flip does not hold") from None
 

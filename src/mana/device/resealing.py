@@ -49,14 +49,15 @@ _SEALED: Final = "enc:2:"
 class Progress:
     """How many records of a space stand under which version of its key, by their oldest value.
 
-    `private` counts by version of this account's private key. Records that this account may not
-    seal anew, as what the runner signed, are not counted.
+    `private` counts by version of this account's private key. `fixed`: records under an older
+    version that this account may not seal anew, as what the runner signed; they count in neither.
     """
 
     version: int
     shared: Mapping[int, int]
     private_version: int
     private: Mapping[int, int]
+    fixed: int = 0
 
     @property
     def outdated(self) -> int:
@@ -111,17 +112,31 @@ class Resealing:
         keys = inner.vault.space(space_id)
         shared: Counter[int] = Counter()
         private: Counter[int] = Counter()
+        fixed = 0
         after = ("", "")
         while rows := await self._page(space_id, after):
             after = (rows[-1][0], rows[-1][1])
             for table, record_id, raw in rows:
                 versions = _versions(raw)
-                if not versions or not self._may(keys, table, record_id, raw):
+                if versions and not self._may(keys, table, record_id, raw):
+                    fixed += _is_outdated(keys, raw)
+                    continue
+                if not versions:
                     continue
                 (private if versions[0][0] == "p" else shared)[min(v for _, v in versions)] += 1
-        return Progress(
-            keys.version, dict(shared), max(keys.private_keys, default=0), dict(private)
-        )
+        newest = max(keys.private_keys, default=0)
+        return Progress(keys.version, dict(shared), newest, dict(private), fixed)
+
+    async def borne(self, space_id: str) -> set[str]:
+        """Return the keys under which records of a space stand here, as `s1` and `p1`."""
+        found: set[str] = set()
+        after = ("", "")
+        while rows := await self._page(space_id, after):
+            after = (rows[-1][0], rows[-1][1])
+            for _, _, raw in rows:
+                # A mission's key is derived from the space's.
+                found |= {f"{'p' if cls == 'p' else 's'}{at}" for cls, at in _versions(raw)}
+        return found
 
     async def _space(self, space_id: str) -> int:
         inner = self._inner()

@@ -25,12 +25,14 @@ from mana.device.membership import Hand, require_member
 from mana.device.moves import Moves
 from mana.device.opened import Opened
 from mana.device.records import RecordBook
+from mana.device.resealing import Resealing
+from mana.device.rotation import Rotation
 from mana.device.vault import SpaceKeys, found_space
 from mana.device.views import HeldView, InvitationView, MemberView, Notice, SpaceView
 from mana.device.writing import Write
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.encoding import Json
-from mana.domain.errors import Conflict, Invalid, ManaError, NotFound, Unavailable
+from mana.domain.errors import Invalid, ManaError, NotFound, Unavailable
 from mana.domain.ids import RecordId
 from mana.domain.records import View
 from mana.domain.settings import SETTINGS, SETTINGS_ID
@@ -71,6 +73,8 @@ class Spaces:
         self._opened = opened
         self._say = say
         self._moves = Moves(opened, random=random)
+        self.resealing: Final = Resealing(opened.book, new_id=opened.book.new_id)
+        self.rotation: Final = Rotation(opened, self._moves, self.resealing)
         self._invitations = Invitations(opened, self._moves, say=say)
         self._one_at_a_time = asyncio.Lock()
         self._founding: set[str] = set()
@@ -283,9 +287,15 @@ class Spaces:
     async def _follow_up(self) -> bool:
         moved = False
         for space in self._opened.book.spaces():
-            if space.shared and not space.former:
+            if space.former:
+                continue
+            with _isolated():
+                moved = await self.rotation.follow(space.space_id) or moved
+            if space.shared:
                 with _isolated():
                     moved = await self._look_after(space.space_id) or moved
+        with _isolated():
+            await self.rotation.revoke_anew()
         for space_id, plan in (await self._moves.begun(FOUNDING)).items():
             with _isolated():
                 if isinstance(plan, dict) and space_id not in self._founding:
@@ -304,8 +314,6 @@ class Spaces:
 
     async def _look_after(self, space_id: str) -> bool:
         moved = False
-        if self._moves.space(space_id).owes_private_key:
-            moved = await self._make_private_key(space_id)
         space = self._moves.space(space_id)
         if space.role is not None and can_manage(space.role):
             with _isolated():
@@ -313,14 +321,6 @@ class Spaces:
             if rotation_due(self._moves.space(space_id).entries):
                 moved = await self._moves.append(space_id, _rotate_if_due) or moved
         return moved
-
-    async def _make_private_key(self, space_id: str) -> bool:
-        wrap = self._moves.vault.new_private_key(space_id)
-        with contextlib.suppress(Conflict):
-            # Another device of this account may have been first, with the same key.
-            await self._opened.hub.add_private_keys(space_id, [wrap])
-        await self._moves.refresh()
-        return True
 
     async def _begin_founding(
         self, kind: str, name: str, description: str

@@ -198,6 +198,7 @@ class Syncer:
     def spaces_moved(self) -> None:
         """Say that memberships or invitations moved: the next round reads them, and comes soon."""
         self._spaces.is_stale = True
+        self._spaces.devices_moved()
         self._woken.set()
         self._retried.set()
 
@@ -402,6 +403,8 @@ class Syncer:
             self._retried.clear()
             try:
                 old = self._now_ms() - self._spaces.read_ms >= _SPACES_MS
+                if old:
+                    self._spaces.devices_moved()
                 await self.once(spaces=old or self._spaces.is_hook_due)
                 await self.tidy()
             except ManaError:

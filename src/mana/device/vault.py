@@ -12,6 +12,7 @@ import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import ClassVar, Final, cast
 
 import msgspec
@@ -41,7 +42,7 @@ from mana.crypto.passwords import (
     PasswordKeys,
     derive_password_keys,
 )
-from mana.crypto.primitives import b64, unb64
+from mana.crypto.primitives import b64, require_key, unb64
 from mana.crypto.signatures import SigningKey, VerifyKey, entry_hash, sign_entry
 from mana.crypto.vaults import open_former_master
 from mana.device.errors import PrivateKeyMissing, SpaceKeyMissing, WrongPassword
@@ -334,6 +335,14 @@ class OpenedVault:
                 for space_id, space in self.spaces.items()
             ],
             former=[space_id for space_id, space in self.spaces.items() if space.former],
+            keys={
+                space_id: {
+                    f"{kind}{version}": b64(key)
+                    for kind, keys in (("s", space.space_keys), ("p", space.private_keys))
+                    for version, key in sorted(keys.items())
+                }
+                for space_id, space in self.spaces.items()
+            },
         )
         return msgspec.json.encode(kept)
 
@@ -349,7 +358,9 @@ class OpenedVault:
                 if not verify_log(info.space_id, info.log).continued(known.log):
                     raise HubDistrusted("a space's log is not the one that was seen before")
                 continue
-            self.spaces[info.space_id] = self._opened(info, former=info.space_id in kept.former)
+            self.spaces[info.space_id] = self._opened(
+                info, kept.keys.get(info.space_id, {}), former=info.space_id in kept.former
+            )
             self._keep_info(info)
         for kind in _FIRST_SPACES:
             self.space_of_type(kind)
@@ -362,11 +373,17 @@ class OpenedVault:
         wraps = [*(one for one in older if (one.kind, one.version) not in named), *info.wraps]
         self._infos[info.space_id] = msgspec.structs.replace(info, wraps=wraps)
 
-    def _opened(self, info: SpaceInfo, *, former: bool = False) -> SpaceKeys:
+    def _opened(
+        self,
+        info: SpaceInfo,
+        held: Mapping[str, str] = MappingProxyType({}),
+        *,
+        former: bool = False,
+    ) -> SpaceKeys:
         known = self.spaces.get(info.space_id)
         if known is not None and not known.verified.continued(info.log):
             raise HubDistrusted("a space's log is not the one that was seen before")
-        return _open_space(self, info, known, former=former)
+        return _open_space(self, info, known, held, former=former)
 
     def _departed(self, departure: Departure) -> SpaceKeys:
         """Return a space as a former one, if its log shows that the account is out of it."""
@@ -555,11 +572,17 @@ def _open_identity(
 
 
 def _open_space(
-    vault: OpenedVault, info: SpaceInfo, known: SpaceKeys | None, *, former: bool
+    vault: OpenedVault,
+    info: SpaceInfo,
+    known: SpaceKeys | None,
+    held: Mapping[str, str],
+    *,
+    former: bool,
 ) -> SpaceKeys:
     """Return the keys of a space after its log, its id and its key checks were verified.
 
-    Keys of versions that were known and are not given again stay. `former`: the log must show
+    Keys of versions that were known and are not given again stay; so do those `held` in what was
+    kept here, by their names, whichever identity they were once wrapped to. `former`: the log must show
     that the account is out of it; then not every key of it is to be had.
     """
     verified = verify_log(info.space_id, info.log, known.verified if known is not None else None)
@@ -575,8 +598,10 @@ def _open_space(
         raise HubDistrusted("the space names other keys for this account")
     if newest.space_type in _FIRST_SPACES and newest.members != (own,):
         raise HubDistrusted("a space of one person has other members")
-    space_keys = dict(known.space_keys) if known is not None else {}
-    private_keys = dict(known.private_keys) if known is not None else {}
+    space_keys, private_keys = _held_keys(held)
+    if known is not None:
+        space_keys |= known.space_keys
+        private_keys |= known.private_keys
     for wrap in info.wraps:
         kind = "s" if wrap.kind == "s" else "p"
         name = SpaceKeyName(
@@ -587,6 +612,8 @@ def _open_space(
             if kind == "s":
                 _check_key(verified.entries, wrap.version, key)
         except CryptoFailed:
+            if wrap.version in (space_keys if kind == "s" else private_keys):
+                continue  # wrapped to an identity that nothing else counts on, and known already
             # Another member made it. It must not stand in the way of this space's log, by which
             # that member is put out, and of no other space.
             if kind == "p" or newest.space_type in _FIRST_SPACES:
@@ -612,6 +639,14 @@ def _open_space(
         former=former,
         outdated_private=_outdated(vault, info.space_id, private_keys),
     )
+
+
+def _held_keys(held: Mapping[str, str]) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    """Return the keys of a space and the private ones by version, from what was kept."""
+    found: dict[str, dict[int, bytes]] = {"s": {}, "p": {}}
+    for name, key in held.items():
+        found[name[0]][int(name[1:])] = require_key(unb64(key))
+    return found["s"], found["p"]
 
 
 def _unwrapped(
@@ -725,10 +760,15 @@ _FIRST_SPACES: Final[tuple[SpaceType, ...]] = ("personal", "user")
 
 
 class _KeptSpaces(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The spaces as they are kept: `former` names those that the account is out of."""
+    """The spaces as they are kept: `former` names those that the account is out of.
+
+    `keys`: by space the keys themselves (base64) under their names in envelopes, because a wrap
+    opens only as long as the identity that it was made for is kept. All of it is sealed.
+    """
 
     spaces: list[SpaceInfo]
     former: list[str] = msgspec.field(default_factory=list)
+    keys: dict[str, dict[str, str]] = msgspec.field(default_factory=dict)
 
 
 def _decode_kept(raw: bytes) -> _KeptSpaces:

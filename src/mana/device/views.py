@@ -354,25 +354,6 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
-class RotationView:
-    """How far a space follows a new key. `what`: `identity`, `key` or `private`.
-
-    `version`: which one it moves to; `done` of `all` records or steps have followed.
-    """
-
-    space_id: str
-    what: str
-    version: int
-    done: int
-    all: int
-
-    @property
-    def percent(self) -> int:
-        """Return how far it is, 0 to 100; 100 only when everything has followed."""
-        return 100 if self.done >= self.all else self.done * 100 // self.all
-
-
-@dataclass(frozen=True, slots=True)
 class SpaceView:
     """A space of this account. `left`: no member any more; what was here can still be read."""
 
@@ -406,6 +387,29 @@ class MemberView:
     role: str
     fingerprint: str
     own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RotationView:
+    """How far a change of keys is: spaces that name the new identity, or records of one space.
+
+    `what`: `identity` (of all spaces; `space_id` is empty), `key` of a space, or `private`, this
+    account's own key there. `version` is the one to come to; of an identity, how many there were.
+    `kept`: records that stay under their older key, because the runner signed them as they lie or
+    only somebody else may write them; they are not part of `all`, and their key is kept for them.
+    """
+
+    space_id: str
+    what: Literal["identity", "key", "private"]
+    version: int
+    done: int
+    all: int
+    kept: int = 0
+
+    @property
+    def percent(self) -> int:
+        """Return how much is done, 0 to 100; 100 only if it is all."""
+        return self.done * 100 // self.all if self.all else 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,8 +108,8 @@ class SecurityStore:
     ) -> list[str]:
         """Revoke a device of the account for ever; return its sessions, which have ended.
 
-        Raises ProofRefused unless the account's identity signed it, and NotFound. The first
-        revocation of a device stands, whatever comes later.
+        Raises ProofRefused unless the account's identity signed it, and NotFound. The moment of
+        the first revocation stands, whatever comes later; another identity may repeat it.
         """
         async with self._tenancy.transaction(session.tenant) as tx:
             # The account before the device, as a change of the identity locks them.
@@ -118,13 +118,14 @@ class SecurityStore:
             device = await tx.one(Q["device"], revocation.device_id)
             if device is None:
                 raise NotFound("the account has no such device")
-            if device["revoked_at"] is None:
+            if device["revoked_at"] in (None, revocation.revoked_at):
                 await tx.execute(
                     Q["revoke_device"],
                     revocation.device_id,
                     revocation.revoked_at,
                     revocation.signature,
                 )
+            if device["revoked_at"] is None:
                 await write_event(
                     tx,
                     "device-revoked",
