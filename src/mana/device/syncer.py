@@ -276,10 +276,9 @@ class Syncer:
             moved = [name for name, error in failed.items() if _is_moved(error)]
             if moved:
                 # Perhaps it is a space no more, or this account's role in it is another.
-                failed.pop("", None)
-                await self._try("", self._spaces.read, failed)
-                for name in moved:
+                for name in {"", *moved}:
                     failed.pop(name, None)
+                await self._try("", self._spaces.read, failed)
                 again = [space for space in await self._active() if space.space in moved]
                 for space in again:
                     await self._try(space.space, partial(self._in, space, work), failed)
