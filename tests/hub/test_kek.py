@@ -40,7 +40,7 @@ from mana.hub.secrets import (
 from mana.testing.postgres import Database, connected
 from tests.hub.client import Served, served_hub
 from tests.hub.test_recovery import reset, token_for
-from tests.hub.vaulted import Vaulted, in_zero_knowledge, signed_up
+from tests.hub.vaulted import Vaulted, in_zero_knowledge, signed_up, until_waiting
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -262,19 +262,6 @@ async def test_a_sign_up_that_overlaps(database: Database, monkeypatch: Any) -> 
         assert told[-1] == (2, 2)
         await require_open(database, load(folder), [first, slow_one])
         assert len(load(folder).keks) == 1
-
-
-async def until_waiting(database: Database) -> None:
-    """Return once somebody waits for a lock in this database."""
-    query = (
-        "select exists (select from pg_stat_activity"
-        " where wait_event_type = 'Lock' and datname = current_database())"
-    )
-    async with connected(database.owner_url) as owner, asyncio.timeout(20):
-        waits = False
-        while not waits:
-            await asyncio.sleep(0.01)
-            waits = await owner.fetchval(query)
 
 
 async def test_a_wrap_that_nothing_opens(database: Database) -> None:

@@ -17,6 +17,7 @@ from mana.device.vaults import Prepared, require_following, require_stated
 from mana.domain.errors import Unauthenticated
 from mana.hub.accounts.store import AccountStore, require_proof
 from mana.hub.db import AccessRefused, Tenancy, Transaction
+from mana.hub.grants.store import Register
 from mana.hub.http.endpoints import Session
 from mana.hub.secrets import load
 from mana.hub.tenants import Tenant
@@ -44,6 +45,7 @@ from tests.hub.vaulted import (
     session_of,
     signed_up,
     stranger,
+    until_waiting,
     vaulted,
 )
 from tests.runner.world import world
@@ -514,7 +516,13 @@ async def test_another_identity(database: Database) -> None:
                 made.change, devices=[*made.change.devices, made.change.devices[0]]
             ),
             "a device more": replace(made.change, devices=[*made.change.devices, unknown]),
-            "the old certificate": replace(made.change, devices=[made.change.devices[0], second]),
+            "the old certificate": replace(
+                made.change,
+                devices=[
+                    second if one.device_id == second.device_id else one
+                    for one in made.change.devices
+                ],
+            ),
             "another moment": replace(made.change, devices=[other, made.change.devices[1]]),
             "no former identity": restated(
                 replace(made.change, formers=Formers()),
@@ -702,6 +710,35 @@ async def test_grants_end_with_the_switch(database: Database, wish: dict[str, An
                 pending.grant_id,
             )
         assert [tuple(one) for one in states] == [("revoked", None, None)]
+
+
+async def test_a_grant_that_overlaps_the_switch(database: Database, monkeypatch: Any) -> None:
+    """A header that was asked for just before grants were switched off is never completed: the
+    switch waits for it, and ends it too."""
+    async with world(database) as made:
+        await made.agent()
+        await made.note("note-1")
+        await made.mission()
+        ada = vaulted(made.ada)
+        change = (await ada.prepared(grants=False)).change
+        add, reached, going = Register.add, asyncio.Event(), asyncio.Event()
+
+        async def slow(self: Register, grant: Any) -> None:
+            reached.set()
+            await going.wait()
+            await add(self, grant)
+
+        monkeypatch.setattr(Register, "add", slow)
+        asking = asyncio.create_task(made.header())
+        await reached.wait()
+        switching = asyncio.create_task(ada.put(change))
+        await until_waiting(database)
+        going.set()
+        header = await asking
+        assert (await switching).status_code == 200
+        path = f"/api/v1/me/ai-mission-grant/{header.grant_id}/complete"
+        answer = await made.ada.call("POST", path, await made.completion(header))
+        assert code(answer) == "409 GRANT_ENDED"
 
 
 async def test_a_check_value_has_its_form(database: Database) -> None:

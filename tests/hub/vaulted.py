@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,7 @@ from mana.protocol.messages import (
 )
 from mana.protocol.messages import KdfParameters as WireKdf
 from mana.testing.accounts import CHEAP
+from mana.testing.postgres import Database, connected
 from tests.hub.client import Person, Served
 
 VAULT = "/api/v1/me/vault"
@@ -149,3 +151,16 @@ def session_of(served: Served, person: Person, answer: httpx.Response) -> Person
 def stranger(account_id: str) -> PrivateIdentity:
     """Return an identity that somebody made for an account of which they know nothing."""
     return PrivateIdentity.generate(account_id)
+
+
+async def until_waiting(database: Database) -> None:
+    """Return once somebody waits for a lock in this database."""
+    query = (
+        "select exists (select from pg_stat_activity"
+        " where wait_event_type = 'Lock' and datname = current_database())"
+    )
+    async with connected(database.owner_url) as owner, asyncio.timeout(20):
+        waits = False
+        while not waits:
+            await asyncio.sleep(0.01)
+            waits = await owner.fetchval(query)

@@ -2,12 +2,14 @@
 select clock_timestamp()
 
 -- name: facts
+-- The account's row is held: a header is made before grants are switched off, or not at all.
 select s.space_id, s.type, m.role, a.grants
   from mana.spaces s
   join mana.memberships m on m.space_id = s.space_id and m.account_id = mana.current_account()
   join mana.accounts a on a.account_id = mana.current_account()
  where case when $1::text is null then s.type = 'personal' else s.space_id = $1 end
  limit 1
+   for share of a
 
 -- name: standing
 select r.table_name, r.record_id,

@@ -193,3 +193,5 @@ async def _end_grants(tx: Transaction) -> None:
     for space, mission in sorted(held):
         await scheduling.hold(ledger, space, mission, "revoked")
         await ledger.cancel_queued(space, mission, manual_too=True)
+    if held:
+        await ledger.wake()
