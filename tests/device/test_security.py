@@ -372,6 +372,23 @@ async def test_two_devices_change_at_once(rig: Rig) -> None:
     await there.sync_now()
 
 
+async def test_the_password_is_not_asked_for_twice(rig: Rig) -> None:
+    """A device that was locked while the master key was changed follows with the password that
+    unlocked it; what was typed is forgotten as soon as the hub was asked."""
+    machine, other = rig.machine(), rig.machine()
+    book, there = await machine.sign_up(), await other.sign_in()
+    await note(there, "n1", title="waited")
+    await there.lock()
+    await security(book, machine).rotate_master(PASSWORD)
+    again = await other.sign_in()
+    assert again.inner().vault.typed is not None
+    assert (await again.sync_now()).waiting == 0
+    assert again.inner().vault.typed is None
+    await security(book, machine).rotate_master(PASSWORD)
+    with pytest.raises(VaultMoved):
+        await again.sync_now()
+
+
 async def test_another_process_of_the_machine_follows(rig: Rig) -> None:
     """A second process over one replica writes nothing that could not be opened afterwards; it
     follows with the password, without the hub."""

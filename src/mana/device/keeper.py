@@ -229,14 +229,24 @@ class VaultKeeper:
         await self._verify(found)
         found = self._named(found)
         if head_of(found) != head_of(self._standing):
-            if found.master_check != self._standing.master_check:
+            opened = self._opened(found)
+            if opened is None:
                 raise self._held()
-            opened = open_with_master(
-                found, self._vault.master_key, login_key=self._login_key_under(found)
-            )
             await self._adopt(found, opened.keys)
+        self._vault.typed = None
         self._hub.hold(None)
         return found
+
+    def _opened(self, found: Vault) -> OpenedVault | None:
+        """Open a later vault with what is known here; None if it takes the password."""
+        if found.master_check == self._standing.master_check:
+            login_key = self._login_key_under(found)
+            return open_with_master(found, self._vault.master_key, login_key=login_key)
+        if self._vault.typed is None or found.kdf != self._standing.kdf:
+            return None
+        with suppress(WrongPassword):
+            return open_vault(found, self._vault.typed)
+        return None
 
     async def _verify(self, found: Vault) -> list[SignedStatement]:
         log = await self._hub.vault_log(self._standing.revision, found.revision)

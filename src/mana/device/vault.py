@@ -188,7 +188,13 @@ class VaultKeys:
 
 
 class OpenedVault:
-    """The keys of one unlocked account, in memory only."""
+    """The keys of one unlocked account, in memory only.
+
+    `typed`: the keys of the password that opened it, until the hub was asked once: the master key
+    may have been changed while this device was locked, and nobody types it twice.
+    """
+
+    typed: PasswordKeys | None = None
 
     def __init__(
         self,
@@ -533,7 +539,9 @@ def open_vault(wire: Vault, keys: PasswordKeys) -> OpenedVault:
         )
     except WrapRejected:
         raise WrongPassword("the password does not open this account") from None
-    return open_with_master(wire, master_key, login_key=keys.login_key)
+    opened = open_with_master(wire, master_key, login_key=keys.login_key)
+    opened.typed = keys
+    return opened
 
 
 def open_with_master(
