@@ -1000,8 +1000,10 @@ create table mana_ai.grants (
   constraint grants_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'active'::text, 'expired'::text, 'revoked'::text, 'replaced'::text])))
 );
 CREATE INDEX grants_account ON mana_ai.grants USING btree (account_id, created_at DESC);
-CREATE INDEX grants_ending ON mana_ai.grants USING btree (expires_at) WHERE (state <> 'expired'::text);
+CREATE INDEX grants_ended ON mana_ai.grants USING btree (expires_at) WHERE (state = ANY (ARRAY['revoked'::text, 'replaced'::text]));
+CREATE INDEX grants_ending ON mana_ai.grants USING btree (expires_at) WHERE (state = 'active'::text);
 CREATE INDEX grants_mission ON mana_ai.grants USING btree (space_id, mission_id, created_at DESC);
+CREATE INDEX grants_pending ON mana_ai.grants USING btree (created_at) WHERE (state = 'pending'::text);
 CREATE UNIQUE INDEX grants_active ON mana_ai.grants USING btree (space_id, mission_id) WHERE (state = 'active'::text);
 alter table mana_ai.grants enable row level security;
 alter table mana_ai.grants force row level security;

@@ -196,7 +196,9 @@ alter table mana_ai.grants enable trigger guard_grant;
 alter table mana_ai.grants
   add constraint grants_revoked check ((revoker is null) = (revocation is null)
     and (revocation is null or state in ('expired', 'revoked', 'replaced')));
-create index grants_ending on mana_ai.grants (expires_at) where state <> 'expired';
+create index grants_ending on mana_ai.grants (expires_at) where state = 'active';
+create index grants_ended on mana_ai.grants (expires_at) where state in ('revoked', 'replaced');
+create index grants_pending on mana_ai.grants (created_at) where state = 'pending';
 
 -- What has ended stays so, and no signature is replaced: the database itself says so. A grant
 -- that has ended can only gain the signed word that it has.
