@@ -14,9 +14,10 @@ from mana.crypto.identity import revoke_device
 from mana.crypto.primitives import b64
 from mana.device.desk import Device
 from mana.device.errors import Offline
+from mana.device.fingerprints import FingerprintMoved
 from mana.device.rotation import RETIRED_AFTER_MS, Rotation
 from mana.device.vault import OpenedVault, SpaceKeys
-from mana.device.views import RotationView
+from mana.device.views import MemberView, RotationView
 from mana.domain.clock import iso_ms
 from mana.domain.spaces import MembershipRefused
 from mana.protocol.messages import DeviceRevocation, DevicesAnswer
@@ -241,6 +242,63 @@ async def test_a_space_is_given_its_next_key(home: Household) -> None:
     await ada.sync_now()
     assert await rotation_of(ada).views() == []
     assert [await title(bob, team, note) for note in notes] == ["t0", "t1", "t2"]
+
+
+async def seen(device: Device, space_id: str, account_id: str) -> MemberView:
+    members = await device.in_space(space_id).members()
+    return next(one for one in members if one.account_id == account_id)
+
+
+async def test_other_keys_of_a_member_warn_until_they_are_compared(home: Household) -> None:
+    """A first meeting is not compared; what was compared is known on all own devices and in every
+    space; other keys are a warning, with the moment, until the person compared those."""
+    ada, bob, team, family = await party(home)
+    view = await seen(bob, family, ada.account_id)
+    assert (view.comparison, view.keys_changed_at) == ("not-compared", None)
+    assert (await seen(bob, family, bob.account_id)).comparison == "own"
+    old = view.fingerprint
+    await bob.in_space(family).confirm_fingerprint(ada.account_id, old)
+    await bob.sync_now()
+    second = await home.second("bob")
+    await second.sync_now()
+    for device in (bob, second):
+        for space in (family, team):
+            assert (await seen(device, space, ada.account_id)).comparison == "compared"
+    await ada.security.rotate_identity()
+    await ada.sync_now()
+    for device in (bob, second):
+        await device.sync_now()
+        view = await seen(device, family, ada.account_id)
+        assert view.comparison == "changed"
+        assert view.keys_changed_at == keys_of(ada, family).entries[-1].created_at
+    with pytest.raises(FingerprintMoved):
+        await bob.in_space(family).confirm_fingerprint(ada.account_id, old)
+    await bob.in_space(family).confirm_fingerprint(ada.account_id, view.fingerprint)
+    await bob.sync_now()
+    await second.sync_now()
+    assert (await seen(second, team, ada.account_id)).comparison == "compared"
+    cem = await home.person("cem")
+    await let_in(bob, family, cem)
+    assert (await seen(cem, family, ada.account_id)).comparison == "not-compared", "they just met"
+
+
+async def test_a_new_space_does_not_hide_that_somebody_has_other_keys(home: Household) -> None:
+    """Whom the person compared before is not a first meeting where they meet with other keys; in a
+    space where they saw the keys change it is a change without having compared any."""
+    ada, bob, _, family = await party(home)
+    cem = await home.person("cem")
+    await let_in(bob, family, cem)
+    await ada.sync_now()
+    view = await seen(bob, family, ada.account_id)
+    await bob.in_space(family).confirm_fingerprint(ada.account_id, view.fingerprint)
+    await ada.security.rotate_identity()
+    later = await shared_space(ada)
+    await let_in(ada, later, bob)
+    view = await seen(bob, later, ada.account_id)
+    assert (view.comparison, view.keys_changed_at) == ("changed", None)
+    await ada.sync_now()
+    await cem.sync_now()
+    assert (await seen(cem, family, ada.account_id)).comparison == "changed"
 
 
 async def month_later(home: Household, *devices: Device) -> None:

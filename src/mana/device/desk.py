@@ -132,6 +132,13 @@ class Device:
         """Return the members of this space."""
         return await self._of.spaces.members(self.space_id)
 
+    async def confirm_fingerprint(self, account_id: str, fingerprint: str) -> None:
+        """Say that the person compared a member's fingerprint; raise FingerprintMoved for another.
+
+        It is shown as compared from then on, in every space and on every device of the account.
+        """
+        await self._of.spaces.confirm_fingerprint(self.space_id, account_id, fingerprint)
+
     async def set_role(self, account_id: str, role: str) -> None:
         """Give a member of this space another role. Needs the hub."""
         await self._of.spaces.set_role(self.space_id, account_id, role)

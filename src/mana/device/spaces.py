@@ -17,9 +17,9 @@ from typing import Final
 
 import msgspec
 
-from mana.crypto.authority import public_identity
 from mana.crypto.primitives import Random
 from mana.device import membership
+from mana.device.fingerprints import Fingerprints
 from mana.device.invitations import Invitations
 from mana.device.membership import Hand, require_member
 from mana.device.moves import Moves
@@ -76,6 +76,7 @@ class Spaces:
         self.resealing: Final = Resealing(opened.book, new_id=opened.book.new_id)
         self.rotation: Final = Rotation(opened, self._moves, self.resealing)
         self._invitations = Invitations(opened, self._moves, say=say)
+        self._fingerprints = Fingerprints(opened)
         self._one_at_a_time = asyncio.Lock()
         self._founding: set[str] = set()
 
@@ -96,16 +97,28 @@ class Spaces:
         """Return the members of a space, in the order in which they stand in its log."""
         space = self._moves.vault.space(space_id)
         own_id = self._opened.account_id
+        known = await self._fingerprints.of(space.members, space.entries)
         return [
             MemberView(
                 account_id=member.account_id,
                 name=await self._member_name(space, member.account_id),
                 role=member.role,
-                fingerprint=public_identity(member).fingerprint(),
+                fingerprint=seen.fingerprint,
                 own=member.account_id == own_id,
+                keys_changed_at=seen.changed_at,
+                comparison=seen.comparison,
             )
-            for member in space.members
+            for member, seen in zip(space.members, known, strict=True)
         ]
+
+    async def confirm_fingerprint(self, space_id: str, account_id: str, fingerprint: str) -> None:
+        """Keep that the person compared a member's fingerprint; on all their devices, offline too.
+
+        Raises FingerprintMoved if the member has other keys by now.
+        """
+        member = require_member(self._moves.vault.space(space_id), account_id)
+        await self._fingerprints.confirm(member, fingerprint)
+        self._say(Notice("spaces"))
 
     # Founding, naming, ending
 

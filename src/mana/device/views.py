@@ -380,13 +380,20 @@ class HeldView:
 
 @dataclass(frozen=True, slots=True)
 class MemberView:
-    """A member of a space. The name is what they call themselves; the fingerprint is their key's."""
+    """A member of a space. The name is what they call themselves; the fingerprint is their key's.
+
+    `keys_changed_at`: since when they have other keys than before in this space (ISO).
+    `comparison`: own, compared, not-compared (a first meeting), or changed: to be shown as a
+    warning until the person has compared the fingerprint and said so.
+    """
 
     account_id: str
     name: str
     role: str
     fingerprint: str
     own: bool
+    keys_changed_at: str | None = None
+    comparison: Literal["own", "compared", "not-compared", "changed"] = "not-compared"
 
 
 @dataclass(frozen=True, slots=True)

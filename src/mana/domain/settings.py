@@ -19,10 +19,12 @@ SETTINGS: Final = Table(
         sealed("theme", Text(16)),
         sealed("auditHead", Document(1_024)),
         sealed("runnerKeys", Identifier(), shape=Shape.SET),
+        sealed("comparedKeys", Text(80), shape=Shape.SET),
     ),
 )
 """`runnerKeys`: ids of the runners' keys that the person granted to, an entry for each, so that two
-devices that each add one keep both.
+devices that each add one keep both. `comparedKeys`: in the same way `<account id> <fingerprint>` of
+whom the person compared.
 """
 INVITATIONS: Final = Table(
     name="userInvitations",
