@@ -12,7 +12,9 @@ import pytest
 
 from mana.crypto.keys import open_secret
 from mana.device.errors import Offline, WrongPassword
-from mana.device.kept import HEAD
+from mana.device.keeper import BEGUN_MS_MAX
+from mana.device.kept import HEAD, NEXT
+from mana.device.proofs import proved
 from mana.device.records import RecordBook
 from mana.domain.errors import CryptoFailed, Invalid
 from mana.hub.app import operator
@@ -23,7 +25,7 @@ from mana.protocol.errors import (
     VaultMoved,
     ZeroKnowledgeActive,
 )
-from mana.protocol.messages import VaultChange
+from mana.protocol.messages import MasterProof, NewFactor, VaultChange
 from mana.testing.accounts import PASSWORD
 from mana.testing.postgres import Database
 from tests.device import shared
@@ -370,6 +372,101 @@ async def test_two_devices_change_at_once(rig: Rig) -> None:
     assert standing(book).revision == 2
     await theirs.refresh(NEW)
     await there.sync_now()
+
+
+def lose_answers(machine: Machine, *, away: bool) -> None:
+    """Lose the answer to each change of the vault; `away`: the hub is not there afterwards."""
+
+    async def lose(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        if (request.method, request.url.path) != ("PUT", "/api/v1/me/vault"):
+            return None
+        await (await under.handle_async_request(request)).aread()
+        machine.wire.is_cut = away
+        raise httpx.ReadError("the answer is lost", request=request)
+
+    machine.wire.on_request = lose
+
+
+async def test_a_lost_answer_is_found_out(rig: Rig) -> None:
+    """If the hub took a change and its answer is lost, the change stands here as soon as the hub
+    can be asked; the code is shown then, and what was opened goes on."""
+    machine, other = rig.machine(), rig.machine()
+    book = await machine.sign_up()
+    guard = security(book, machine)
+    await note(book, "n1", title="waited")
+    lose_answers(machine, away=False)
+    kit = await guard.rotate_master(PASSWORD)
+    assert standing(book).revision == 1
+    lose_answers(machine, away=True)
+    with pytest.raises(Offline):
+        await guard.set_mode("zero-knowledge", PASSWORD)
+    assert (book.mode, await guard.waiting_kit()) == ("standard", kit)
+    await note(book, "n2", title="written in between")
+    machine.wire.is_cut = False
+    assert (await book.sync_now()).waiting == 0
+    shown = await guard.waiting_kit()
+    assert shown is not None
+    assert (book.mode, shown.code == kit.code) == ("zero-knowledge", False)
+    found = await other.accounts.recover("ada", shown.code, NEW)
+    other.books.append(found)
+    await found.sync_now()
+    assert await titles(found) == {"n1": "waited", "n2": "written in between"}
+
+
+async def test_a_change_that_never_arrived_is_let_go(rig: Rig) -> None:
+    """A change that was written down and not taken stands nowhere: after a while it is forgotten
+    here, and until then a new one takes its place."""
+    machine = rig.machine()
+    book = await machine.sign_up()
+    guard = security(book, machine)
+
+    async def swallow(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        if request.method == "PUT":
+            machine.wire.is_cut = True
+            raise httpx.ConnectError("lost on its way", request=request)
+        return None
+
+    machine.wire.on_request = swallow
+    with pytest.raises(Offline):
+        await guard.change_password(PASSWORD, NEW)
+    machine.wire.is_cut = False
+    await book.sync_now()
+    assert await book.inner().replica.read(lambda tx: tx.meta(NEXT)) is not None
+    machine.clock.now_ms += BEGUN_MS_MAX
+    await book.sync_now()
+    assert await book.inner().replica.read(lambda tx: tx.meta(NEXT)) is None
+    machine.wire.on_request = None
+    await guard.change_password(PASSWORD, NEW)
+    assert standing(book).revision == 1
+
+
+async def test_another_proof_in_between_is_no_hindrance(rig: Rig) -> None:
+    """The hub's challenge is another after each proof; the change is then signed again."""
+    machine = rig.machine()
+    book = await machine.sign_up()
+    guard = security(book, machine)
+    spent: list[str] = []
+
+    async def spend(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        if (request.method, request.url.path) == ("PUT", "/api/v1/me/vault") and not spent:
+            spent.append("once")
+            body: dict[str, str] = {"kind": "totp", "name": "Phone"}
+
+            async def begin(proof: MasterProof) -> None:
+                await book.hub.begin_factor(NewFactor(kind="totp", name="Phone", proof=proof))
+
+            await proved(book.hub, book.inner().vault, "factor-begin", {**body}, begin)
+        return None
+
+    machine.wire.on_request = spend
+    await guard.change_password(PASSWORD, NEW)
+    assert (spent, standing(book).revision, len(changes(machine))) == (["once"], 1, 2)
 
 
 async def test_the_password_is_not_asked_for_twice(rig: Rig) -> None:
