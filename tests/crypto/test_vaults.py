@@ -292,3 +292,18 @@ def test_a_master_key_is_handed_to_one_device_in_one_link() -> None:
     ):
         with pytest.raises(WrapRejected):
             linking.receive(wrapped, link, account, shown, key)
+
+
+def test_the_old_nonce_is_of_one_master_key_link_and_commitment() -> None:
+    """Whoever does not hold the master key that gave the nonce hands over nothing."""
+    master, commitment = b"\x42" * 32, linking.commit(LINK, "ada", KEYS, NONCE)
+    nonce = linking.old_nonce(master, LINK, commitment)
+    linking.open_old_nonce(nonce, master, LINK, commitment)
+    for key, link, committed in (
+        (b"\x43" * 32, LINK, commitment),
+        (master, "f" * 32, commitment),
+        (master, LINK, OLD_NONCE),
+    ):
+        assert linking.old_nonce(key, link, committed) != nonce
+        with pytest.raises(WrapRejected):
+            linking.open_old_nonce(nonce, key, link, committed)

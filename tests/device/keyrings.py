@@ -60,3 +60,19 @@ class SilentKeyring(MemoryKeyring):
 
     def set_password(self, service: str, username: str, password: str) -> None:
         self.asked.wait()
+
+
+class SlowKeyring(MemoryKeyring):
+    """A keyring that answers when the person has typed its password."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def get_password(self, service: str, username: str) -> str | None:
+        if not self.answers.is_set():
+            self.asked.set()
+        self.answers.wait()
+        return super().get_password(service, username)

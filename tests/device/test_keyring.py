@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import keyring.backends.fail
@@ -26,6 +27,7 @@ from tests.device.keyrings import (
     LockedKeyring,
     MemoryKeyring,
     SilentKeyring,
+    SlowKeyring,
     WeakKeyring,
 )
 
@@ -237,3 +239,18 @@ async def test_nobody_is_asked_unless_the_person_wanted_it(home: Household) -> N
     await host.sign_in("ada", PASSWORD)
     await host.sign_out(ada.account_id)
     assert asked == []
+
+
+async def test_a_keyring_that_waits_holds_nobody_up(home: Household) -> None:
+    """While the system asks about one account, its password opens it all the same."""
+    backend = SlowKeyring()
+    ada = await home.person(background=False, keyring=kept_by(backend))
+    await ada.keyring.remember(True)
+    host = await restarted(home, home.places[0], kept_by(backend))
+    backend.answers.clear()
+    opening = asyncio.create_task(host.open_remembered())
+    assert await asyncio.to_thread(backend.asked.wait, 10)
+    opened = await asyncio.wait_for(host.sign_in("ada", PASSWORD), 30)
+    backend.answers.set()
+    assert await opening == []
+    assert host.device(ada.account_id) is opened

@@ -87,9 +87,10 @@ async def test_a_revoked_device_locks_and_keeps_what_it_had(home: Household) -> 
         host.device(phone.account_id)
     await settled(host, phone.account_id)
     assert host.accounts()[0].locked_because == "revoked"
-    assert backend.held == {}
     assert await host.open_remembered() == []
     again = await host.sign_in("ada", PASSWORD)
+    await host._open[again.account_id].tidying
+    assert backend.held == {}
     assert device_id(again) != old
     assert [view.text("title") for view in await again.list("notes")] == ["Not sent"]
     replica = operations(again).opened.book.inner().replica

@@ -44,7 +44,7 @@ from mana.device.kept import (
     keep_vault,
     open_sealed,
 )
-from mana.device.keyring import SystemKeyring, forget, open_remembered
+from mana.device.keyring import SystemKeyring, forget, open_remembered, remembered_secret
 from mana.device.links import Handover
 from mana.device.locks import locked
 from mana.device.records import RecordBook
@@ -273,28 +273,28 @@ class Accounts:
 
         return await self._open_known(self._account(account_id), unlocked)
 
-    async def unlock_remembered(self, account_id: str, keyring: SystemKeyring) -> RecordBook:
-        """Open an account that is kept here by the system's keyring, without its password.
+    async def remembered_secret(self, account_id: str, keyring: SystemKeyring) -> bytes:
+        """Return what the system's keyring holds for an account; it may ask the person.
 
         Raises NotRemembered, and KeyringUnavailable.
         """
+        async with self._looking_at(account_id) as replica:
+            return await remembered_secret(replica, keyring)
+
+    async def unlock_remembered(self, account_id: str, secret: bytes) -> RecordBook:
+        """Open an account that is kept here without its password; raise NotRemembered."""
 
         async def unlocked(
             standing: Vault, following: Vault | None, replica: Replica
         ) -> OpenedVault:
-            return await open_remembered(replica, standing, keyring)
+            return await open_remembered(replica, standing, secret)
 
         return await self._open_known(self._account(account_id), unlocked)
 
     async def forget_remembered(self, account_id: str, keyring: SystemKeyring) -> None:
         """Ask for the password of an account from now on, also where it is locked."""
-        self._account(account_id)
-        replica = Replica(self._path(account_id), guarded=self._guarded())
-        await replica.open()
-        try:
+        async with self._looking_at(account_id) as replica:
             await forget(replica, keyring)
-        finally:
-            await replica.close()
 
     async def take_link(self, handover: Handover) -> RecordBook:
         """Keep an account that another device handed over, unlocked; its password is not known.
@@ -334,6 +334,17 @@ class Accounts:
         self.forget(account_id)
 
     # Within
+
+    @contextlib.asynccontextmanager
+    async def _looking_at(self, account_id: str) -> AsyncIterator[Replica]:
+        """Lend the replica of an account, which is not opened by this."""
+        self._account(account_id)
+        replica = Replica(self._path(account_id), guarded=self._guarded())
+        await replica.open()
+        try:
+            yield replica
+        finally:
+            await replica.close()
 
     async def _begin_session(
         self, name: str, password: str, factor: FactorAnswer | None, device_name: str

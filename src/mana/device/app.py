@@ -27,12 +27,13 @@ from mana.device.accounts import Accounts, system_ms
 from mana.device.desk import Device
 from mana.device.errors import AccountKnown, Locked
 from mana.device.idling import IdleClock, auto_lock_minutes, choose_auto_lock
-from mana.device.kept import REVOKED_HERE
-from mana.device.keyring import NotRemembered, SystemKeyring, forget, tidy
+from mana.device.kept import REMEMBERED, REVOKED_HERE
+from mana.device.keyring import NotRemembered, SystemKeyring, tidy
 from mana.device.links import Handover, PendingLink, begin_link
 from mana.device.opened import Opened
 from mana.device.operations import Operations, runner_lock
 from mana.device.records import RecordBook
+from mana.device.replica import Tx
 from mana.device.runner import TIMEOUT_S
 from mana.device.settings import DeviceSettings
 from mana.domain.cadences import zone as require_zone
@@ -314,13 +315,17 @@ class DeviceHost:
         one of them should have opened and no keyring answers.
         """
         opened = []
-        async with self._changing:
-            for known in self._accounts.known():
-                if known.account_id in self._open:
-                    continue
-                await self._locked(known.account_id)
-                with contextlib.suppress(NotRemembered):
-                    book = await self._accounts.unlock_remembered(known.account_id, self._keyring)
+        for known in self._accounts.known():
+            if known.account_id in self._open:
+                continue
+            with contextlib.suppress(NotRemembered, NotFound):
+                # The keyring may ask the person: nobody else waits for that.
+                secret = await self._accounts.remembered_secret(known.account_id, self._keyring)
+                async with self._changing:
+                    await self._locked(known.account_id)
+                    if known.account_id in self._open:
+                        continue
+                    book = await self._accounts.unlock_remembered(known.account_id, secret)
                     device, _ = self._wire(book)
                     opened.append(await self._begin(device, book))
         return opened
@@ -474,9 +479,7 @@ class DeviceHost:
         await asyncio.gather(found.tidying, return_exceptions=True)
         try:
             if because == REVOKED:
-                replica = found.book.inner().replica
-                await replica.write(lambda tx: tx.set_meta(REVOKED_HERE, "1"))
-                await forget(replica, self._keyring)
+                await found.book.inner().replica.write(_note_revoked)
             await found.device.close()
         finally:
             await found.book.lock()
@@ -551,6 +554,12 @@ class DeviceHost:
         now = time.monotonic()
         for token in [token for token, ends in self._tokens.items() if ends <= now]:
             del self._tokens[token]
+
+
+def _note_revoked(tx: Tx) -> None:
+    """Keep that this device was revoked; the password is asked for from now on."""
+    tx.set_meta(REVOKED_HERE, "1")
+    tx.set_meta(REMEMBERED, None)
 
 
 async def _begin_session(book: RecordBook, factor: FactorAnswer) -> None:

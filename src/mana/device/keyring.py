@@ -197,18 +197,23 @@ async def tidy(replica: Replica, keyring: SystemKeyring) -> None:
     await replica.write(work)
 
 
-async def open_remembered(replica: Replica, wire: Vault, keyring: SystemKeyring) -> OpenedVault:
-    """Open the vault of a replica without its password, and so without its login key.
-
-    Raises NotRemembered, and KeyringUnavailable.
-    """
+async def remembered_secret(replica: Replica, keyring: SystemKeyring) -> bytes:
+    """Return the keyring's half; raise NotRemembered and KeyringUnavailable."""
     kept = await replica.read(lambda tx: tx.meta(REMEMBERED))
     if kept is None:
         raise NotRemembered("this account opens with its password")
-    slot, _, sealed = kept.partition(" ")
-    secret = await keyring.read(slot)
+    secret = await keyring.read(kept.partition(" ")[0])
     if secret is None:
         raise NotRemembered("the system's keyring no longer holds the secret of this account")
+    return secret
+
+
+async def open_remembered(replica: Replica, wire: Vault, secret: bytes) -> OpenedVault:
+    """Open the vault of a replica without its password, and so without its login key.
+
+    Raises NotRemembered if the secret is not the one that belongs to it.
+    """
+    slot, _, sealed = (await replica.read(lambda tx: tx.meta(REMEMBERED)) or "").partition(" ")
     try:
         master_key = open_secret(secret, sealed, "keyring", wire.account_id, slot)
     except CryptoFailed:
