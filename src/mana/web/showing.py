@@ -78,6 +78,7 @@ _STATES: Final = {
     "missed": "missed",
     "revoked": "revoked",
     "stale": "no longer fits",
+    "unverified": "not verified",
     "open": "open",
     "accepted": "accepted",
     "joined": "joined",
