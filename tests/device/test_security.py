@@ -25,7 +25,7 @@ from mana.protocol.errors import (
     VaultMoved,
     ZeroKnowledgeActive,
 )
-from mana.protocol.messages import MasterProof, NewFactor, VaultChange
+from mana.protocol.messages import Formers, MasterProof, NewFactor, VaultChange
 from mana.testing.accounts import PASSWORD
 from mana.testing.postgres import Database
 from tests.device import shared
@@ -332,6 +332,31 @@ async def test_another_identity_is_followed_without_the_password(rig: Rig) -> No
     await guard.rotate_identity()
     await there.lock()
     await (await other.sign_in()).sync_now()
+
+
+async def test_a_former_identity_goes_when_nothing_names_it(rig: Rig) -> None:
+    """Once all spaces have followed, the former identity is dropped, here and on other devices,
+    and everything stays open, after a restart and for a new device too."""
+    machine, other, third = rig.machine(), rig.machine(), rig.machine()
+    book, there = await machine.sign_up(), await other.sign_in()
+    guard = security(book, machine)
+    team = await shared.found(book, now_ms=machine.clock.now_ms)
+    await note(team, "s1", title="shared")
+    await book.sync_now()
+    assert not await guard.let_go()
+    await guard.rotate_identity()
+    assert not await guard.let_go(), "every log still names it"
+    await book.sync_now()
+    assert await guard.let_go()
+    assert standing(book).formers == Formers()
+    await there.sync_now()
+    assert len(there.inner().vault.identities) == 1
+    await book.lock()
+    await there.lock()
+    for one in (machine, other, third):
+        found = await one.sign_in()
+        await found.sync_now()
+        assert await titles(found.in_space(team.space)) == {"s1": "shared"}
 
 
 async def test_what_needs_no_password_is_followed_at_once(rig: Rig) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
@@ -15,10 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mana.crypto.identity import PrivateIdentity
+from mana.crypto.keys import SpaceKeyName, private_key, wrap_space_key
 from mana.crypto.passwords import PasswordKeys
 from mana.crypto.primitives import b64
 from mana.crypto.vaults import VaultStatement, new_challenge, sign_statement
-from mana.device.vault import VaultKeys, new_account, new_kdf, open_with_master
+from mana.device.errors import PrivateKeyMissing
+from mana.device.vault import (
+    OpenedVault,
+    VaultKeys,
+    found_space,
+    new_account,
+    new_kdf,
+    open_with_master,
+)
 from mana.device.vaults import (
     STANDARD,
     ZERO_KNOWLEDGE,
@@ -33,7 +44,8 @@ from mana.device.vaults import (
     statement_of,
 )
 from mana.domain.errors import Invalid
-from mana.protocol.messages import Formers, SignedStatement, Vault
+from mana.domain.ids import AccountId
+from mana.protocol.messages import Formers, KeyWrap, SignedStatement, SpaceInfo, Vault
 from mana.protocol.replication import HubDistrusted
 from mana.testing.accounts import CHEAP, PASSWORD
 from mana.testing.postgres import Database
@@ -283,8 +295,61 @@ def test_what_a_change_needs_is_asked_for() -> None:
         prepare(vault, keys, Wish(mode=ZERO_KNOWLEDGE), now_ms=START_MS)
     many = msgspec.structs.replace(vault, formers=Formers())
     full = VaultKeys(keys.mode, keys.master_key, keys.identity, None, (os.urandom(32),) * 16)
+    more = Wish(master=True, unlock_key=os.urandom(32))
     with pytest.raises(FormersFull):
-        prepare(many, full, Wish(master=True, unlock_key=os.urandom(32)), now_ms=START_MS)
+        prepare(many, full, more, now_ms=START_MS)
+    made = prepare(many, full, replace(more, spares_master=True), now_ms=START_MS)
+    assert len(made.vault.formers.masters) == len(made.keys.former_masters) == 16
+    assert made.keys.former_masters[0] == keys.master_key
+
+
+def test_a_former_master_key_brings_no_private_key_back() -> None:
+    """Whoever knows a former master key, as the hub does after the switch to zero-knowledge mode,
+    cannot have anything sealed under a key that it gives; what is there is read with it."""
+    before, after = os.urandom(32), os.urandom(32)
+    identity = PrivateIdentity.generate(str(uuid.uuid4()))
+    info, _ = found_space(identity, before, "team", now_ms=START_MS)
+    space_id = info.space_id
+
+    def vault() -> OpenedVault:
+        return OpenedVault(
+            account_id=AccountId(identity.account_id),
+            login="ada",
+            mode=ZERO_KNOWLEDGE,
+            login_key=None,
+            master_key=after,
+            identity=identity,
+            former_masters=[before],
+        )
+
+    def wrap(master_key: bytes, version: int) -> KeyWrap:
+        name = SpaceKeyName("p", space_id, version, identity.account_id)
+        key = private_key(master_key, space_id, version)
+        wrapped = wrap_space_key(key, identity.public().hpke_key, name)
+        return KeyWrap(kind="p", version=version, wrapped=wrapped)
+
+    def given(*wraps: KeyWrap) -> SpaceInfo:
+        return msgspec.structs.replace(info, wraps=[*info.wraps, *wraps])
+
+    opened = vault()
+    space = opened.take_space(info)
+    assert (space.owes_private_key, set(space.private_keys)) == (True, {1})
+    with pytest.raises(PrivateKeyMissing):
+        _ = space.private_version
+    assert opened.new_private_key(space_id).version == 2
+    later = opened.take_space(given(wrap(before, 2)))
+    assert later.owes_private_key
+    assert vault().take_space(given(wrap(after, 2))).private_version == 2
+    for forged in (
+        [wrap(after, 2), wrap(before, 3)],
+        [wrap(after, 2), wrap(os.urandom(32), 3)],
+        [wrap(os.urandom(32), 2)],
+    ):
+        with pytest.raises(HubDistrusted):
+            vault().take_space(given(*forged))
+    unknown = msgspec.structs.replace(info, wraps=[info.wraps[0], wrap(os.urandom(32), 1)])
+    with pytest.raises(HubDistrusted):
+        vault().take_space(unknown)
 
 
 # Against a hub that lies

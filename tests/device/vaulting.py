@@ -6,7 +6,6 @@ from mana.device.opened import Opened
 from mana.device.records import RecordBook
 from mana.device.security import Rotating, Security
 from mana.device.spaces import Spaces
-from mana.device.views import RotationView
 from mana.models.rules import Rules
 from mana.protocol.messages import Vault
 from tests.device.rig import CATALOGUE, Machine, write
@@ -23,8 +22,10 @@ def security(book: RecordBook, machine: Machine) -> Security:
         now_ms=machine.clock,
         new_id=book.new_id,
     )
-    book.inner().syncer.after_spaces = Spaces(opened).after_spaces
-    return Security(opened, Rotating(_no_views, _no_rotation))
+    spaces = Spaces(opened)
+    book.inner().syncer.after_spaces = spaces.after_spaces
+    rotation = spaces.rotation
+    return Security(opened, Rotating(rotation.views, rotation.rotate_space, rotation.counted))
 
 
 async def private_note(book: RecordBook, record_id: str, title: str) -> None:
@@ -35,11 +36,3 @@ async def private_note(book: RecordBook, record_id: str, title: str) -> None:
 def standing(book: RecordBook) -> Vault:
     """Return the vault as this book's device holds it."""
     return book.inner().keeper.standing
-
-
-async def _no_views() -> list[RotationView]:
-    return []
-
-
-async def _no_rotation(space_id: str) -> None:
-    raise AssertionError("no space is rotated here")

@@ -25,6 +25,7 @@ from mana.device.missions import Missions
 from mana.device.notices import Notices
 from mana.device.opened import Opened
 from mana.device.resealing import Resealing
+from mana.device.rotation import Rotation
 from mana.device.run_ledger import RunLedger
 from mana.device.runner import EXPIRE_S, TICK_S, TIMEOUT_S, Runner
 from mana.device.security import Rotating, Security
@@ -259,6 +260,7 @@ class Operations:
             while await self.resealing.once():
                 pass
             await self.spaces.rotation.retire()
+            await self.security.let_go()
         except Locked:
             raise
         except ManaError as error:
@@ -278,6 +280,10 @@ class Operations:
         self.notices.say(notice)
 
 
+def _rotating(rotation: Rotation) -> Rotating:
+    return Rotating(rotation.views, rotation.rotate_space, rotation.counted)
+
+
 def _shared(opened: Opened, timeout_s: float) -> _Shared:
     notices, news, ledger = Notices(), HubNews(opened), RunLedger(opened)
     spaces = Spaces(opened, say=notices.say)
@@ -288,7 +294,7 @@ def _shared(opened: Opened, timeout_s: float) -> _Shared:
         ledger=ledger,
         memory=Memory(),
         spaces=spaces,
-        security=Security(opened, Rotating(spaces.rotation.views, spaces.rotation.rotate_space)),
+        security=Security(opened, _rotating(spaces.rotation)),
         conflicts=Conflicts(opened.book),
         resealing=spaces.resealing,
         links=Links(opened),

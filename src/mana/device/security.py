@@ -26,9 +26,17 @@ from mana.device.keeper import VaultKeeper
 from mana.device.keyring import is_remembered
 from mana.device.opened import Opened
 from mana.device.qr import qr_svg
+from mana.device.rotation import Counted
 from mana.device.sessions import is_certified
 from mana.device.vault import UNLOCK_KEY_ID, OpenedVault, derive, new_kdf
-from mana.device.vaults import STANDARD, ZERO_KNOWLEDGE, NewPassword, Wish
+from mana.device.vaults import (
+    FORMERS_MAX,
+    STANDARD,
+    ZERO_KNOWLEDGE,
+    NewPassword,
+    Wish,
+    signing_key,
+)
 from mana.device.views import RotationView
 from mana.domain.errors import CryptoFailed, Invalid, ManaError
 from mana.protocol.errors import RecoveryWrapMissing
@@ -82,10 +90,11 @@ class SecurityStatus:
 
 @dataclass(frozen=True, slots=True)
 class Rotating:
-    """How spaces follow new keys, and how one gets a new key."""
+    """How spaces follow new keys, what still counts on older ones, and how one gets a new key."""
 
     views: Callable[[], Awaitable[list[RotationView]]]
     rotate_space: Callable[[str], Awaitable[None]]
+    counted: Callable[[], Awaitable[Counted]]
 
 
 class Security:
@@ -147,8 +156,12 @@ class Security:
         """Draw another master key; the recovery code is another too. Raises WrongPassword."""
 
         async def wish(standing: Vault) -> Wish:
-            unlock_key = await self._unlock_key(standing, password)
-            return Wish(master=True, code=True, unlock_key=unlock_key)
+            return Wish(
+                master=True,
+                code=True,
+                unlock_key=await self._unlock_key(standing, password),
+                spares_master=await self._spares_master(standing),
+            )
 
         return await self._change_with_code(wish)
 
@@ -195,6 +208,17 @@ class Security:
         """Return how far spaces and records have followed new keys."""
         return await self._rotating.views()
 
+    async def let_go(self) -> bool:
+        """Drop the former identities on which nothing counts any more; say whether one was."""
+        former = {signing_key(one) for one in self._vault.keys.former_identities}
+        if not former:
+            return False
+        counted = await self._rotating.counted()
+        if former <= counted.identities:
+            return False
+        await self._keeper.change(_wish(Wish(still_named=counted.identities)))
+        return True
+
     async def events(
         self, before: str | None = None, limit: int = 50
     ) -> builtins.list[SecurityEvent]:
@@ -237,6 +261,7 @@ class Security:
                 grants=False,
                 unlock_key=await self._unlock_key(standing, password),
                 devices=await self._devices(),
+                spares_master=await self._spares_master(standing),
             )
 
         return wish
@@ -275,6 +300,15 @@ class Security:
         except WrapRejected:
             raise WrongPassword("the password does not open this account") from None
         return keys.unlock_key
+
+    async def _spares_master(self, standing: Vault) -> bool:
+        """Say whether the oldest former master key may go: there is no room, and no use for it.
+
+        Otherwise all of them stay, because a device that was away for long follows by them.
+        """
+        if len(standing.formers.masters) < FORMERS_MAX:
+            return False
+        return not (await self._rotating.counted()).masters
 
     async def _devices(self) -> list[DeviceCertificate]:
         """Return the devices of the account that count: certified by it, and not revoked."""

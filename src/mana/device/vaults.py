@@ -234,6 +234,8 @@ class Wish:
 
     `unlock_key`: that of the password as it is, for another master key. `code`: a new recovery
     code, or none any more. `devices`: the account's devices that count, for another identity.
+    `still_named`: signing keys of the former identities on which something counts; others go.
+    `spares_master`: the oldest former master key may go where there is no room for another.
     """
 
     password: NewPassword | None = None
@@ -244,6 +246,8 @@ class Wish:
     mode: str | None = None
     grants: bool | None = None
     devices: Sequence[DeviceCertificate] = ()
+    still_named: frozenset[str] | None = None
+    spares_master: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +339,11 @@ def prepare(
     return Prepared(change, vault, after, secret)
 
 
+def signing_key(identity: PrivateIdentity) -> str:
+    """Return the public signing key by which logs name an identity (base64)."""
+    return b64(identity.signing_key.public().to_bytes())
+
+
 def certified_anew(certificate: DeviceCertificate, identity: PrivateIdentity) -> DeviceCertificate:
     """Return the certificate of a device by another identity; the same each time it is made."""
     made = certify_device(
@@ -351,17 +360,21 @@ def _next_keys(keys: VaultKeys, wish: Wish, account_id: str, random: Random) -> 
     after = replace(keys, mode=wish.mode or keys.mode)
     if wish.password is not None:
         after = replace(after, login_key=wish.password.keys.login_key)
+    if wish.still_named is not None:
+        named = [one for one in keys.former_identities if signing_key(one) in wish.still_named]
+        after = replace(after, former_identities=tuple(named))
     if wish.master:
+        room = FORMERS_MAX - 1 if wish.spares_master else FORMERS_MAX
         after = replace(
             after,
             master_key=new_key(random=random),
-            former_masters=(keys.master_key, *keys.former_masters),
+            former_masters=(keys.master_key, *keys.former_masters[:room]),
         )
     if wish.identity:
         after = replace(
             after,
             identity=PrivateIdentity.generate(account_id, random=random),
-            former_identities=(keys.identity, *keys.former_identities),
+            former_identities=(keys.identity, *after.former_identities),
         )
     if max(len(after.former_masters), len(after.former_identities)) > FORMERS_MAX:
         raise FormersFull("no more former keys can be kept")
@@ -395,7 +408,8 @@ def _formers(
 ) -> Formers:
     """Return what came before, sealed under the master key that comes."""
     if not wish.master:
-        identities = list(standing.formers.identities)
+        named = {signing_key(one) for one in after.former_identities}
+        identities = [one for one in standing.formers.identities if one.signing_key in named]
         if wish.identity:
             identities.insert(0, _former_identity(keys.identity, standing.identity.sealed_private))
         return Formers(masters=standing.formers.masters, identities=identities)
