@@ -143,6 +143,25 @@ async def test_demo_is_seeded_once_and_removed(home: Household) -> None:
     await place.host.remove_demo()
 
 
+async def test_a_lost_password_is_set_anew_by_the_code(home: Household) -> None:
+    """The recovery code opens an account here and elsewhere; what stood open is opened anew."""
+    ada = await home.person(background=False)
+    host = home.places[0].host
+    await ada.create("notes", {"title": "One"})
+    await ada.sync_now()
+    kit = await ada.security.new_recovery_code()
+    again = await host.recover("ada", kit.code, "a second password")
+    assert again is not ada
+    with pytest.raises(Locked):
+        await ada.list("notes")
+    assert [view.text("title") for view in await again.list("notes")] == ["One"]
+    other = home.place(background=False).host
+    there = await other.recover("ada", kit.code, "a third password")
+    assert [view.text("title") for view in await there.list("notes")] == ["One"]
+    await other.lock(there.account_id)
+    assert await other.sign_in("ada", "a third password")
+
+
 async def test_other_modes_are_refused_until_they_exist(home: Household) -> None:
     """Nobody gets a weaker account than the one that they asked for."""
     with pytest.raises(Invalid):
