@@ -283,6 +283,22 @@ def _runner_bundle(publicPem: str) -> dict[str, str]:
     return {"keyId": bundle.key_id(), "fingerprint": bundle.fingerprint()}
 
 
+def _succession(beforePem: str, afterPem: str) -> dict[str, str]:
+    before = runners.RunnerPrivateKey.from_pem(beforePem)
+    after = runners.RunnerPublicKey.from_pem(afterPem)
+    word = runners.name_successor(before, after)
+    assert runners.succession_from(after, [word]) == (after, before.public())
+    return {"keyId": word.key.key_id(), "signature": b64(word.signature)}
+
+
+def _grant_ended(key: str, header: dict[str, Any]) -> str:
+    signing, raw_header = signatures.SigningKey(raw(key)), canonical_json(header)
+    grant_id = header["grantId"]
+    word = grants.end_grant(signing, grant_id, raw_header)
+    grants.verify_grant_ended(grant_id, raw_header, word, device=signing.public())
+    return b64(word)
+
+
 def _unwrap_space_key(privateKey: str, wrapped: str, name: dict[str, Any]) -> str:
     recipient = hpke.HpkePrivateKey(raw(privateKey))
     return keys.unwrap_space_key(wrapped, recipient, keys.SpaceKeyName(**name)).hex()
@@ -489,6 +505,8 @@ OPERATIONS: dict[str, Operation] = {
     "audit-hash": lambda previous, row: signatures.audit_hash(previous, row),
     "identity": _identity,
     "runner-bundle": _runner_bundle,
+    "runner-succession": _succession,
+    "grant-ended": _grant_ended,
     "grant-seal": _seal_grant,
     "grant-open": _open_grant,
 }
@@ -939,6 +957,11 @@ CASES: dict[str, list[Case]] = {
     "grants.json": [
         ("the header's bytes", "grant-header", {"header": HEADER}),
         (
+            "the word that a grant has ended",
+            "grant-ended",
+            {"key": repeated(0x78), "header": HEADER},
+        ),
+        (
             "mission data key and sealed keys",
             "grant-seal",
             {
@@ -1026,7 +1049,7 @@ def drawn_once() -> dict[str, list[Callable[[], Case]]]:
     return {
         "hpke.json": [lambda: _space_case("s"), lambda: _space_case("p")],
         "grants.json": [lambda: _grant_case(hpke.SUITE), lambda: _grant_case(rsa.SUITE)],
-        "runners.json": [_runner_case],
+        "runners.json": [_runner_case, _succession_case],
     }
 
 
@@ -1072,6 +1095,12 @@ def _grant_case(suite: str) -> Case:
 def _runner_case() -> Case:
     bundle = runners.RunnerPrivateKey.generate().public()
     return ("a runner's bundle", "runner-bundle", {"publicPem": bundle.to_pem()})
+
+
+def _succession_case() -> Case:
+    before, after = (runners.RunnerPrivateKey.generate() for _ in range(2))
+    inputs = {"beforePem": before.to_pem(), "afterPem": after.public().to_pem()}
+    return ("a runner's key names the one after it", "runner-succession", inputs)
 
 
 def load(name: str) -> list[dict[str, Any]]:
