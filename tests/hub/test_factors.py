@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -17,7 +19,7 @@ from mana.hub.factors.passkeys import RelyingParty
 from mana.hub.settings import HubSettings
 from mana.protocol.errors import TwoFactorFailed
 from mana.protocol.messages import FactorSetup, Tokens
-from mana.testing.postgres import Database, database_text
+from mana.testing.postgres import Database, connected, database_text
 from tests.hub.authenticator import Authenticator
 from tests.hub.client import Person, served_hub
 from tests.hub.proofs import proof
@@ -97,6 +99,19 @@ async def later(person: Person) -> None:
     body = {"refreshToken": person.tokens.refresh_token}
     answer = await person.served.call("POST", "/api/v1/auth/refresh", body)
     person.tokens = msgspec.json.decode(answer.content, type=Tokens)
+
+
+@contextlib.asynccontextmanager
+async def together(database: Database, number: int) -> AsyncIterator[None]:
+    """Hold back the last step of log-ins until so many have come to it; then let them all go."""
+    async with connected(database.owner_url) as owner, owner.transaction():
+        await owner.execute("select from mana.second_factors for update")
+        yield
+        async with asyncio.timeout(20):
+            held = 0
+            while held < number:
+                await asyncio.sleep(0.01)
+                held = await owner.fetchval("select count(*) from pg_locks where not granted")
 
 
 async def lines(person: Person) -> list[tuple[str, bool]]:
@@ -189,8 +204,10 @@ async def test_one_code_for_one_log_in(database: Database) -> None:
         ada = await served.sign_up("ada")
         setup = await with_totp(ada)
         typed = codes_of(setup, ada)
-        answers = await asyncio.gather(*(log_in(ada, {"totp": typed}) for _ in range(4)))
-        assert sorted(code(one) for one in answers) == ["200", *["401 TWO_FACTOR_FAILED"] * 3]
+        async with together(database, 3):
+            tasks = [asyncio.create_task(log_in(ada, {"totp": typed})) for _ in range(3)]
+        answers = await asyncio.gather(*tasks)
+        assert sorted(code(one) for one in answers) == ["200", *["401 TWO_FACTOR_FAILED"] * 2]
 
 
 @pytest.mark.postgres
@@ -386,7 +403,9 @@ async def test_two_at_once_with_one_counter(database: Database) -> None:
         await with_passkey(ada, passkey)
         passkey.count = 3
         signed = [passkey.sign_as_counted(await options_of(ada)) for _ in range(2)]
-        answers = await asyncio.gather(*(log_in(ada, {"passkey": one}) for one in signed))
+        async with together(database, 2):
+            tasks = [asyncio.create_task(log_in(ada, {"passkey": one})) for one in signed]
+        answers = await asyncio.gather(*tasks)
         assert sorted(code(one) for one in answers) == ["200", "401 TWO_FACTOR_FAILED"]
 
 
