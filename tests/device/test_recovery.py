@@ -15,10 +15,11 @@ from mana.device.errors import Offline, WrongPassword
 from mana.device.records import RecordBook
 from mana.domain.errors import Invalid, ManaError
 from mana.hub.app import operator
-from mana.protocol.errors import InvalidCredentials
+from mana.protocol.errors import InvalidCredentials, VaultMoved
 from mana.protocol.replication import HubDistrusted
 from mana.testing.accounts import PASSWORD
 from mana.testing.postgres import Database
+from tests.device.household import household
 from tests.device.rig import Machine, Rig, note, rig_on, titles
 from tests.device.vaulting import security, standing
 
@@ -151,6 +152,31 @@ async def test_a_reset_opens_the_account_that_is_here(rig: Rig) -> None:
     machine.books.append(found)
     assert (await found.sync_now()).waiting == 0
     assert await titles(found) == {"n1": "waited"}
+
+
+async def test_an_account_that_is_open_takes_the_new_password(database: Database) -> None:
+    """Signing in where the account stands open: a password that was set on another device is
+    taken, one that is none is not, and after another master key the one in force leads on."""
+    async with household(database) as home:
+        ada, there = await home.person(), await home.second()
+        host = home.places[1].host
+        await ada.security.change_password(PASSWORD, NEW)
+        await there.create("notes", {"title": "waited"})
+        with pytest.raises(WrongPassword):
+            await host.sign_in("ada", "not the password")
+        home.places[1].wire.is_cut = True
+        with pytest.raises(WrongPassword):
+            await host.sign_in("ada", NEW)
+        home.places[1].wire.is_cut = False
+        assert await host.sign_in("ada", NEW) is there
+        assert (await there.sync_now()).waiting == 0
+        await ada.security.rotate_master(NEW)
+        with pytest.raises(VaultMoved):
+            await there.sync_now()
+        assert await host.sign_in("ada", NEW) is there
+        await there.sync_now()
+        await ada.sync_now()
+        assert [view.text("title") for view in await ada.list("notes")] == ["waited"]
 
 
 @pytest.mark.parametrize("lie", ["key", "wrap", "id", "none"])

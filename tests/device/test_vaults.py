@@ -293,6 +293,10 @@ def test_what_a_change_needs_is_asked_for() -> None:
         prepare(vault, keys, Wish(master=True), now_ms=START_MS)
     with pytest.raises(Invalid):
         prepare(vault, keys, Wish(mode=ZERO_KNOWLEDGE), now_ms=START_MS)
+    coded = prepare(vault, keys, Wish(code=True), now_ms=START_MS)
+    alone = Wish(master=True, unlock_key=os.urandom(32))
+    bare = prepare(coded.vault, coded.keys, alone, now_ms=START_MS)
+    assert bare.vault.recovery is None, "the code before wraps the master key before"
     many = msgspec.structs.replace(vault, formers=Formers())
     full = VaultKeys(keys.mode, keys.master_key, keys.identity, None, (os.urandom(32),) * 16)
     more = Wish(master=True, unlock_key=os.urandom(32))

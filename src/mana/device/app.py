@@ -25,7 +25,7 @@ import httpx
 from mana.device import seeds
 from mana.device.accounts import Accounts, system_ms
 from mana.device.desk import Device
-from mana.device.errors import AccountKnown, Locked
+from mana.device.errors import AccountKnown, Locked, Offline, WrongPassword
 from mana.device.idling import IdleClock, auto_lock_minutes, choose_auto_lock
 from mana.device.kept import REMEMBERED, REVOKED_HERE
 from mana.device.keyring import NotRemembered, SystemKeyring, tidy
@@ -206,14 +206,7 @@ class DeviceHost:
             found = self._open.get(known.account_id) if known is not None else None
             if known is not None and found is not None:
                 # Already open: the password is still asked, because somebody else may be asking.
-                checked = await self._accounts.unlock(known.account_id, password)
-                login_key = checked.inner().vault.login_key
-                await checked.lock()
-                if login_key is not None:
-                    vault = found.book.inner().vault
-                    vault.adopt(replace(vault.keys, login_key=login_key))
-                if factor is not None:
-                    await _begin_session(found.book, factor)
+                await self._ask_again(found.book, password, factor)
                 self.person_here(known.account_id)
                 return found.device
             book = await self._accounts.sign_in(login, password, factor=factor)
@@ -225,6 +218,30 @@ class DeviceHost:
             except BaseException:
                 await book.lock()
                 raise
+
+    async def _ask_again(
+        self, book: RecordBook, password: str, factor: FactorAnswer | None
+    ) -> None:
+        """Take the password of an account that is open, also one that was set elsewhere."""
+        try:
+            checked = await self._accounts.unlock(book.account_id, password)
+        except WrongPassword as error:
+            try:
+                await book.inner().keeper.follow(password, factor=factor)
+            except Offline:
+                raise error from None
+            return
+        typed = checked.inner().vault.typed
+        login_key = checked.inner().vault.login_key
+        await checked.lock()
+        vault = book.inner().vault
+        if login_key is not None:
+            vault.adopt(replace(vault.keys, login_key=login_key))
+        if factor is not None:
+            await _begin_session(book, factor)
+        # If the master key is another by now, the next sync follows with what was typed.
+        vault.typed = typed
+        book.inner().syncer.spaces_moved()
 
     async def recover(self, login: str, code: str, new_password: str) -> Device:
         """Open an account by its recovery code, here or anew, with a new password from now on.
