@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import functools
 import re
 
+from tests.docs.naming import NAMED, missing_tests
 from tests.docs.test_pages import ROOT
 
 PAGE = (ROOT / "docs" / "weaknesses.md").read_text("utf-8")
-NAMED = re.compile(r"`(tests/[a-z_/]+\.py)::(test_[a-z0-9_]+)`")
 ROW = re.compile(r"^\| ([SCKB]\d+) \| (.+) \| (.+) \|$", re.MULTILINE)
 KNOWN = [
     *(f"S{number}" for number in range(1, 16)),
@@ -17,15 +15,6 @@ KNOWN = [
     *(f"K{number}" for number in range(1, 12)),
     *(f"B{number}" for number in range(1, 8)),
 ]
-
-
-@functools.cache
-def names_in(path: str) -> set[str]:
-    """Return the names of the tests of a file."""
-    tree = ast.parse((ROOT / path).read_text("utf-8"))
-    return {
-        node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
 
 
 def test_every_weakness_has_a_line() -> None:
@@ -36,14 +25,8 @@ def test_every_weakness_has_a_line() -> None:
 
 def test_named_tests_exist() -> None:
     """The page names no test that is not there; a test that goes or is renamed fails here."""
-    named = NAMED.findall(PAGE)
-    assert len(named) == PAGE.count("::") > 60
-    missing = sorted(
-        f"{path}::{name}"
-        for path, name in set(named)
-        if not (ROOT / path).is_file() or name not in names_in(path)
-    )
-    assert missing == []
+    assert len(NAMED.findall(PAGE)) == PAGE.count("::") > 60
+    assert missing_tests(PAGE) == []
 
 
 def test_named_tests_promise_something() -> None:
