@@ -501,6 +501,31 @@ async def test_the_log_tells(database: Database) -> None:
 
 
 @pytest.mark.postgres
+async def test_the_log_tells_how_sessions_end(database: Database) -> None:
+    """A log-out, a refresh token that two had, and a revoked device that asks are in the log."""
+    async with served_hub(database) as served:
+        ada = await served.sign_up("ada")
+        there, copied = await another(ada), await another(ada)
+        assert code(await there.call("POST", "/api/v1/auth/logout")) == "204"
+        assert await refresh(copied) == "200"
+        served.clock.now_ms += MINUTE
+        assert await refresh(copied) == "401 SESSION_ENDED"
+        found = (await events(ada)).events
+        ended = [
+            (one.session_id, one.ok, one.detail) for one in found if one.action == "session-ended"
+        ]
+        assert ended == [(copied.session_id, False, "reused"), (there.session_id, True, "log-out")]
+        _, device_id = await with_device(ada)
+        assert await revoked(ada, device_id) == "204"
+        fresh = await another(ada)
+        certificates = (await ada.call("GET", "/api/v1/me/devices")).json()["devices"]
+        certificate = next(one for one in certificates if one["deviceId"] == device_id)
+        answer = await fresh.call("POST", "/api/v1/me/devices", certificate)
+        assert code(answer) == "401 DEVICE_REVOKED"
+        assert (await lines(ada))[0] == ("device-added", False)
+
+
+@pytest.mark.postgres
 @pytest.mark.parametrize("limit", [1, 2, 3, 50])
 async def test_pages_hold_every_line_once(database: Database, limit: int) -> None:
     """Page by page the log shows every line once, in whatever milliseconds they were written."""

@@ -20,7 +20,7 @@ from mana.crypto.passwords import KdfParameters as Kdf
 from mana.crypto.primitives import KEY_BYTES, b64, mac
 from mana.domain.clock import iso_ms
 from mana.domain.encoding import length_prefixed
-from mana.domain.errors import CryptoFailed, Forbidden, ManaError
+from mana.domain.errors import Forbidden, ManaError
 from mana.domain.ids import AccountId
 from mana.hub.accounts.founding import check_sign_up, key_bytes, login_name
 from mana.hub.accounts.store import AccountStore, NewSession, hash_of, new_token
@@ -235,17 +235,8 @@ class AccountService:
         self, session: Session, certificate: DeviceCertificate
     ) -> DeviceCertificate:
         """Register a device that the account's identity certified."""
-        try:
+        async with self._log.refusals(session, "device-added"):
             await self._store.add_device(session, certificate, now_ms=self._now_ms())
-        except (CryptoFailed, Forbidden) as error:
-            await self._log.note(
-                session.account,
-                "device-added",
-                ok=False,
-                session_id=session.session_id,
-                detail=error.code,
-            )
-            raise
         return certificate
 
     async def delete(self, tenant: Tenant, request: DeleteAccountRequest) -> None:

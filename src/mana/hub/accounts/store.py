@@ -279,7 +279,10 @@ class AccountStore:
     async def end_session(self, tenant: Tenant, session_id: str, *, now_ms: int) -> None:
         """End a session of the account; one that has ended stays so."""
         async with self._tenancy.transaction(tenant) as tx:
-            await tx.execute(Q["end_session"], session_id, moment(now_ms))
+            if await tx.execute(Q["end_session"], session_id, moment(now_ms)):
+                await write_event(
+                    tx, "session-ended", session_id=session_id, detail="log-out", now_ms=now_ms
+                )
 
     async def add_invite(
         self, tenant: Tenant, invite_hash: bytes, *, now_ms: int, life_ms: int

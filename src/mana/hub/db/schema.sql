@@ -236,6 +236,8 @@ begin
       select from mana.refresh_tokens t where t.parent_hash = p_old and t.used_at is not null)
     then
       update mana.sessions s set ended_at = p_now where s.session_id = held.session_id;
+      insert into mana.security_events (account_id, at, action, ok, session_id, detail)
+        values (held.account_id, p_now, 'session-ended', false, held.session_id, 'reused');
       return query select 'reused', null::text, null::text;
       return;
     end if;

@@ -358,7 +358,8 @@ begin
 end
 $$;
 
--- As before; it notes when the session was seen, and tells of a device that was revoked.
+-- As before; it notes when the session was seen, writes down a token that was used twice, and
+-- tells of a device that was revoked.
 create or replace function mana.rotate_token(
   p_old bytea, p_new bytea, p_now timestamptz, p_grace interval, p_life interval)
   returns table (outcome text, account_id text, session_id text)
@@ -396,6 +397,8 @@ begin
       select from mana.refresh_tokens t where t.parent_hash = p_old and t.used_at is not null)
     then
       update mana.sessions s set ended_at = p_now where s.session_id = held.session_id;
+      insert into mana.security_events (account_id, at, action, ok, session_id, detail)
+        values (held.account_id, p_now, 'session-ended', false, held.session_id, 'reused');
       return query select 'reused', null::text, null::text;
       return;
     end if;
