@@ -688,7 +688,7 @@ async def test_old_statements_cannot_be_changed(database: Database, tenancy: Ten
 )
 async def test_grants_end_with_the_switch(database: Database, wish: dict[str, Any]) -> None:
     """Switching grants off ends every grant of the account, the one that is being made too: its
-    sealed keys are erased and its missions wait; another change of the vault ends none."""
+    sealed keys are erased, its missions wait and nothing of them is queued; another change of the vault ends none."""
     async with world(database) as made:
         await made.agent()
         await made.note("note-1")
@@ -698,6 +698,7 @@ async def test_grants_end_with_the_switch(database: Database, wish: dict[str, An
         await ada.changed(code=True)
         before = (await made.ada.call("GET", "/api/v1/me/ai-mission-grants")).json()["grants"]
         assert [one["state"] for one in before] == ["active"]
+        await made.run_now()
         pending = await made.header()
         await ada.changed(**wish)
         after = (await made.ada.call("GET", "/api/v1/me/ai-mission-grants")).json()["grants"]
@@ -709,7 +710,11 @@ async def test_grants_end_with_the_switch(database: Database, wish: dict[str, An
                 " or sealed_keys is not null",
                 pending.grant_id,
             )
+            queued = await owner.fetch(
+                "select occurrence_id from mana_ai.occurrences where state = 'queued'"
+            )
         assert [tuple(one) for one in states] == [("revoked", None, None)]
+        assert queued == []
 
 
 async def test_a_grant_that_overlaps_the_switch(database: Database, monkeypatch: Any) -> None:
