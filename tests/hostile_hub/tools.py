@@ -120,7 +120,7 @@ class Mouth:
             self.asked.append((path, msgspec.json.decode(sent)))
         if path in self.inventions:
             return httpx.Response(200, json=self.inventions[path], request=request)
-        if path in self.swaps:
+        if sent and path in self.swaps:
             swapped = self.swaps[path](msgspec.json.decode(sent))
             request = httpx.Request(
                 request.method,
