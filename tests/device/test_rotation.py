@@ -30,6 +30,7 @@ from tests.device.household import (
     operations,
     planned_mission,
     shared_space,
+    still,
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -141,7 +142,8 @@ async def test_every_space_follows_to_a_new_identity(home: Household) -> None:
 
 @pytest.mark.parametrize("does", [True, False], ids=["answer lost", "request lost"])
 async def test_it_goes_on_wherever_it_was_stopped(home: Household, does: bool) -> None:
-    """Cut at each of its calls in turn, with and without effect, it ends where it would have."""
+    """Cut at each of its calls in turn, with and without effect, and begun again from what the
+    replica keeps, it ends where it would have."""
     ada, bob, team, family = await party(home)
     note = await written(ada, team, "kept")
     await new_identity(ada)
@@ -161,10 +163,15 @@ async def test_it_goes_on_wherever_it_was_stopped(home: Household, does: bool) -
         try:
             await ada.sync_now()
         except Offline:
+            host = home.places[0].host
+            wire.on_request, interrupted = None, wire.on_request
+            await host.lock(ada.account_id)
+            ada = await host.sign_in("ada", PASSWORD)
+            await still(ada)
+            wire.on_request = interrupted
             continue
         if followed(ada):
             break
-        operations(ada).opened.book.inner().syncer.spaces_moved()
     assert followed(ada)
     assert len(cut) == 4, "each of the four spaces was stopped at"
     lengths = {space: len(keys_of(ada, space).log) for space in (team, family)}
@@ -203,6 +210,57 @@ async def test_others_may_change_the_space_at_the_same_time(home: Household, wha
     assert len(space.log) == 5
     await bob.sync_now()
     assert keys_of(bob, family).verified.head in keys_of(bob, family).verified.hashes
+
+
+async def test_a_former_identity_is_dropped_when_nothing_counts_on_it(home: Household) -> None:
+    """Not before every space has followed, and not while somebody may still let the account in
+    under it; devices that were away open what they keep, and go on."""
+    ada, bob, team, _ = await party(home)
+    away = await home.second("ada")
+    note = await written(ada, team, "kept")
+    await away.sync_now()
+    away_place = home.places[-1]
+    away_place.wire.is_cut = True
+    late = await away.in_space(team).create("notes", {"title": "from afar"})
+    later = await shared_space(bob, "club")
+    link = (await bob.in_space(later).invite("member")).link
+    await ada.join(link)
+    await ada.security.rotate_identity()
+    assert not await ada.security.let_go(), "spaces have yet to follow"
+    await ada.sync_now()
+    assert not await ada.security.let_go(), "an invitation was accepted with it"
+    await bob.sync_now()
+    await ada.sync_now()
+    await ada.sync_now()
+    assert followed(ada), "let in under the keys of then, and followed"
+    assert later in vault_of(ada).spaces
+    assert await ada.security.let_go()
+    assert vault_of(ada).keys.former_identities == ()
+    host = away_place.host
+    await host.lock(ada.account_id)
+    away_place.wire.is_cut = False
+    only_vault = [1, 1]
+
+    async def first_the_vault(request: httpx.Request, under: httpx.AsyncBaseTransport) -> Any:
+        if only_vault and request.url.path == "/api/v1/spaces":
+            only_vault.pop()
+            raise httpx.ConnectError("cut", request=request)
+        return None
+
+    away = await host.sign_in("ada", PASSWORD)
+    await still(away)
+    away_place.wire.on_request = first_the_vault
+    with pytest.raises(Offline):
+        await away.sync_now()
+    assert vault_of(away).keys.former_identities == ()
+    await host.lock(ada.account_id)
+    away = await host.sign_in("ada", PASSWORD)
+    await still(away)
+    away_place.wire.on_request = None
+    assert await title(away, team, note) == "kept"
+    assert await title(bob, team, late) == "from afar"
+    fresh = await home.second("ada")
+    assert await title(fresh, team, note) == "kept"
 
 
 async def test_two_devices_of_the_account_at_once(home: Household) -> None:

@@ -25,7 +25,13 @@ from mana.device.vault import OpenedVault, SpaceKeys
 from mana.device.views import RotationView
 from mana.domain.clock import parse_iso_ms
 from mana.domain.errors import Conflict, CryptoFailed, NotFound
-from mana.protocol.messages import DeviceRevocation, MembershipAppend, SpaceInfo
+from mana.domain.spaces import entry_from_wire
+from mana.protocol.messages import (
+    Departure,
+    DeviceRevocation,
+    MembershipAppend,
+    SpaceInfo,
+)
 
 RETIRED_AFTER_MS: Final = 30 * 24 * 60 * 60 * 1_000
 """How long the hub keeps a wrap of a replaced key; it would refuse to forget it before."""
@@ -115,9 +121,7 @@ class Rotation:
             return 0
         done = 0
         for revoked in (await self._opened.hub.own_devices()).revoked:
-            if _is_word_of(vault.identity, revoked):
-                continue
-            if not any(_is_word_of(one, revoked) for one in vault.keys.former_identities):
+            if _signer_of(revoked, vault) in ("", _signing_key(vault.identity)):
                 continue
             anew = revoke_device(
                 vault.identity.signing_key, vault.account_id, revoked.device_id, revoked.revoked_at
@@ -136,12 +140,17 @@ class Rotation:
     async def counted(self) -> Counted:
         """Return on which keys before something of this account still counts. Needs the hub.
 
-        A space that was left counts too: what is private there is to be had again by joining.
+        A space that was left counts too: what is private there is to be had again by joining. So
+        does an invitation that waits: whoever made it may let the account in with the keys of
+        then. And the word that a device is revoked, until the identity of now has repeated it.
         """
-        answer = await self._opened.hub.spaces()
-        vault = self._moves.vault
+        answer, vault = await self._opened.hub.spaces(), self._moves.vault
+        waiting = await self._opened.hub.my_invitations()
+        revoked = (await self._opened.hub.own_devices()).revoked
         held = {info.space_id: info for info in answer.spaces}
-        identities: set[str] = set()
+        identities = {named for one in answer.departed if (named := _last_named(one, vault))}
+        identities |= {one.signing_key or "" for one in waiting if one.state == "accepted"}
+        identities |= {_signer_of(one, vault) for one in revoked}
         masters = False
         for space in vault.spaces.values():
             if space.closed:
@@ -152,7 +161,8 @@ class Rotation:
             identities.add(_named(space, vault))
             if info is not None:
                 identities |= _wrapped_to(vault, info)
-        return Counted(frozenset(identities - {_signing_key(vault.identity)}), masters)
+        former = {_signing_key(one) for one in vault.keys.former_identities}
+        return Counted(frozenset(identities & former), masters)
 
     # Within
 
@@ -238,6 +248,16 @@ def _named(space: SpaceKeys, vault: OpenedVault) -> str:
     return named[-1].signing_key
 
 
+def _last_named(departure: Departure, vault: OpenedVault) -> str:
+    """Return the signing key by which a space that was left last named this account.
+
+    Empty where nothing of it is to be had again, because it was closed.
+    """
+    entries = [entry_from_wire(signed.entry) for signed in departure.log]
+    named = [one for entry in entries if (one := entry.member(vault.account_id)) is not None]
+    return named[-1].signing_key if named and entries[-1].members else ""
+
+
 def _wrapped_to(vault: OpenedVault, info: SpaceInfo) -> set[str]:
     """Return the signing keys of the identities to which the hub's wraps were made."""
     found = set()
@@ -250,6 +270,12 @@ def _wrapped_to(vault: OpenedVault, info: SpaceInfo) -> set[str]:
                 found.add(_signing_key(identity))
                 break
     return found
+
+
+def _signer_of(revoked: DeviceRevocation, vault: OpenedVault) -> str:
+    """Return the signing key of the identity of this account that revoked a device; empty: none."""
+    signers = (one for one in vault.identities if _is_word_of(one, revoked))
+    return next(map(_signing_key, signers), "")
 
 
 def _is_word_of(identity: PrivateIdentity, revoked: DeviceRevocation) -> bool:

@@ -602,7 +602,10 @@ def _open_space(
         raise HubDistrusted("the space is not one of this account")
     # A space names a former identity until its log has followed.
     identity = vault.identity_for(own.signing_key)
-    if identity is None or own.hpke_key != b64(identity.public().hpke_key.to_bytes()):
+    if identity is not None and own.hpke_key != b64(identity.public().hpke_key.to_bytes()):
+        identity = None
+    if identity is None and not held:
+        # What was kept here may be older than the account's last look at a former identity.
         raise HubDistrusted("the space names other keys for this account")
     if newest.space_type in _FIRST_SPACES and newest.members != (own,):
         raise HubDistrusted("a space of one person has other members")
@@ -658,7 +661,7 @@ def _held_keys(held: Mapping[str, str]) -> tuple[dict[int, bytes], dict[int, byt
 
 
 def _unwrapped(
-    vault: OpenedVault, named: PrivateIdentity, wrapped: str, name: SpaceKeyName
+    vault: OpenedVault, named: PrivateIdentity | None, wrapped: str, name: SpaceKeyName
 ) -> bytes:
     """Return a key that was wrapped to the identity that the log names, or to another of ours.
 
@@ -667,6 +670,8 @@ def _unwrapped(
     for identity in (one for one in vault.identities if one is not named):
         with contextlib.suppress(WrapRejected):
             return unwrap_space_key(wrapped, identity.hpke_key, name)
+    if named is None:
+        raise WrapRejected("the identity that this was wrapped to is not kept any more")
     return unwrap_space_key(wrapped, named.hpke_key, name)
 
 
