@@ -375,6 +375,35 @@ async def test_refused(database: Database) -> None:
             assert code(await ada.call("POST", path)) == "404 LINK_ENDED"
 
 
+async def test_refused_while_it_is_taken(database: Database) -> None:
+    """A person who is told that a link was refused can rely on it: nothing was handed out."""
+    async with served_hub(database) as served:
+        ada = await served.sign_up("ada")
+        newcomer = Newcomer(served, "ada")
+        await revealed(ada, newcomer)
+        assert code(await approved(ada, newcomer)) == "204"
+        async with connected(database.owner_url) as owner, owner.transaction():
+            # The taking comes to a stop before its last step, and the refusal meets it there.
+            await owner.execute("lock table mana.devices in share mode")
+            polling = asyncio.create_task(newcomer.poll())
+            await held_back(owner, 1)
+            path = f"{OWN}/{newcomer.link_id}/refuse"
+            refusing = asyncio.create_task(ada.call("POST", path))
+            await held_back(owner, 2, refusing)
+        polled, refused = await asyncio.gather(polling, refusing)
+        assert ("wrapped" in polled.json()) != (code(refused) == "204")
+        assert code(refused) == "404 LINK_ENDED"
+
+
+async def held_back(owner: Any, number: int, *tasks: asyncio.Task[Any]) -> None:
+    """Wait until so many statements wait for a lock, or one of the tasks is done."""
+    async with asyncio.timeout(20):
+        held = 0
+        while held < number and not any(task.done() for task in tasks):
+            await asyncio.sleep(0.01)
+            held = await owner.fetchval("select count(*) from pg_locks where not granted")
+
+
 async def test_an_answer_that_was_lost(database: Database) -> None:
     """A step whose answer was lost can be taken again as it was, and never otherwise."""
     async with served_hub(database) as served:
@@ -403,8 +432,9 @@ async def end_the_session(ada: Person, other: Person) -> None:
     assert (await other.call("DELETE", path)).status_code == 204
 
 
-async def change_the_password(_ada: Person, other: Person) -> None:
-    await vaulted(other).changed(password=new_password("ada", "another one"))
+async def change_the_password(ada: Person, _other: Person) -> None:
+    # By the session that approved, which goes on.
+    await vaulted(ada).changed(password=new_password("ada", "another one"))
 
 
 @pytest.mark.parametrize("change", [end_the_session, change_the_password])
@@ -421,7 +451,8 @@ async def test_second_thoughts(database: Database, change: Callable[..., Any]) -
         assert code(await approved(ada, newcomer)) == "204"
         await change(ada, other)
         assert await newcomer.state() == LinkState(state="refused")
-        devices = (await other.call("GET", "/api/v1/me/devices")).json()["devices"]
+        left = other if change is end_the_session else ada
+        devices = (await left.call("GET", "/api/v1/me/devices")).json()["devices"]
         assert newcomer.device_id not in [one["deviceId"] for one in devices]
 
 
