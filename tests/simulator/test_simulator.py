@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mana.device.replica import Tx, tables
+from mana.device.replica import Tx, pages, rows, state
 from mana.domain.records import Entry
 from mana.hub.sync import apply, validate
 from mana.protocol.messages import LoggedChange
@@ -91,7 +91,7 @@ def first_broken(seeds: Sequence[int], **options: Any) -> Report:
 @pytest.mark.slow
 def test_a_device_that_merges_by_arrival_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that lets the value stand that came last converges with nobody."""
-    merged = tables.row_after
+    merged = rows.row_after
 
     def last(row: Any, logged: LoggedChange, guarded: Any) -> Any:
         if row is not None:
@@ -100,7 +100,8 @@ def test_a_device_that_merges_by_arrival_is_found(monkeypatch: pytest.MonkeyPatc
             row = msgspec.structs.replace(row, fields=kept)
         return merged(row, logged, guarded)
 
-    monkeypatch.setattr(tables, "row_after", last)
+    for module in (pages, state):
+        monkeypatch.setattr(module, "row_after", last)
     assert first_broken(range(1, 40)).invariant == "convergence"
 
 
