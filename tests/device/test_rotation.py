@@ -263,6 +263,30 @@ async def test_a_former_identity_is_dropped_when_nothing_counts_on_it(home: Hous
     assert await title(fresh, team, note) == "kept"
 
 
+async def test_zero_knowledge_gives_every_space_new_keys(home: Household) -> None:
+    """After the switch each space names the new identity, those that the account manages have
+    another key, all private keys come from the new master key, and what was written is there."""
+    ada, bob, team, family = await party(home)
+    note = await written(ada, team, "kept")
+    private = await ada.in_space(family).create("notes", {"title": "mine"}, visibility="private")
+    await ada.sync_now()
+    spaces = (ada.space_id, team, family)
+    before = {space: keys_of(ada, space) for space in spaces}
+    await ada.security.set_mode("zero-knowledge", PASSWORD)
+    await ada.sync_now()
+    assert followed(ada)
+    for space in spaces:
+        after = keys_of(ada, space)
+        assert not after.owes_private_key
+        assert after.version - before[space].version == (0 if space == family else 1)
+        assert after.private_version == before[space].private_version + 1
+    await operations(ada).reseal()
+    await ada.sync_now()
+    assert await ada.security.rotations() == []
+    assert await title(ada, family, private) == "mine"
+    assert await title(bob, team, note) == "kept"
+
+
 async def test_two_devices_of_the_account_at_once(home: Household) -> None:
     """Both set out, one says it, and both go on with the same keys."""
     ada, _, team, family = await party(home)
