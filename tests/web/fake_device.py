@@ -48,6 +48,7 @@ from mana.domain.missions import InputRef
 from mana.domain.policy import PRESETS, SpacePolicy, decide, preset_of
 from mana.domain.records import View, Visibility
 from mana.registry.catalogue import load_catalogue
+from tests.web.fake_security import FakeKeyring, FakeLinks, FakeSecurity
 from tests.web.fake_spaces import FakeSpaces
 
 RULES = ModelView(
@@ -71,6 +72,7 @@ class KnownAccount:
     display_name: str
     demo: bool
     unlocked: bool
+    locked_because: str = ""
 
 
 class FakeDevice(FakeSpaces):
@@ -107,6 +109,10 @@ class FakeDevice(FakeSpaces):
         self._refused: dict[str, RefusedChange] = {}
         self._undo: dict[str, tuple[str, str, Mapping[str, Json] | None]] = {}
         self._running: asyncio.Task[None] | None = None
+        self.security = FakeSecurity(login) if first is None else first.security
+        self.sessions = self.security.sessions
+        self.links = FakeLinks() if first is None else first.links
+        self.keyring = FakeKeyring(self.security)
 
     def _id(self, kind: str) -> str:
         return f"{kind}-{self.account_id}-{next(self._ids)}"
@@ -147,7 +153,7 @@ class FakeDevice(FakeSpaces):
             self.account_id,
             self.login,
             self.display_name,
-            "standard",
+            self.security.mode,
             self.demo,
             self.locked,
             SyncStatus(
@@ -801,6 +807,7 @@ class FakeHost:
         account_id = f"a{len(self._devices) + 1}"
         device = FakeDevice(account_id, login, display_name, demo=demo)
         device.online = self.online
+        device.security.mode, device.security.password = mode, password
         self._devices[account_id] = device
         self._passwords[account_id] = password
         return device
@@ -851,6 +858,12 @@ class FakeHost:
             raise Forbidden("the link was used before")
         self._demo_token = secrets.token_urlsafe(16)
         return await self.start_demo()
+
+    async def auto_lock_minutes(self, account_id: str) -> int:
+        return self.device(account_id).security.minutes
+
+    async def set_auto_lock(self, account_id: str, minutes: int | None) -> None:
+        self.device(account_id).security.minutes = minutes or 0
 
     async def close(self) -> None:
         return None

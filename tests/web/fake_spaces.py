@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mana.device.conflicts import ConflictGone
 from mana.device.errors import Offline, ReadOnlyHere, SpaceLeft
+from mana.device.fingerprints import FingerprintMoved
 from mana.device.invitations import InvitationUsed, LinkMalformed
 from mana.device.views import (
     ConflictView,
@@ -165,6 +166,12 @@ class FakeSpaces:
     async def edit_space(self, name: str | None = None, description: str | None = None) -> None:
         view = self._space.view
         self.become(name=name or view.name, description=description or "")
+
+    async def confirm_fingerprint(self, account_id: str, fingerprint: str) -> None:
+        known = self._space.members[account_id]
+        if known.fingerprint != fingerprint:
+            raise FingerprintMoved("these are not the keys of the member any more")
+        self._space.members[account_id] = replace(known, comparison="compared")
 
     async def members(self) -> builtins.list[MemberView]:
         if self.first is self:

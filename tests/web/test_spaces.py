@@ -90,8 +90,8 @@ async def test_two_tabs_in_two_spaces_do_not_meet() -> None:
             links = re.findall(r'(?:href|hx-get)="(/[^"#]*)', text)
             outside = {one for one in links if space_of(one) != family.space_id}
             outside = {one for one in outside if not one.startswith(("/static/", "/s/"))}
-            # The inbox of the personal space, where something waits, and the page of all spaces.
-            assert outside <= {"/", "/welcome", "/inbox"}, path
+            # The inbox of the personal space, where something waits; keys are of all spaces.
+            assert outside <= {"/", "/welcome", "/inbox", "/security", "/security/knock"}, path
 
 
 @pytest.mark.anyio

@@ -35,7 +35,9 @@ from mana.device.operations import Operations, runner_lock
 from mana.device.records import RecordBook
 from mana.device.replica import Tx
 from mana.device.runner import TIMEOUT_S
+from mana.device.security import MODES
 from mana.device.settings import DeviceSettings
+from mana.device.vaults import ZERO_KNOWLEDGE
 from mana.domain.cadences import zone as require_zone
 from mana.domain.errors import Conflict, Invalid, ManaError, NotFound, Unauthenticated
 from mana.domain.missions import MISSIONS
@@ -177,9 +179,13 @@ class DeviceHost:
         invite: str | None = None,
         zone: str = "UTC",
     ) -> Device:
-        """Make an account on the hub and open it here."""
-        if mode != "standard":
-            raise Invalid("this version makes accounts in standard mode only")
+        """Make an account on the hub and open it here.
+
+        In zero-knowledge mode its first recovery code is made too, and waits to be seen
+        (`Security.waiting_kit`); if the hub went away in between, there is none yet.
+        """
+        if mode not in MODES:
+            raise Invalid(f"a mode is one of: {', '.join(MODES)}")
         require_zone(zone)
         async with self._changing:
             book = await self._accounts.sign_up(
@@ -189,7 +195,11 @@ class DeviceHost:
             name = display_name.strip()[:80]
             values = {"displayName": name or None, "timeZone": zone}
             await operations.records.write_settings(values)
-            return await self._begin(device, book)
+            await self._begin(device, book)
+            if mode == ZERO_KNOWLEDGE:
+                with contextlib.suppress(ManaError):
+                    await device.security.new_recovery_code()
+            return device
 
     async def sign_in(
         self, login: str, password: str, *, factor: FactorAnswer | None = None

@@ -1,7 +1,7 @@
 """Who sits at which browser: sessions in memory, gone when the device stops.
 
-A session holds ids, what to say next and what was decided a moment ago; keys and texts stay in
-the device. Its id is drawn anew at every sign-in, so one that was planted before is worth
+A session holds ids, what to say next, what was decided a moment ago and what is half done; keys
+and texts stay in the device. Its id is drawn anew at every sign-in, so one that was planted before is worth
 nothing afterwards.
 """
 
@@ -10,11 +10,20 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from markupsafe import Markup
 
+if TYPE_CHECKING:
+    from mana.device.desk import Device
+    from mana.device.links import PendingLink
+    from mana.device.sessions import PasskeySetup, TotpSetup
+    from mana.domain.encoding import Json
+
+ASKING_MS_MAX: Final = 5 * 60 * 1_000
+"""How long a password waits for the second factor that belongs to it."""
 SESSIONS_MAX: Final = 1_000
 SAID_MAX: Final = 8
 DECIDED_MAX: Final = 50
@@ -31,11 +40,30 @@ class Said:
     label: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A sign-in whose password was right and that waits for a second factor, until `until_ms`.
+
+    `passkey`: what the browser needs to use one. `follows`: the account is open, and its vault
+    is the one that another device has changed.
+    """
+
+    login: str
+    password: str = field(repr=False)
+    kinds: Sequence[str]
+    passkey: Mapping[str, Json] | None
+    back: str
+    until_ms: int
+    follows: bool = False
+
+
 @dataclass(slots=True)
 class Session:
     """One browser. `decided` maps steps decided here to the moment, newest last.
 
     `locked`: its account was locked; it stays so for this browser, whoever opens it elsewhere.
+    `asking`, `linking`, `adding`: what is half done at this browser: a sign-in, a new device
+    that another one is to unlock, a second factor.
     """
 
     id: str
@@ -44,6 +72,9 @@ class Session:
     said: list[Said] = field(default_factory=list)
     decided: OrderedDict[str, int] = field(default_factory=OrderedDict)
     locked: bool = False
+    asking: Asking | None = field(default=None, repr=False)
+    linking: PendingLink[Device] | None = field(default=None, repr=False)
+    adding: TotpSetup | PasskeySetup | None = field(default=None, repr=False)
 
     def say(self, said: Said) -> None:
         """Keep a sentence for the next page."""
@@ -53,6 +84,12 @@ class Session:
         """Return what is to be said, once."""
         said, self.said = self.said, []
         return said
+
+    def asked(self, now_ms: int) -> Asking | None:
+        """Return the sign-in that waits for a second factor; one that waited too long is gone."""
+        if self.asking is not None and now_ms > self.asking.until_ms:
+            self.asking = None
+        return self.asking
 
     def decide(self, step_id: str, at_ms: int) -> None:
         """Remember that a step was decided at this browser."""
@@ -101,6 +138,7 @@ class Sessions:
                 session.locked = True
                 session.said.clear()
                 session.decided.clear()
+                session.asking = session.adding = None
 
     def leave(self, account_id: str) -> None:
         """Forget every session of an account, when it leaves this device."""

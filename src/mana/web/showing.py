@@ -6,6 +6,7 @@ Whatever a person or a model wrote passes through escaping; only words of the pa
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -17,7 +18,10 @@ from zoneinfo import available_timezones
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
+from mana.device.security import RecoveryKit
+from mana.device.sessions import TotpSetup
 from mana.device.views import Bucket, Cited, FieldDiff, ModelView, Proposal, RunView
+from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json
 from mana.domain.records import View
 from mana.web import words
@@ -101,6 +105,7 @@ _ROLE_WORDS: Final = {
 }
 _TROUBLES: Final = {
     "CLOCK_AHEAD": "This machine’s clock is ahead of the hub’s.",
+    "DEVICE_REVOKED": "Another device of yours revoked this one.",
     "DEVICE_UNKNOWN": "The hub does not know this device any more. Sign out, and sign in again.",
     "FORBIDDEN": "The hub does not let this device in.",
     "HUB_BEHIND": "The hub was set back to an older state. Nothing is sent; ask whoever"
@@ -113,7 +118,29 @@ _TROUBLES: Final = {
     "REPLICA_BROKEN": "The local database cannot be read or written.",
     "SESSION_ENDED": "The hub asks you to sign in again.",
     "STORAGE_FULL": "The disk of this machine is full.",
+    "TWO_FACTOR_REQUIRED": "The hub asks for your second factor. See Security.",
     "UNAVAILABLE": "The hub does not answer at the moment.",
+    "VAULT_MOVED": "Another device changed your keys. Nothing is sent until this one has them;"
+    " see Security.",
+}
+_EVENTS: Final = {
+    "sign-up": "The account was made",
+    "log-in": "Signed in",
+    "second-factor": "Second factor",
+    "recover": "Signed in by the recovery code",
+    "reset": "Signed in by a token of the operator",
+    "password": "The password was changed",
+    "recovery": "The recovery code was changed",
+    "mode": "The mode was switched",
+    "master": "The master key was changed",
+    "identity": "The identity was changed",
+    "grants": "Grants were switched on or off",
+    "factor-added": "A second factor was added",
+    "factor-removed": "A second factor was removed",
+    "session-ended": "A session was ended",
+    "device-added": "A device was added",
+    "device-revoked": "A device was revoked",
+    "link": "A new device asked to be let in",
 }
 _PHASES: Final = {
     "queued": "Waiting for its turn",
@@ -165,6 +192,12 @@ def equip(templates: Environment) -> None:
         "role_words": partial(_named, _ROLE_WORDS),
         "trouble": lambda code: t(_TROUBLES.get(code, "It is not synced at the moment.")),
         "phase": partial(_named, _PHASES),
+        "event": partial(_named, _EVENTS),
+        "moment": moment,
+        "day": lambda iso: words.day_name(words.local(parse_iso_ms(iso)).date()),
+        "qr": qr,
+        "fours": fours,
+        "json": lambda found: json.dumps(found),
         "value": value,
         "title": title,
         "tool": lambda name: name.replace("_", " "),
@@ -190,6 +223,22 @@ def when(ms: int | None) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         words.iso(ms), words.exact(ms), words.ago(ms, now_ms())
     )
+
+
+def moment(iso: str | None) -> Markup:
+    """Return a moment of the wire (ISO) in words, the exact one on hover."""
+    return when(None if iso is None else parse_iso_ms(iso))
+
+
+def qr(found: RecoveryKit | TotpSetup) -> Markup:
+    """Return the QR code of a recovery kit or an authenticator, drawn on this device."""
+    drawn = found.qr_svg
+    return Markup(drawn if isinstance(drawn, str) else drawn())  # noqa: S704 - our own drawing
+
+
+def fours(text: str) -> str:
+    """Return a secret in groups of four, as people type it."""
+    return " ".join(text[at : at + 4] for at in range(0, len(text), 4))
 
 
 def told(sentence: str) -> Markup:

@@ -12,12 +12,14 @@ from mana.web.routes import (
     access,
     agents,
     conflicts,
+    entry,
     home,
     inbox,
     live,
     missions,
     notes,
     palette,
+    security,
     settings,
     spaces,
     tasks,
@@ -43,6 +45,8 @@ IN_SPACE: Final[tuple[ControllerRouterHandler, ...]] = (
 
 ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
     *welcome.ROUTES,
+    *entry.ROUTES,
+    *security.ROUTES,
     *IN_SPACE,
     *live.ROUTES,
     Router(f"{FOLDER}{{space_id:str}}", route_handlers=[home.scene, *IN_SPACE]),

@@ -48,6 +48,9 @@ def _fixed(here: Place) -> list[Command]:
         Command("users", t("Go to Spaces"), "/spaces"),
         Command("users", t("Create a space"), "/spaces/new"),
         Command("users", t("Join a space by a link"), "/join"),
+        Command("shield-check", t("Go to Security"), "/security", everywhere=True),
+        Command("monitor", t("Devices and sessions"), "/security/devices", everywhere=True),
+        Command("lock-open", t("All grants"), "/security/grants", everywhere=True),
         Command("refresh-cw", t("Sync now"), "/sync", posts=True),
         Command("lock", t("Lock"), "/lock", posts=True),
     ]

@@ -131,6 +131,16 @@ async def remove_member(visit: Visiting, account_id: Named) -> Page:
     return visit.go(visit.to("/space"), said)
 
 
+@post("/space/members/{account_id:str}/compared")
+async def compared(visit: Visiting, account_id: Named) -> Page:
+    """Keep that the fingerprint that was shown is the one that the member sees of themselves."""
+    form = await visit.form()
+    name = await _member_name(visit, account_id)
+    await visit.device.confirm_fingerprint(account_id, text_of(form, "fingerprint"))
+    said = t("Kept: these are the keys of {name}.", name=name)
+    return visit.go(visit.to("/space"), said)
+
+
 @post("/space/members/{account_id:str}/transfer")
 async def transfer(visit: Visiting, account_id: Named) -> Page:
     """Hand the space over to a member."""
@@ -243,6 +253,7 @@ ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
     edit_space,
     set_role,
     remove_member,
+    compared,
     transfer,
     invite,
     withdraw,

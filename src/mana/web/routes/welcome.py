@@ -9,8 +9,11 @@ from litestar.datastructures import FormMultiDict
 from litestar.types import ControllerRouterHandler
 
 from mana.domain.errors import Invalid, ManaError
+from mana.protocol.errors import TwoFactorRequired
 from mana.web.problems import DemoLinkUsed, problem_of
+from mana.web.routes.entry import ask_factor
 from mana.web.routes.home import home_page
+from mana.web.routes.security import KIT
 from mana.web.visits import Named, Page, Visit, Visiting, text_of
 from mana.web.words import t
 
@@ -36,7 +39,7 @@ async def welcome_page(
         problem=problem,
         part=part,
         back="/join" if then == "join" else "",
-        typed={"login": "", "display_name": "", **typed},
+        typed={"login": "", "display_name": "", "mode": "", **typed},
     )
     if problem is not None:
         # The address stays one that can be loaded again.
@@ -71,6 +74,7 @@ async def sign_up(visit: Visiting) -> Page:
     login = text_of(form, "login").strip()
     password = text_of(form, "password")
     name = text_of(form, "display_name").strip()
+    mode = text_of(form, "mode") or "standard"
     try:
         if not login or not password:
             raise Invalid("a login name and a password are needed")
@@ -81,15 +85,24 @@ async def sign_up(visit: Visiting) -> Page:
             login,
             password,
             display_name=name or login,
-            mode="standard",
+            mode=mode,
             invite=invite or None,
             zone=text_of(form, "zone") or "UTC",
         )
     except ManaError as error:
         return await welcome_page(
-            visit, error=error, part="sign-up", then=_then(form), login=login, display_name=name
+            visit,
+            error=error,
+            part="sign-up",
+            then=_then(form),
+            login=login,
+            display_name=name,
+            mode=mode,
         )
     visit.sign_in(device.account_id)
+    if mode != "standard":
+        # Without the code a lost password is lost data: it comes before anything is written.
+        return visit.go(KIT)
     said = t("Your account is made. Write a first note, or add a task.")
     return visit.go(visit.back(form, "/"), "" if _then(form) else said)
 
@@ -98,9 +111,12 @@ async def sign_up(visit: Visiting) -> Page:
 async def sign_in(visit: Visiting) -> Page:
     """Open an account: known here, or fetched from the hub."""
     form = await visit.form()
-    login = text_of(form, "login").strip()
+    login, password = text_of(form, "login").strip(), text_of(form, "password")
     try:
-        device = await visit.host.sign_in(login, text_of(form, "password"))
+        device = await visit.host.sign_in(login, password)
+    except TwoFactorRequired as error:
+        back = visit.back(form, "/")
+        return ask_factor(visit, error, login=login, password=password, back=back)
     except ManaError as error:
         if "back" in form and visit.session.account_id is not None:
             return visit.locked(visit.back(form, "/"), problem_of(error))

@@ -25,7 +25,9 @@
   /* After a page came: top and heading for another page, the next proposal after a decision. */
   let from = location.pathname;
   let decided = null;
+  const asksByItself = (event) => event.detail.ctx?.sourceElement?.dataset?.poll !== undefined;
   document.addEventListener("htmx:before:request", (event) => {
+    if (asksByItself(event)) return;
     from = location.pathname;
     const source = event.detail.ctx.sourceElement;
     const unsaved = $("form[data-leave][data-dirty]");
@@ -37,7 +39,7 @@
     refreshing?.abort();
     loading += 1;
   });
-  document.addEventListener("htmx:finally:request", () => { loading = Math.max(0, loading - 1); });
+  document.addEventListener("htmx:finally:request", (event) => { if (!asksByItself(event)) loading = Math.max(0, loading - 1); });
   document.addEventListener("htmx:after:swap", (event) => {
     const ctx = event.detail.ctx;
     prepare();
@@ -211,6 +213,7 @@
     if (target.dataset.open) openDialog(target.dataset.open);
     else if ("drawer" in target.dataset) toggleDrawer();
     else if (target.dataset.copy) copy(target);
+    else if ("print" in target.dataset) window.print();
     else if ("later" in target.dataset) later(target.closest("[data-proposal]"));
     else if (target.tagName === "DIALOG" && event.target === target) target.close();
   });
@@ -398,7 +401,7 @@
         else toast.remove();
       }, 10000);
     });
-    all("[data-copy]").forEach((button) => { button.hidden = false; });
+    all("[data-copy], [data-print]").forEach((button) => { button.hidden = false; });
     takeInvitation();
     countTicked();
     listen();
