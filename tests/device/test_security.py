@@ -16,7 +16,7 @@ from mana.device.keeper import BEGUN_MS_MAX
 from mana.device.kept import HEAD, NEXT
 from mana.device.proofs import proved
 from mana.device.records import RecordBook
-from mana.domain.errors import CryptoFailed, Invalid
+from mana.domain.errors import CryptoFailed, Invalid, NotFound
 from mana.hub.app import operator
 from mana.protocol.errors import (
     IdentityMoving,
@@ -34,6 +34,7 @@ from tests.device.vaulting import private_note, security, standing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 NEW = "another password of hers"
+ABSENT = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture
@@ -185,7 +186,11 @@ async def test_another_master_key_leaves_everything_readable(rig: Rig) -> None:
     with pytest.raises(VaultMoved):
         await there.sync_now()
     assert (await there.status()).waiting == 1
+    with pytest.raises(VaultMoved):
+        await there.hub.withdraw_invitation(team.space, ABSENT)
     await security(there, other).refresh(PASSWORD)
+    with pytest.raises(NotFound):
+        await there.hub.withdraw_invitation(team.space, ABSENT)
     assert (await there.sync_now()).waiting == 0
     await book.sync_now()
     wanted = {"p1": "mine alone", "p2": "written offline", "p3": "under the new key"}

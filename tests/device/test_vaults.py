@@ -406,6 +406,29 @@ def _lie(lie: str, vault: dict[str, Any], older: dict[str, Any]) -> dict[str, An
 
 @pytest.mark.anyio
 @pytest.mark.postgres
+async def test_the_vault_has_the_password_parameters_that_were_used(rig: Rig) -> None:
+    """A hub that names other parameters in the vault than before log-in makes no new device."""
+    machine, other = rig.machine(), rig.machine()
+    await machine.sign_up()
+
+    async def falsify(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        if request.url.path != "/api/v1/me/vault":
+            return None
+        response = await under.handle_async_request(request)
+        body = msgspec.json.decode(await response.aread())
+        body["kdf"] = msgspec.to_builtins(new_kdf(CHEAP))
+        return httpx.Response(response.status_code, json=body)
+
+    other.wire.on_request = falsify
+    with pytest.raises(HubDistrusted):
+        await other.sign_in()
+    assert other.accounts.known() == []
+
+
+@pytest.mark.anyio
+@pytest.mark.postgres
 @pytest.mark.parametrize("lie", LIES)
 async def test_a_hub_that_lies_about_the_vault_is_found_out(rig: Rig, lie: str) -> None:
     """A lower revision, a statement that is missing or of another vault, and any part that is not
