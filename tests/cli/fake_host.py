@@ -14,6 +14,7 @@ from typing import Any
 from mana.device.errors import Locked, Offline, VisibilityFixed, WrongPassword
 from mana.device.inbox import ProposalMoved
 from mana.device.invitations import LinkMalformed
+from mana.device.links import LinkView
 from mana.device.views import (
     AgentView,
     Bucket,
@@ -49,7 +50,10 @@ from mana.domain.missions import InputRef
 from mana.domain.policy import PRESETS
 from mana.domain.records import View, Visibility
 from mana.domain.tools import Outcome
+from mana.protocol.errors import InvalidCredentials, TwoFactorFailed, TwoFactorRequired
+from mana.protocol.messages import FactorAnswer
 from tests.cli.fake_spaces import FINGERPRINT, FakeSpace, empty_contents
+from tests.web.fake_security import DIGITS, FakeKeyring, FakeLinks, FakeSecurity
 
 NOW_MS = 1_795_244_580_000
 """Saturday 21 November 2026, 07:03 UTC."""
@@ -83,7 +87,10 @@ class FakeDevice:
     ) -> None:
         self.login = login
         self.account_id = derived_id("fake-account", login)
-        self.mode, self.demo = mode, demo
+        self.demo = demo
+        self.security = FakeSecurity(login, mode=mode)
+        self.sessions, self.links = self.security.sessions, FakeLinks()
+        self.keyring = FakeKeyring(self.security)
         self.display_name = login
         self.online = True
         self.administrator = True
@@ -119,7 +126,7 @@ class FakeDevice:
             account_id=self.account_id,
             login=self.login,
             display_name=self.display_name,
-            mode=self.mode,
+            mode=self.security.mode,
             demo=self.demo,
             locked=False,
             sync=self._sync(),
@@ -710,6 +717,35 @@ class _InSpace(FakeDevice):
         setattr(self.__dict__["root"], name, value)
 
 
+@dataclass(frozen=True)
+class FakeSettings:
+    """What a device is called."""
+
+    name: str = "Linux"
+
+
+@dataclass
+class FakePending:
+    """A new device whose link goes on at each look."""
+
+    host: FakeHost
+    login: str
+    looks: int = 0
+
+    async def poll(self) -> LinkView:
+        self.looks += 1
+        state = ("waiting", "revealed", "approved")[min(self.looks, 3) - 1]
+        digits = DIGITS if self.looks > 1 else None
+        return LinkView("1a2b3c4d" * 4, "Linux", state, digits)  # type: ignore[arg-type]
+
+    async def finish(self) -> FakeDevice:
+        self.host.devices[self.login] = self.host.hub[self.login]
+        return self.host.devices[self.login]
+
+    async def close(self) -> None:
+        self.host.given_up += 1
+
+
 @dataclass
 class FakeHost:
     """A device host in memory. Closing it locks its accounts, as the end of a process does."""
@@ -721,6 +757,10 @@ class FakeHost:
     friends: list[str] = field(default_factory=list)
     """Who uses the next open invitation, each when the inviter's device syncs."""
     closed: int = 0
+    given_up: int = 0
+    totp: str = ""
+    """The code that a sign-in asks for; empty: none."""
+    settings: FakeSettings = FakeSettings()
 
     def accounts(self) -> list[Known]:
         return [
@@ -746,15 +786,44 @@ class FakeHost:
             login, mode=mode, demo=demo, shared=self.shared, friends=self.friends
         )
         self.devices[login].display_name = display_name
+        self.devices[login].security.password = password
+        if mode == "zero-knowledge":
+            await self.devices[login].security.new_recovery_code()
         self.hub[login] = self.devices[login]
         return self.devices[login]
 
-    async def sign_in(self, login: str, password: str) -> FakeDevice:
-        if self.passwords.get(login) != password:
+    async def sign_in(
+        self, login: str, password: str, *, factor: FactorAnswer | None = None
+    ) -> FakeDevice:
+        hub = self.hub.get(login)
+        if hub is None or (hub.security.password or self.passwords.get(login)) != password:
             raise WrongPassword("the password does not open this account")
+        if self.totp and login not in self.devices and factor is None:
+            raise TwoFactorRequired("a second factor is needed", detail={"kinds": ["totp"]})
+        if factor is not None and factor.totp != self.totp:
+            raise TwoFactorFailed("the code is not right")
         self.devices[login] = self.hub[login]
         self.devices[login].locked = False
         return self.devices[login]
+
+    async def recover(self, login: str, code: str, new_password: str) -> FakeDevice:
+        hub = self.hub[login]
+        if code != hub.security.code:
+            raise InvalidCredentials("login or recovery code is wrong")
+        hub.security.password = new_password
+        return await self.sign_in(login, new_password)
+
+    async def reset(self, login: str, token: str, new_password: str) -> FakeDevice:
+        if token != "token-of-the-operator":
+            raise InvalidCredentials("login or token is wrong")
+        self.hub[login].security.password = new_password
+        return await self.sign_in(login, new_password)
+
+    async def begin_link(self, login: str, name: str) -> FakePending:
+        return FakePending(self, login)
+
+    async def set_auto_lock(self, account_id: str, minutes: int | None) -> None:
+        self.device(account_id).security.minutes = minutes or 0
 
     def device(self, account_id: str) -> FakeDevice:
         return next(one for one in self.devices.values() if one.account_id == account_id)

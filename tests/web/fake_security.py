@@ -147,8 +147,8 @@ class FakeSessions:
     begun: dict[str, FactorInfo] = field(default_factory=dict)
     open: list[SessionInfo] = field(
         default_factory=lambda: [
-            SessionInfo("s-1", AT, AT, True, "Laptop", "d1111111-0000"),
-            SessionInfo("s-2", AT, AT, False, "Telephone", "d2222222-0000"),
+            SessionInfo("a1111111-0000", AT, AT, True, "Laptop", "d1111111-0000"),
+            SessionInfo("b2222222-0000", AT, AT, False, "Telephone", "d2222222-0000"),
         ]
     )
     all_devices: list[DeviceView] = field(

@@ -41,6 +41,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "redo": ("timeline", "Take a revert back."),
     "audit": ("audit", "Show what the runner read, and whether the record of it is whole."),
     "refused": ("refused", "Changes that the hub refused."),
+    "security": (
+        "security",
+        "Security: mode, password, recovery, keys, second factors, sessions, devices, grants.",
+    ),
     "conflict": ("conflict", "What you wrote and somebody's newer edit replaced."),
     "hub": ("hub", "Serve the hub on the database that MANA_DATABASE_URL names."),
     "runner": ("runner", "Serve the runner on the database that MANA_DATABASE_URL names."),

@@ -28,6 +28,8 @@ from mana.cli.output import Answer, Block, Line, as_text, show
 from mana.cli.spaces import PERSONAL, called, find_space, space_of
 from mana.cli.text import counted, one_line
 from mana.domain.errors import Conflict, Invalid, NotFound, Unauthenticated, Unavailable
+from mana.protocol.errors import TwoFactorRequired
+from mana.protocol.messages import FactorAnswer
 
 if TYPE_CHECKING:
     from mana.device.app import DeviceHost
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _Subject = TypeVar("_Subject")
+_Found = TypeVar("_Found")
 _Command = Callable[Concatenate[_Subject, _P], Coroutine[Any, Any, Answer]]
 
 DEMO: Final = "demo"
@@ -94,8 +97,15 @@ class PasswordNeeded(Unauthenticated):
     advice = "Set MANA_PASSWORD_FILE or MANA_PASSWORD, or run this in a terminal."
 
 
+class SecretNeeded(Unauthenticated):
+    """There is no terminal to ask for a secret at, and no variable that gives it."""
+
+    code = "SECRET_NEEDED"
+    advice = "Set the variable, or the one that names a file with it; or run this in a terminal."
+
+
 class PasswordUnreadable(Invalid):
-    """The file of MANA_PASSWORD_FILE cannot be read, or holds no password."""
+    """The file of a variable such as MANA_PASSWORD_FILE cannot be read, or holds no secret."""
 
     code = "PASSWORD_FILE_UNREADABLE"
     advice = "Name a text file that you can read and that holds the password alone."
@@ -153,7 +163,7 @@ class Surroundings:
         """
         named = self.environ.get("MANA_PASSWORD_FILE", "").strip()
         if named:
-            return _password_in(Path(named).expanduser())
+            return _password_in(Path(named).expanduser(), "MANA_PASSWORD_FILE")
         given = self.environ.get("MANA_PASSWORD", "")
         if given:
             return given
@@ -163,6 +173,41 @@ class Surroundings:
         if new and self.ask_hidden("The same again: ") != typed:
             raise Invalid("the two passwords are not the same")
         return typed
+
+    def secret(self, variable: str, question: str, *, twice: bool = False) -> str:
+        """Return the secret of the file that `<variable>_FILE` names, of the variable, or typed.
+
+        `twice`: at a terminal it is asked for twice. Raises SecretNeeded, PasswordUnreadable.
+        """
+        named = self.environ.get(f"{variable}_FILE", "").strip()
+        if named:
+            return _password_in(Path(named).expanduser(), f"{variable}_FILE")
+        given = self.environ.get(variable, "")
+        if given:
+            return given
+        typed = self.ask_hidden(question)
+        if not typed:
+            raise SecretNeeded(f"this needs a secret: {variable}")
+        if twice and self.ask_hidden("The same again: ") != typed:
+            raise Invalid("the two are not the same")
+        return typed
+
+    async def with_factor(self, work: Callable[[FactorAnswer | None], Awaitable[_Found]]) -> _Found:
+        """Do what may ask for a second factor, and do it again with its code if it does.
+
+        Raises TwoFactorRequired where nobody can be asked, or where only a passkey would do.
+        """
+        try:
+            return await work(None)
+        except TwoFactorRequired as error:
+            kinds = error.detail.get("kinds")
+            if not isinstance(kinds, list) or "totp" not in kinds:
+                raise
+            try:
+                code = self.secret("MANA_FACTOR_CODE", "Code of your authenticator: ")
+            except SecretNeeded:
+                raise error from None
+        return await work(FactorAnswer(totp=code))
 
     def confirm(self, question: str, *, yes: bool) -> None:
         """Return if the person agrees; end the command quietly if not.
@@ -216,7 +261,19 @@ async def opened_device(host: DeviceHost, around: Surroundings, login: str | Non
     known = next(one for one in host.accounts() if one.account_id == account_id)
     if known.unlocked:
         return host.device(account_id)
-    return await host.sign_in(found, around.password(found))
+    return await signed_in(host, around, found)
+
+
+async def signed_in(host: DeviceHost, around: Surroundings, login: str) -> Device:
+    """Open an account by its password, and by its second factor if the hub asks for one."""
+    given = around.password(login)
+
+    async def enter(answer: FactorAnswer | None) -> Device:
+        if answer is None:
+            return await host.sign_in(login, given)
+        return await host.sign_in(login, given, factor=answer)
+
+    return await around.with_factor(enter)
 
 
 def chosen_account(
@@ -445,15 +502,15 @@ def _hints(command: Callable[..., object], names: list[str]) -> dict[str, Any]:
     )
 
 
-def _password_in(path: Path) -> str:
+def _password_in(path: Path, variable: str) -> str:
     try:
         with path.open("rb") as opened:
             raw = opened.read(PASSWORD_BYTES_MAX + 1)
         text = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except (OSError, UnicodeDecodeError) as error:
-        raise PasswordUnreadable("the file of MANA_PASSWORD_FILE cannot be read") from error
+        raise PasswordUnreadable(f"the file of {variable} cannot be read") from error
     if not text or len(raw) > PASSWORD_BYTES_MAX:
-        raise PasswordUnreadable("the file of MANA_PASSWORD_FILE holds no password")
+        raise PasswordUnreadable(f"the file of {variable} holds no secret")
     return text
 
 

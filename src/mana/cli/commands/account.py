@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -12,6 +13,7 @@ from mana.cli.opening import (
     chosen_account,
     on_account,
     on_host,
+    signed_in,
     synced,
 )
 from mana.cli.output import Answer, Block, Facts, Line, Rows
@@ -19,6 +21,7 @@ from mana.cli.text import one_line
 from mana.device.desk import Device
 from mana.domain.cadences import zone as zone_of
 from mana.domain.errors import Invalid
+from mana.protocol.errors import LinkEnded
 
 if TYPE_CHECKING:
     from mana.device.app import DeviceHost
@@ -27,6 +30,8 @@ account = typer.Typer(
     help="Accounts: create, sign in, invite, remove.", no_args_is_help=True, add_completion=False
 )
 
+LINK_S_MAX: Final = 600.0
+LOOK_S: Final = 1.0
 LoginArgument = Annotated[str, typer.Argument(metavar="LOGIN", help="The login.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -47,6 +52,12 @@ async def create(
     invite: Annotated[
         str | None, typer.Option("--invite", help="The invitation, where the hub asks for one.")
     ] = None,
+    zero_knowledge: Annotated[
+        bool,
+        typer.Option(
+            "--zero-knowledge", help="So that whoever runs the hub cannot read it either."
+        ),
+    ] = False,
 ) -> Answer:
     """Create an account on the hub, with its keys made on this device."""
     from mana.device.app import local_zone
@@ -54,15 +65,21 @@ async def create(
     shown_zone = zone_of(zone or local_zone()).key
     password = around.password(login, new=True)
     device = await host.sign_up(
-        login, password, display_name=name or login, invite=invite, zone=shown_zone
+        login,
+        password,
+        display_name=name or login,
+        mode="zero-knowledge" if zero_knowledge else "standard",
+        invite=invite,
+        zone=shown_zone,
     )
     await synced(device, seconds_max=PUSH_S_MAX)
     now = await device.status()
+    step = "mana security recovery show" if zero_knowledge else "mana note add TITLE"
     return Answer(
         {"account": {"accountId": device.account_id, "login": device.login, "mode": now.mode}},
         [
             f"Created account {one_line(device.login, 80)}, in {now.mode} mode.",
-            Line("Its keys are on this device. Next: mana note add TITLE", "quiet"),
+            Line(f"Its keys are on this device. Next: {step}", "quiet"),
         ],
     )
 
@@ -71,7 +88,59 @@ async def create(
 @on_host
 async def sign_in(host: DeviceHost, around: Surroundings, login: LoginArgument) -> Answer:
     """Bring an account of the hub to this device."""
-    device = await host.sign_in(login, around.password(login))
+    return _entered(await signed_in(host, around, login))
+
+
+@account.command()
+@on_host
+async def recover(host: DeviceHost, around: Surroundings, login: LoginArgument) -> Answer:
+    """Open an account by its recovery code, and give it a new password."""
+    code = around.secret("MANA_RECOVERY_CODE", "Recovery code: ")
+    new = around.secret("MANA_NEW_PASSWORD", "New password: ", twice=True)
+    return _entered(await host.recover(login, code, new))
+
+
+@account.command()
+@on_host
+async def reset(host: DeviceHost, around: Surroundings, login: LoginArgument) -> Answer:
+    """Open an account by a token of whoever runs the hub, and give it a new password."""
+    token = around.secret("MANA_RESET_TOKEN", "Token: ")
+    new = around.secret("MANA_NEW_PASSWORD", "New password: ", twice=True)
+    return _entered(await host.reset(login, token, new))
+
+
+@account.command()
+@on_host
+async def link(
+    host: DeviceHost,
+    around: Surroundings,
+    login: LoginArgument,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What this device is called. Default: its system.")
+    ] = None,
+) -> Answer:
+    """Bring an account to this device by another one of yours, without its password."""
+    pending = await host.begin_link(login, name or host.settings.name)
+    try:
+        around.tell(["Look at your other device: mana security link, or the line on its page."])
+        shown = ""
+        async with asyncio.timeout(LINK_S_MAX):
+            while (view := await pending.poll()).state != "approved":
+                if view.state == "refused":
+                    raise LinkEnded("it was refused on the other device")
+                if view.digits and not shown:
+                    shown = view.digits
+                    around.tell([f"Digits: {shown}"])
+                await asyncio.sleep(LOOK_S)
+        around.confirm(f"Did the other device show exactly {view.digits}?", yes=False)
+        return _entered(await pending.finish())
+    except TimeoutError:
+        raise LinkEnded("the other device did not answer in time") from None
+    finally:
+        await pending.close()
+
+
+def _entered(device: Device) -> Answer:
     return Answer(
         {"account": {"accountId": device.account_id, "login": device.login}},
         [f"Signed in as {one_line(device.login, 80)}."],
@@ -143,7 +212,7 @@ async def sign_out(
     around.confirm(f"Remove {shown} from this device?", yes=yes)
     if not force:
         # What waits is pushed first, which needs the keys.
-        await host.sign_in(login, around.password(login))
+        await signed_in(host, around, login)
     await host.sign_out(account_id, force=force)
     return Answer(
         {"signedOut": {"accountId": account_id, "login": login}},
