@@ -808,6 +808,8 @@ class FakeHost:
         device = FakeDevice(account_id, login, display_name, demo=demo)
         device.online = self.online
         device.security.mode, device.security.password = mode, password
+        if mode == "zero-knowledge":
+            await device.security.new_recovery_code()
         self._devices[account_id] = device
         self._passwords[account_id] = password
         return device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 from collections.abc import AsyncIterator
@@ -136,14 +137,7 @@ async def test_a_second_factor_is_asked_for_at_the_door(home: Household) -> None
     first = host_of(home)
     async with browser(first) as client:
         await signed_up(client, first)
-        begun = await post(client, "/security/factors/add/totp", name="Telephone")
-        assert begun.headers["location"] == "/security/factors/new"
-        shown = await client.get("/security/factors/new")
-        found = re.search(r'id="totp-secret">([A-Z2-7 ]+)<', shown.text)
-        assert found is not None
-        secret = found[1].replace(" ", "")
-        done = await post(client, "/security/factors/new/finish", code=now_code(home, secret, 0))
-        assert done.status_code == 303, done.text
+        secret = await with_authenticator(home, client)
         assert "Telephone" in text_of(await client.get("/security"))
     second = host_of(home)
     async with browser(second) as client:
@@ -159,10 +153,21 @@ async def test_a_second_factor_is_asked_for_at_the_door(home: Household) -> None
         assert (await client.get("/notes")).status_code == 200
 
 
+async def with_authenticator(home: Household, client: httpx.AsyncClient) -> str:
+    """Add an authenticator by the page, and return its secret."""
+    begun = await post(client, "/security/factors/add/totp", name="Telephone")
+    assert begun.headers["location"] == "/security/factors/new"
+    shown = await client.get("/security/factors/new")
+    found = re.search(r'id="totp-secret">([A-Z2-7 ]+)<', shown.text)
+    assert found is not None
+    secret = found[1].replace(" ", "")
+    done = await post(client, "/security/factors/new/finish", code=now_code(home, secret, 0))
+    assert done.status_code == 303, done.text
+    return secret
+
+
 def now_code(home: Household, secret: str, ahead: int) -> str:
     """Return the code of an authenticator, `ahead` steps from now."""
-    import base64
-
     step = home.served.clock.now_ms // 30_000 + ahead
     return code_at(base64.b32decode(secret + "=" * (-len(secret) % 8)), step)
 
@@ -289,6 +294,32 @@ async def test_a_device_that_was_overtaken_follows(home: Household) -> None:
         assert (await post(other, "/security/follow", password=PASSWORD)).status_code == 303
         shown = await other.get("/security")
         assert 'id="follow"' not in shown.text
+
+
+async def test_an_ended_session_asks_for_password_and_factor(home: Household) -> None:
+    """A device whose session was ended says so, and comes back by both; nothing is lost."""
+    first, second = host_of(home), host_of(home)
+    async with browser(first) as client, browser(second) as other:
+        await signed_up(client, first)
+        assert await signed_in(other) == "/"
+        (known,) = second.accounts()
+        away = second.device(known.account_id)
+        await still(away)
+        await away.sync_now()
+        secret = await with_authenticator(home, client)
+        page = (await client.get("/security/devices")).text
+        (ends,) = re.findall(r'action="(/security/sessions/[^"]+/end)"', page)
+        await post(client, ends)
+        await away.create("notes", {"title": "Written meanwhile"})
+        with pytest.raises(ManaError):
+            await away.sync_now()
+        assert 'id="session"' in (await other.get("/security")).text
+        asked = await post(other, "/security/session", password=PASSWORD)
+        assert asked.headers["location"] == "/sign-in/factor", asked.text
+        done = await post(other, "/sign-in/factor", code=now_code(home, secret, 1))
+        assert done.headers["location"] == "/security", done.text
+        assert (await away.sync_now()).waiting == 0
+        assert 'id="session"' not in (await other.get("/security")).text
 
 
 async def test_pages_without_the_hub_say_so(home: Household) -> None:
