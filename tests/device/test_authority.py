@@ -20,7 +20,7 @@ from mana.crypto.authority import (
     authority_among,
     authority_of,
     facts_of,
-    read_log,
+    verify_log,
     verify_record,
 )
 from mana.crypto.errors import SignatureRejected
@@ -351,13 +351,13 @@ def test_a_membership_log_must_be_the_space_s_own() -> None:
     """A log of another space, an empty one and a changed one are refused."""
     eve = new_account("eve", now_ms=START_MS)
     with pytest.raises(SignatureRejected):
-        read_log(ada().personal.space_id, [eve.personal.new.first])
+        verify_log(ada().personal.space_id, [eve.personal.new.first])
     with pytest.raises(ManaError):
-        read_log(ada().personal.space_id, [])
+        verify_log(ada().personal.space_id, [])
     first = ada().personal.new.first
     changed = msgspec.structs.replace(first, entry={**first.entry, "nonce": "0" * 32})
     with pytest.raises(SignatureRejected):
-        read_log(ada().personal.space_id, [changed])
+        verify_log(ada().personal.space_id, [changed])
 
 
 def test_a_decision_of_an_older_clock_withholds_nothing() -> None:

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 
-from mana.crypto.authority import authority_of, read_log
+from mana.crypto.authority import authority_of, verify_log
 from mana.crypto.identity import PrivateIdentity, revoke_device
 from mana.crypto.keys import SpaceKeyName, unwrap_space_key
 from mana.crypto.primitives import b64
@@ -164,7 +164,9 @@ async def test_found(database: Database) -> None:
             info = await info_of(ada, space)
             assert info is not None
             assert (info.type, info.role) == (space_type, "owner")
-            assert read_log(info.space_id, info.log).members == (member_of(ada.account, "owner"),)
+            assert verify_log(info.space_id, info.log).newest.members == (
+                member_of(ada.account, "owner"),
+            )
             assert [(wrap.kind, wrap.version) for wrap in info.wraps] == [("p", 1), ("s", 1)]
             assert await info_of(bob, space) is None
         answer = await ada.call("POST", "/api/v1/spaces", space.founded.new)
@@ -464,7 +466,7 @@ async def test_removal(database: Database) -> None:
         answer = await spaces_of(bob)
         assert space.space_id not in [one.space_id for one in answer.spaces]
         (departure,) = answer.departed
-        log = read_log(departure.space_id, departure.log)
+        log = verify_log(departure.space_id, departure.log).newest
         assert (departure.space_id, log.member(bob.account.account_id)) == (space.space_id, None)
         assert [hash_of(one) for one in departure.log] == [hash_of(one) for one in space.log]
         async with connected(database.owner_url) as owner:
@@ -949,7 +951,7 @@ async def test_closing(database: Database) -> None:
             answer = await spaces_of(person)
             assert space.space_id not in [one.space_id for one in answer.spaces]
             (departure,) = answer.departed
-            assert read_log(departure.space_id, departure.log).members == ()
+            assert verify_log(departure.space_id, departure.log).newest.members == ()
         assert code(await accept(cem, made)) == "NOT_FOUND"
         assert await departed(cem) == []
         again_ = await ada.call("POST", "/api/v1/spaces", space.founded.new)
@@ -1118,7 +1120,7 @@ async def test_spaces_of_one_moment(database: Database, tenancy: Tenancy) -> Non
         interrupted: Any = Interrupted(tenancy, goes)
         answer = await SpaceStore(interrupted).spaces(Tenant(bob.account.account_id))
         (info,) = [one for one in answer.spaces if one.space_id == space.space_id]
-        assert read_log(info.space_id, info.log).member(bob.account.account_id) is not None
+        assert verify_log(info.space_id, info.log).newest.member(bob.account.account_id) is not None
         assert [one.version for one in info.wraps] == [1]
         assert answer.departed == []
         assert await departed(bob) == [space.space_id]

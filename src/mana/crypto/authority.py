@@ -332,9 +332,12 @@ def public_identity(member: Member) -> PublicIdentity:
     )
 
 
-def read_log(space_id: str, log: Sequence[SignedEntry]) -> MembershipEntry:
-    """Return the newest entry of a membership log; raises as `verify_log`."""
-    return verify_log(space_id, log).newest
+def read_revocation(wire: Revocation) -> DeviceRevocation:
+    """Return a revocation as it is signed; it proves nothing until `verify_revocation`.
+
+    Raises Malformed. The version is the caller's to look at.
+    """
+    return DeviceRevocation(wire.account_id, wire.device_id, wire.revoked_at, unb64(wire.signature))
 
 
 def authority_of(
@@ -422,12 +425,7 @@ def _revocations(
         for key in (member.signing_key, *former[member.account_id]):
             try:
                 parse_iso_ms(revocation.revoked_at)
-                read = DeviceRevocation(
-                    revocation.account_id,
-                    revocation.device_id,
-                    revocation.revoked_at,
-                    unb64(revocation.signature),
-                )
+                read = read_revocation(revocation)
                 verify_revocation(read, VerifyKey(unb64(key)), member.account_id)
             except (CryptoFailed, Invalid):
                 continue

@@ -12,12 +12,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from mana.crypto.authority import read_revocation
 from mana.crypto.errors import WrapRejected
-from mana.crypto.identity import DeviceRevocation as Revocation
 from mana.crypto.identity import verify_revocation
 from mana.crypto.keys import unwrap_master_key
 from mana.crypto.passwords import PasswordKeys
-from mana.crypto.primitives import unb64
 from mana.crypto.vaults import recovery_code
 from mana.device.accounts import require_password
 from mana.device.errors import WrongPassword
@@ -334,13 +333,8 @@ def _is_revoked(revocation: DeviceRevocation, vault: OpenedVault) -> bool:
     """Say whether the account revoked a device: the hub can leave none out by itself."""
     for identity in vault.identities:
         try:
-            read = Revocation(
-                revocation.account_id,
-                revocation.device_id,
-                revocation.revoked_at,
-                unb64(revocation.signature),
-            )
-            verify_revocation(read, identity.signing_key.public(), vault.account_id)
+            key = identity.signing_key.public()
+            verify_revocation(read_revocation(revocation), key, vault.account_id)
         except CryptoFailed:
             continue
         return True

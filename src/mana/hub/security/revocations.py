@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mana.crypto.identity import DeviceRevocation as Word
+from mana.crypto.authority import read_revocation
 from mana.crypto.identity import verify_revocation
 from mana.crypto.primitives import unb64
 from mana.crypto.signatures import VerifyKey
@@ -28,12 +28,7 @@ def check_revocation(revocation: DeviceRevocation, device_id: str, *, now_ms: in
 def require_revocation(revocation: DeviceRevocation, signing_key: str, account: str) -> None:
     """Raise ProofRefused unless the account's identity (Base64) signed the revocation."""
     try:
-        word = Word(
-            revocation.account_id,
-            revocation.device_id,
-            revocation.revoked_at,
-            unb64(revocation.signature),
-        )
-        verify_revocation(word, VerifyKey(unb64(signing_key)), account)
+        key = VerifyKey(unb64(signing_key))
+        verify_revocation(read_revocation(revocation), key, account)
     except CryptoFailed:
         raise ProofRefused("the identity of the account has not signed this revocation") from None
