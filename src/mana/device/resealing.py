@@ -59,13 +59,6 @@ class Progress:
     private: Mapping[int, int]
     fixed: int = 0
 
-    @property
-    def outdated(self) -> int:
-        """Return how many records stand under an older version."""
-        return sum(n for version, n in self.shared.items() if version < self.version) + sum(
-            n for version, n in self.private.items() if version < self.private_version
-        )
-
     def share(self, version: int) -> float:
         """Return which part of the shared records stands under a version, 0 to 1."""
         whole = sum(self.shared.values())

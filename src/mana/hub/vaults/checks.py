@@ -118,7 +118,7 @@ def check_change(standing: Standing, change: VaultChange, *, floor: KdfFloor) ->
     _check_parts(change, statement, floor)
     aspects = aspects_of(vault, statement)
     recovery = _checked_recovery(vault, change, statement, aspects)
-    _check_mode(vault, statement, aspects)
+    _check_mode(statement, aspects)
     identity = Identity(
         signing_key=statement.signing_key,
         hpke_key=statement.hpke_key,
@@ -223,7 +223,7 @@ def _checked_recovery(
     return wrap
 
 
-def _check_mode(vault: Vault, statement: VaultStatement, aspects: tuple[Aspect, ...]) -> None:
+def _check_mode(statement: VaultStatement, aspects: tuple[Aspect, ...]) -> None:
     if statement.mode != "zero-knowledge":
         return
     if not statement.recovery:

@@ -112,7 +112,7 @@ async def check_all(world: World) -> None:
             await _check_machine(world, machine, book)
             outboxes[machine.name] = await book.inner().replica.read(_outbox)
     _check_keys(world)
-    _check_outboxes(world, outboxes)
+    _check_outboxes(outboxes)
     _check_written(world, outboxes)
     _check_order(world)
     _check_files(world)
@@ -237,7 +237,7 @@ def _check_keys(world: World) -> None:
                     raise Broken("reseal", f"{path} of {ref} stands under an older key")
 
 
-def _check_outboxes(world: World, outboxes: dict[str, list[OutboxRow]]) -> None:
+def _check_outboxes(outboxes: dict[str, list[OutboxRow]]) -> None:
     for name, rows in outboxes.items():
         for row in rows:
             code = row.code if row.state == "refused" else row.state
