@@ -17,20 +17,6 @@ pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note each record that a worker opens."""
-    names: list[str] = []
-    open_record = worker.open_record
-
-    def opening(space_id: str, record: Any, *rest: Any) -> Any:
-        names.append(f"{record.table}:{record.id}")
-        return open_record(space_id, record, *rest)
-
-    monkeypatch.setattr(worker, "open_record", opening)
-    return names
-
-
 class Broken(ScriptedModel):
     """A model that fails after everything was opened."""
 

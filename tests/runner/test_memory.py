@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mana.domain.grants import LIFE_MS_MAX
-from mana.hub.runner import worker
 from mana.hub.runner.memory import KEPT_MS, MEMORY_FILE, SLACK_MS, MemoryUnusable, RunnerMemory
 from mana.hub.runner.settings import RunnerSettings
 from mana.testing.postgres import Database, connected
@@ -60,20 +58,6 @@ async def last(made: World) -> tuple[str, str | None]:
     """Return state and reason of the newest occurrence."""
     line = (await made.status()).occurrences[0]
     return line.state, line.reason
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note each record that a worker opens."""
-    names: list[str] = []
-    open_record = worker.open_record
-
-    def opening(space_id: str, record: Any, *rest: Any) -> Any:
-        names.append(f"{record.table}:{record.id}")
-        return open_record(space_id, record, *rest)
-
-    monkeypatch.setattr(worker, "open_record", opening)
-    return names
 
 
 @pytest.mark.postgres
