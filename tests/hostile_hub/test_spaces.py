@@ -289,15 +289,15 @@ CASES: dict[str, Case] = {
     "no key of the space": Case(no_keys, "", DISTRUSTED),
     "not the newest key of the space": Case(no_newest_key, "", DISTRUSTED),
     "no private key": Case(no_private_key, "", DISTRUSTED),
-    "a personal space's key of the hub's own": Case(key("personal", 1), "", SIGNATURE),
+    "a personal space's key of the hub's own": Case(key("personal", 1), SIGNATURE, SIGNATURE),
     "a shared space's key of the hub's own": Case(key("team", 2), "", SPOILED),
     "a private key of the hub's own": Case(private("team", 1), DISTRUSTED, DISTRUSTED),
     "a newer private key of the hub's own": Case(private("team", 2), DISTRUSTED, DISTRUSTED),
     "the same for the personal space": Case(private("personal", 2), DISTRUSTED, DISTRUSTED),
     "the old key in the place of the new": Case(old_key_as_new, "", SPOILED),
     "the wraps of two versions swapped": Case(wraps_of_two_versions, "", SPOILED),
-    "the wraps of two spaces swapped": Case(wraps_of_two_spaces, "", WRAP),
-    "the wraps of another member": Case(wraps_of_somebody_else, "", WRAP),
+    "the wraps of two spaces swapped": Case(wraps_of_two_spaces, WRAP, WRAP),
+    "the wraps of another member": Case(wraps_of_somebody_else, WRAP, WRAP),
     "a key that no log knows": Case(version_of_the_future, DISTRUSTED, DISTRUSTED),
 }
 WITHHELD: dict[str, Case] = {

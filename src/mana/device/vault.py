@@ -609,7 +609,8 @@ def _open_space(
         raise HubDistrusted("the space names other keys for this account")
     if newest.space_type in _FIRST_SPACES and newest.members != (own,):
         raise HubDistrusted("a space of one person has other members")
-    space_keys, private_keys = _held_keys(held)
+    held_keys, held_private = _held_keys(held)
+    space_keys, private_keys = dict(held_keys), dict(held_private)
     if known is not None:
         space_keys |= known.space_keys
         private_keys |= known.private_keys
@@ -623,8 +624,8 @@ def _open_space(
             if kind == "s":
                 _check_key(verified.entries, wrap.version, key)
         except CryptoFailed:
-            if wrap.version in (space_keys if kind == "s" else private_keys):
-                continue  # wrapped to an identity that nothing else counts on, and known already
+            if wrap.version in (held_keys if kind == "s" else held_private):
+                continue  # kept with the key, wrapped to an identity that may be gone by now
             # Another member made it. It must not stand in the way of this space's log, by which
             # that member is put out, and of no other space.
             if kind == "p" or newest.space_type in _FIRST_SPACES:
