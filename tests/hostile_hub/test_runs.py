@@ -14,8 +14,9 @@ import pytest
 from mana.crypto.runners import RunnerPrivateKey
 from mana.device.audit import row_hash
 from mana.device.desk import Device
+from mana.device.vaults import Wish
 from mana.hub.runner.memory import MEMORY_FILE
-from mana.protocol.messages import AuditRow
+from mana.protocol.messages import AuditRow, Vault
 from mana.testing.postgres import Cluster
 from tests.device.household import operations
 from tests.hostile_hub.tools import (
@@ -23,6 +24,7 @@ from tests.hostile_hub.tools import (
     GRANTS,
     RUNNER,
     STATE,
+    VAULT,
     Body,
     Rows,
     Scene,
@@ -432,12 +434,12 @@ async def test_a_runner_of_the_hubs_own_gets_nothing_without_a_word(ran: Ran) ->
     for body in (made, signed):
         scene.mouth.lie(RUNNER, lambda _body, told=body: told)  # type: ignore[misc]
         operations(ran.ada).news.moved()
-        asked = len([path for path, _ in scene.mouth.asked if path.endswith("/complete")])
+        asked = len(_completed(ran))
         said = await ran.ada.consent(ran.mission)
         assert said.runner_fingerprint == made["fingerprint"]
         assert any("not the runner of your earlier grants" in line for line in said.lines)
         assert await code_of(ran.ada.grant(ran.mission)) == "GRANT_HEADER_REFUSED"
-        assert len([path for path, _ in scene.mouth.asked if path.endswith("/complete")]) == asked
+        assert len(_completed(ran)) == asked
         scene.mouth.honest()
     operations(ran.ada).news.moved()
 
@@ -522,6 +524,38 @@ async def test_an_audit_that_is_not_the_runners_is_told(ran: Ran, name: str, new
     finally:
         mouth.honest()
     assert (await device.data_access()).chain_ok
+
+
+async def test_a_device_grants_nothing_that_its_vault_does_not_allow(ran: Ran) -> None:
+    """A hub that takes grants although the person switched them off is given none."""
+    scene, keeper = ran.scene, book_of(ran.ada).inner().keeper
+
+    async def allow(grants: bool) -> None:
+        async def wish(_standing: Vault) -> Wish:
+            return Wish(grants=grants)
+
+        await keeper.change(wish)
+
+    async with ran.afterwards_as_before():
+        await allow(False)
+        await scene.owner("update mana.accounts set grants = true")
+        await ran.rows.swap()
+        scene.mouth.lie(VAULT, lambda body: {**body, "grants": False})
+        operations(ran.ada).news.moved()
+        await ran.ada.consent(ran.mission)
+        asked = len(_completed(ran))
+        assert await code_of(ran.ada.grant(ran.mission)) == "ZK_ACTIVE"
+        assert await operations(ran.ada).grants.mint_anew() == 0
+        assert len(_completed(ran)) == asked
+    await scene.owner(
+        "update mana.accounts set grants = false where account_id = $1", ran.ada.account_id
+    )
+    await allow(True)
+
+
+def _completed(ran: Ran) -> list[str]:
+    """Return where keys of grants were sent to."""
+    return [path for path, _ in ran.scene.mouth.asked if path.endswith("/complete")]
 
 
 async def test_a_revoked_grant_is_not_shown_as_one_in_force(ran: Ran) -> None:

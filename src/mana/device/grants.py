@@ -48,6 +48,7 @@ from mana.domain.grants import (
 )
 from mana.domain.ids import RecordId
 from mana.domain.missions import MISSIONS, InputRef, Mission
+from mana.protocol.errors import ZeroKnowledgeActive
 from mana.protocol.messages import (
     GrantCompletion,
     GrantInfo,
@@ -168,7 +169,8 @@ class Grants:
         """Grant the mission's inputs.
 
         Raises ConsentStale if anything is not as the last consent showed it, HeaderRefused if
-        the hub's header is not what was asked, InputGone and NothingToGrant.
+        the hub's header is not what was asked, InputGone and NothingToGrant, and
+        ZeroKnowledgeActive where the person allows no grants from this vault.
         """
         opened = self._opened
         mission = await opened.mission(mission_id)
@@ -202,7 +204,7 @@ class Grants:
         opened, count = self._opened, 0
         missions = await opened.book.views(MISSIONS.name) if opened.book.may_write else []
         named = {view.text("grantId") for view in missions} - {""}
-        if not named:
+        if not named or not self._is_allowed():
             return 0
         runner, info = await self._runner()
         succession = await self._trust.succession(runner, info)
@@ -327,6 +329,9 @@ class Grants:
         If the hub refuses it, the record names again what it named before.
         """
         opened = self._opened
+        # Not left to the hub, which would be the one to gain by it.
+        if not self._is_allowed():
+            raise ZeroKnowledgeActive("the person allows no grants from this vault")
         payload = await self._payload(header)
         sealed = seal_grant(
             header.canonical(),
@@ -361,6 +366,10 @@ class Grants:
             wrapped_key_hash=hashes.wrapped_key,
             sealed_keys_hash=hashes.sealed_keys,
         )
+
+    def _is_allowed(self) -> bool:
+        """Say whether the vault, as this device holds it, lets keys be granted."""
+        return self._opened.book.inner().keeper.standing.grants
 
     async def _name_again(self, mission: Mission, header: GrantHeader) -> None:
         """Let a mission name what is in force, after a grant that it names came to nothing.
