@@ -276,25 +276,15 @@ def prepare(
     after = _next_keys(keys, wish, account_id, random)
     mode = after.mode
     secret = new_recovery_secret(random=random) if wish.code else None
-    recovery = standing.recovery
-    if wish.master or wish.code is False:
-        recovery = None
-    made: NewRecovery | None = None
-    if secret is not None:
-        code_keys = recovery_keys(secret, standing.login)
-        wrapped = wrap_master_key(
-            after.master_key,
-            code_keys.wrap_key,
-            "recovery",
-            account_id,
-            code_keys.key_id,
-            random=random,
-        )
-        recovery = RecoveryWrap(key_id=code_keys.key_id, wrapped=wrapped)
-        made = NewRecovery(wrap=recovery, login_key=b64(code_keys.login_key))
+    at = iso_ms(now_ms)
+    made = None if secret is None else _new_recovery(standing, after, secret, random)
+    recovery, recovery_set_at = standing.recovery, standing.recovery_set_at
+    if made is not None:
+        recovery, recovery_set_at = made.wrap, at
+    elif wish.master or wish.code is False:
+        recovery = recovery_set_at = None
     if mode == ZERO_KNOWLEDGE and recovery is None:
         raise Invalid("zero-knowledge mode has a recovery code")
-    at = iso_ms(now_ms)
     draft = msgspec.structs.replace(
         standing,
         mode=mode,
@@ -304,9 +294,7 @@ def prepare(
         identity=_identity(standing, after, wish, random),
         formers=_formers(standing, keys, after, wish, random),
         recovery=recovery,
-        recovery_set_at=at
-        if secret is not None
-        else (standing.recovery_set_at if recovery is not None else None),
+        recovery_set_at=recovery_set_at,
         grants=standing.grants if wish.grants is None else wish.grants,
         revision=standing.revision + 1,
         statement=None,
@@ -314,12 +302,11 @@ def prepare(
     statement = statement_of(
         draft, previous=head_of(standing).hash, challenge=standing.challenge, changed_at=at
     )
+    own = sign_statement(after.identity.signing_key, statement) if wish.identity else None
     signed = SignedStatement(
         statement=statement.to_wire(),
         signature=b64(sign_statement(keys.identity.signing_key, statement)),
-        own_signature=b64(sign_statement(after.identity.signing_key, statement))
-        if wish.identity
-        else None,
+        own_signature=None if own is None else b64(own),
     )
     vault = msgspec.structs.replace(draft, statement=signed, challenge="")
     hub_lacks_it = wish.master or standing.mode != STANDARD
@@ -337,6 +324,21 @@ def prepare(
         else [],
     )
     return Prepared(change, vault, after, secret)
+
+
+def _new_recovery(standing: Vault, after: VaultKeys, secret: bytes, random: Random) -> NewRecovery:
+    """Return the master key under a new recovery code, and the key by which that signs in."""
+    keys = recovery_keys(secret, standing.login)
+    wrapped = wrap_master_key(
+        after.master_key,
+        keys.wrap_key,
+        "recovery",
+        standing.account_id,
+        keys.key_id,
+        random=random,
+    )
+    wrap = RecoveryWrap(key_id=keys.key_id, wrapped=wrapped)
+    return NewRecovery(wrap=wrap, login_key=b64(keys.login_key))
 
 
 def signing_key(identity: PrivateIdentity) -> str:
