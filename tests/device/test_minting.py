@@ -314,7 +314,7 @@ async def test_a_grant_that_the_hub_made_up(
                 info, signature=Signature(signer="nobody", value=b64(bytes(64)))
             )
         if lie == "another scope":
-            records = sorted([*info.header["recordIds"], "notes:x"])  # type: ignore[misc, list-item]
+            records = sorted([*info.header["recordIds"], "notes:x"])
             return msgspec.structs.replace(info, header={**info.header, "recordIds": [*records]})
         expires = "2026-12-20T00:00:00.000Z"
         return msgspec.structs.replace(info, header={**info.header, "expiresAt": expires})

@@ -706,11 +706,11 @@ class Dying(sqlite3.Connection):
 
     left: int | None = None
 
-    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:  # type: ignore[override]
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
         self._tick(sql)
         return super().execute(sql, *values)
 
-    def executemany(self, sql: str, *values: Any) -> sqlite3.Cursor:  # type: ignore[override]
+    def executemany(self, sql: str, *values: Any) -> sqlite3.Cursor:
         self._tick(sql)
         return super().executemany(sql, *values)
 

@@ -48,24 +48,24 @@ def test_presets_decide_as_the_design_says(preset: str, effect: str) -> None:
             effect,
             agent=PRESETS[preset],
             space=SpacePolicy(),
-            tainted=tainted,  # type: ignore[arg-type]
+            tainted=tainted,
         )
         assert got == TABLE[preset, effect]
 
 
 def test_nothing_destructive_or_external_runs_by_itself_without_the_space() -> None:
     """An agent that may do everything still proposes what cannot be taken back."""
-    everything = Policy(dict.fromkeys(EFFECTS, "auto"), {"tool": "auto"})  # type: ignore[arg-type]
+    everything = Policy(dict.fromkeys(EFFECTS, "auto"), {"tool": "auto"})
     for effect in ("destructive", "external"):
         assert (
             decide("tool", effect, agent=everything, space=SpacePolicy(), tainted=False)
             == "propose"
-        )  # type: ignore[arg-type]
+        )
 
 
 def test_a_tainted_context_never_sends_by_itself() -> None:
     """Once record text is in the context, an external call is proposed whatever was lifted."""
-    everything = Policy(dict.fromkeys(EFFECTS, "auto"))  # type: ignore[arg-type]
+    everything = Policy(dict.fromkeys(EFFECTS, "auto"))
     assert decide("tool", "external", agent=everything, space=LIFTED, tainted=True) == "propose"
     assert decide("tool", "external", agent=everything, space=LIFTED, tainted=False) == "auto"
     assert decide("tool", "destructive", agent=everything, space=LIFTED, tainted=True) == "auto"
@@ -74,7 +74,7 @@ def test_a_tainted_context_never_sends_by_itself() -> None:
 def test_a_missing_agent_may_do_nothing() -> None:
     """A deleted agent means deny, not a permissive default."""
     for effect in EFFECTS:
-        assert decide("tool", effect, agent=None, space=LIFTED, tainted=False) == "deny"  # type: ignore[arg-type]
+        assert decide("tool", effect, agent=None, space=LIFTED, tainted=False) == "deny"
 
 
 def test_an_effect_that_a_policy_does_not_list_is_denied() -> None:

@@ -254,7 +254,7 @@ def test_calls_without_a_limit_are_refused(call: type[Call]) -> None:
         replace(MANIFEST, tools=(replace(TOOL, effect="admin"),)),  # type: ignore[arg-type]
         replace(MANIFEST, tools=(replace(TOOL, description=" "),)),
         replace(MANIFEST, tools=(replace(TOOL, call=OwnRationale),)),
-        replace(MANIFEST, inputs=(InputKind(CATALOGUE.table("notes"), str, str),)),  # type: ignore[arg-type]
+        replace(MANIFEST, inputs=(InputKind(CATALOGUE.table("notes"), str, str),)),
     ],
 )
 def test_a_manifest_that_breaks_a_rule_is_refused(manifest: ModuleManifest) -> None:
