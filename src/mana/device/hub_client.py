@@ -24,7 +24,12 @@ from mana.domain.encoding import Json
 from mana.domain.errors import Invalid, ManaError, TooLarge, Unauthenticated, Unavailable
 from mana.domain.grants import GrantHeader, header_from_wire
 from mana.protocol.codec import decode, encode
-from mana.protocol.errors import DeviceRevoked, InvalidCredentials, SessionEnded
+from mana.protocol.errors import (
+    DeviceRevoked,
+    InvalidCredentials,
+    SessionEnded,
+    TwoFactorRequired,
+)
 from mana.protocol.messages import (
     AcceptInvitation,
     Account,
@@ -154,7 +159,7 @@ class HubClient:
         self._device_name = device_name
         self._access: str | None = None
         self._held: ManaError | None = None
-        self._refused: tuple[str, bytes] | None = None
+        self._refused: tuple[tuple[str, bytes], type[Unauthenticated]] | None = None
         self._signing_in = asyncio.Lock()
         self._answer_bytes_max = answer_bytes_max
         self._http = httpx.AsyncClient(
@@ -658,13 +663,13 @@ class HubClient:
         credentials = session.credentials()
         if credentials is None:
             raise SessionEnded("the session has ended")
-        if credentials == self._refused:
-            # Each attempt counts: whoever signs in with the right password must not wait for it.
-            raise InvalidCredentials("the hub has refused this login key before")
+        if self._refused is not None and credentials == self._refused[0]:
+            # Each attempt counts: whoever signs in with password and factor must not wait for it.
+            raise self._refused[1]("the hub has refused this login key by itself before")
         try:
             tokens = await self.login(*credentials)
-        except InvalidCredentials:
-            self._refused = credentials
+        except (InvalidCredentials, TwoFactorRequired) as error:
+            self._refused = (credentials, type(error))
             raise
         await self._tie(tokens)
         return tokens
