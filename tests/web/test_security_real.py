@@ -315,9 +315,11 @@ async def test_an_ended_session_asks_for_password_and_factor(home: Household) ->
             await away.sync_now()
         assert 'id="session"' in (await other.get("/security")).text
         asked = await post(other, "/security/session", password=PASSWORD)
-        assert asked.headers["location"] == "/sign-in/factor", asked.text
+        assert asked.status_code == 303, asked.text
+        assert asked.headers["location"] == "/sign-in/factor"
         done = await post(other, "/sign-in/factor", code=now_code(home, secret, 1))
-        assert done.headers["location"] == "/security", done.text
+        assert done.status_code == 303, done.text
+        assert done.headers["location"] == "/security"
         assert (await away.sync_now()).waiting == 0
         assert 'id="session"' not in (await other.get("/security")).text
 
