@@ -9,6 +9,7 @@ from mana.crypto.invitations import acceptance_mac, invitation_token, new_secret
 from mana.crypto.primitives import b64
 from mana.device import membership
 from mana.device.records import RecordBook
+from mana.device.rotation import signed_private_keys
 from mana.device.vault import SpaceKeys, found_space
 from mana.domain.clock import iso_ms
 from mana.domain.spaces import Member, Role, SpaceType
@@ -66,7 +67,9 @@ async def join(
     inner = newcomer.inner()
     await inner.syncer.refresh_spaces()
     if not inner.vault.space(space_id).private_keys:
-        await newcomer.hub.add_private_keys(space_id, [inner.vault.new_private_key(space_id)])
+        wrap = inner.vault.new_private_key(space_id)
+        keys = signed_private_keys(inner.vault, space_id, [wrap])
+        await newcomer.hub.add_private_keys(space_id, keys)
         await inner.syncer.refresh_spaces()
     return newcomer.in_space(space_id)
 

@@ -32,10 +32,10 @@ from mana.protocol.errors import (
 )
 from mana.protocol.messages import (
     AcceptInvitation,
-    KeyWrap,
     MembershipAppend,
     NewInvitation,
     NewSpace,
+    PrivateKeys,
     SignedEntry,
     Tokens,
 )
@@ -293,7 +293,7 @@ async def test_calls_of_spaces_go_where_they_are_said_to() -> None:
         assert (await hub.create_space(NewSpace(first=signed, wraps=[]))).space_id == "s"
         await hub.close_space("s", signed)
         await hub.append_member("s", MembershipAppend(entry=signed))
-        await hub.add_private_keys("s", [KeyWrap(kind="p", version=1, wrapped="x")])
+        await hub.add_private_keys("s", PrivateKeys(wraps=[], signature="x"))
         made = NewInvitation(
             invitation_id="i", role="member", token_hash="0" * 64, expires_at="later"
         )

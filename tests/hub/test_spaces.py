@@ -28,7 +28,6 @@ from mana.protocol.messages import (
     InvitationInfo,
     InvitationsAnswer,
     MembershipAppend,
-    PrivateKeys,
     SpaceInfo,
     SpacesAnswer,
     Tokens,
@@ -48,6 +47,7 @@ from mana.testing.spaces import (
     leaving,
     member_of,
     next_entry,
+    private_keys,
     private_wrap,
     rekeying,
     removing,
@@ -55,6 +55,7 @@ from mana.testing.spaces import (
     rotating,
     shared_space,
     signed_by,
+    signed_keys,
     wrap_of,
 )
 from tests.hub.client import START_MS, Person, served_hub
@@ -458,7 +459,7 @@ async def test_removal(database: Database) -> None:
             ("GET", f"{root}/invitations", None),
             ("POST", f"{root}/invitations", invitation(space, "viewer", now_ms=START_MS).new),
             ("POST", f"{root}/members", again),
-            ("POST", f"{root}/keys", PrivateKeys(wraps=[private_wrap(space, bob.account, 1)])),
+            ("POST", f"{root}/keys", private_keys(space, bob.account, 1)),
             ("DELETE", root, CloseSpace(entry=closing(space, bob.account, now_ms=START_MS))),
         ):
             assert code(await bob.call(method, path, body)) == "NOT_FOUND", path
@@ -527,7 +528,7 @@ async def test_join_again(database: Database) -> None:
             info = await info_of(bob, space)
             assert info is not None
             if all(wrap.kind == "s" for wrap in info.wraps):
-                body = PrivateKeys(wraps=[private_wrap(space, bob.account, 1)])
+                body = private_keys(space, bob.account, 1)
                 path = f"/api/v1/spaces/{space.space_id}/keys"
                 assert code(await bob.call("POST", path, body)) == "204"
                 assert code(await push_task(bob, space, "mine", visibility="private")) == "200"
@@ -889,7 +890,7 @@ async def called(
             return str(result.get("code", result["status"]))
         case "private keys":
             version = 2 if who is owner else 1
-            keys = PrivateKeys(wraps=[private_wrap(space, me, version)])
+            keys = private_keys(space, me, version)
             return code(await who.call("POST", f"{root}/keys", keys))
         case "invite a member":
             return code((await invite(who, space))[1])
@@ -932,7 +933,7 @@ async def test_closing(database: Database) -> None:
         await accept(cem, made)
         await push_task(ada, space, "t1")
         await push_task(bob, space, "t2", visibility="private")
-        keys = PrivateKeys(wraps=[private_wrap(space, bob.account, 1)])
+        keys = private_keys(space, bob.account, 1)
         await bob.call("POST", f"/api/v1/spaces/{space.space_id}/keys", keys)
         path = f"/api/v1/spaces/{space.space_id}"
         staying = replaced(
@@ -1053,21 +1054,47 @@ async def test_private_keys(database: Database) -> None:
         space = await join(ada, await create(ada), bob, "viewer")
         path = f"/api/v1/spaces/{space.space_id}/keys"
         first, second, third = [private_wrap(space, bob.account, n) for n in (1, 2, 3)]
-        good = PrivateKeys(wraps=[first])
+        good = signed_keys(space, bob.account, [first])
         for wraps in ([second], [replaced(first, kind="s")], [replaced(first, wrapped="AA==")]):
-            assert code(await bob.call("POST", path, PrivateKeys(wraps=wraps))) == "BAD_REQUEST"
+            body = signed_keys(space, bob.account, wraps)
+            assert code(await bob.call("POST", path, body)) == "BAD_REQUEST"
         answers = await asyncio.gather(*(bob.call("POST", path, good) for _ in range(2)))
         assert sorted(map(code, answers)) == ["204", "ALREADY_EXISTS"]
-        assert code(await bob.call("POST", path, PrivateKeys(wraps=[second, second]))) == (
-            "ALREADY_EXISTS"
-        )
-        assert code(await bob.call("POST", path, PrivateKeys(wraps=[second, third]))) == "204"
+        twice = signed_keys(space, bob.account, [second, second])
+        assert code(await bob.call("POST", path, twice)) == "ALREADY_EXISTS"
+        both = signed_keys(space, bob.account, [second, third])
+        assert code(await bob.call("POST", path, both)) == "204"
         info = await info_of(bob, space)
         assert info is not None
         assert [wrap.version for wrap in info.wraps if wrap.kind == "p"] == [1, 2, 3]
         seen = await info_of(ada, space)
         assert seen is not None
         assert not {wrap.wrapped for wrap in seen.wraps} & {first.wrapped, second.wrapped}
+
+
+async def test_a_session_alone_leaves_no_private_key(database: Database) -> None:
+    """Whoever holds a token and not the vault leaves no private key, which nobody could remove
+    and no device of the account would take: not one of their own, not another under a signature
+    that was seen, and not that of another space or account."""
+    async with served_hub(database) as served:
+        ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
+        space, other = await join(ada, await create(ada), bob), await create(bob)
+        path = f"/api/v1/spaces/{space.space_id}/keys"
+        good = private_keys(space, bob.account, 1)
+        garbage = replaced(good, wraps=[private_wrap(space, bob.account, 1)])
+        stranger = replace(bob.account, identity=PrivateIdentity.generate(bob.account.account_id))
+        for wrong in (
+            garbage,
+            replaced(good, signature=b64(bytes(64))),
+            private_keys(space, stranger, 1),
+            replaced(good, signature=signed_keys(other, bob.account, good.wraps).signature),
+            replaced(good, signature=signed_keys(space, ada.account, good.wraps).signature),
+        ):
+            assert code(await bob.call("POST", path, wrong)) == "PROOF_REFUSED"
+        info = await info_of(bob, space)
+        assert info is not None
+        assert [wrap.kind for wrap in info.wraps] == ["s"]
+        assert code(await bob.call("POST", path, good)) == "204"
 
 
 async def test_log_has_an_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1165,7 +1192,7 @@ async def test_a_member_replaces_their_keys(
         ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
         space = await join(ada, await create(ada), bob, role)
         path = f"/api/v1/spaces/{space.space_id}/keys"
-        keys = PrivateKeys(wraps=[private_wrap(space, bob.account, n) for n in (1, 2)])
+        keys = private_keys(space, bob.account, 1, 2)
         assert code(await bob.call("POST", path, keys)) == "204"
         mine, theirs = await wraps_of(ada, space), await wraps_of(bob, space)
         new = await with_new_identity(tenancy, bob)
@@ -1216,7 +1243,7 @@ async def test_only_the_account_s_own_keys_are_named(database: Database, tenancy
         ada, bob = await served.sign_up("ada"), await served.sign_up("bob")
         space = await join(ada, await create(ada), bob)
         path = f"/api/v1/spaces/{space.space_id}/keys"
-        keys = PrivateKeys(wraps=[private_wrap(space, bob.account, n) for n in (1, 2)])
+        keys = private_keys(space, bob.account, 1, 2)
         assert code(await bob.call("POST", path, keys)) == "204"
         before = await wraps_of(bob, space), await wraps_of(ada, space)
         stolen = replace(bob.account, identity=PrivateIdentity.generate(bob.account.account_id))

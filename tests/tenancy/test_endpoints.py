@@ -27,7 +27,8 @@ from mana.protocol.messages import (
     PushRequest,
 )
 from mana.testing.postgres import Cluster, Database
-from mana.testing.spaces import closing, invitation, member_of, private_wrap, reroling
+from mana.testing.spaces import closing, invitation, member_of, reroling
+from mana.testing.spaces import private_keys as signed_private_keys
 from tests.hub.client import codes
 from tests.runner.world import now_ms
 from tests.tenancy.household import (
@@ -91,7 +92,7 @@ def append(made: Household, name: str) -> Any:
 def private_keys(made: Household, name: str) -> PrivateKeys:
     # A founder brings the first version along; who joined makes it on first sight.
     version = 2 if name == "ada" else 1
-    return PrivateKeys(wraps=[private_wrap(made.space, made.people[name].account, version)])
+    return signed_private_keys(made.space, made.people[name].account, version)
 
 
 def invite(made: Household, _name: str) -> Any:

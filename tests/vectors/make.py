@@ -421,6 +421,11 @@ def _former_master(masterKey: str, former: str, accountId: str) -> dict[str, str
     return {"check": check, "sealed": sealed}
 
 
+def _private_keys(key: str, accountId: str, spaceId: str, wraps: list[list[Any]]) -> str:
+    signing, named = signatures.SigningKey(raw(key)), [(one[0], one[1]) for one in wraps]
+    return b64(vaults.sign_private_keys(signing, accountId, spaceId, named))
+
+
 def _master_proof(
     key: str, accountId: str, action: str, challenge: str, body: dict[str, Any]
 ) -> str:
@@ -460,6 +465,7 @@ OPERATIONS: dict[str, Operation] = {
     "vault-statement": _vault_statement,
     "former-master": _former_master,
     "master-proof": _master_proof,
+    "private-keys": _private_keys,
     "device-revocation": _device_revocation,
     "link": _link,
     "stamp": _stamp,
@@ -1011,6 +1017,16 @@ CASES: dict[str, list[Case]] = {
                 "action": "link-approve",
                 "challenge": b64(raw(repeated(6))),
                 "body": {"deviceId": DEVICE, "linkId": "0" * 32},
+            },
+        ),
+        (
+            "the private keys of a space",
+            "private-keys",
+            {
+                "key": repeated(5),
+                "accountId": ACCOUNT,
+                "spaceId": "0" * 64,
+                "wraps": [[2, "AAAA"], [3, "BBBB"]],
             },
         ),
         (

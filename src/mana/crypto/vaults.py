@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal, TypeAlias
 
@@ -260,6 +260,32 @@ def verify_proof(
     """Raise SignatureRejected unless the account's identity signed exactly this action."""
     message = canonical_json(dict(body))
     key.verify(signature, "mana-proof:v1", account_id, action, challenge, message)
+
+
+def sign_private_keys(
+    key: SigningKey, account_id: str, space_id: str, wraps: Iterable[tuple[int, str]]
+) -> bytes:
+    """Sign the account's own private keys of a space, each by its version and its wrap's text.
+
+    Nobody can tell what a wrap holds, and a wrong one would stand in the way of the space on
+    every device of the account for good: so a session alone must not leave any.
+    """
+    return key.sign("mana-private-keys:v1", account_id, space_id, _named_wraps(wraps))
+
+
+def verify_private_keys(
+    key: VerifyKey,
+    signature: bytes,
+    account_id: str,
+    space_id: str,
+    wraps: Iterable[tuple[int, str]],
+) -> None:
+    """Raise SignatureRejected unless the account's identity signed exactly these wraps."""
+    key.verify(signature, "mana-private-keys:v1", account_id, space_id, _named_wraps(wraps))
+
+
+def _named_wraps(wraps: Iterable[tuple[int, str]]) -> bytes:
+    return canonical_json([[version, text_hash(wrapped)] for version, wrapped in wraps])
 
 
 def new_challenge(*, random: Random = os.urandom) -> str:

@@ -56,7 +56,6 @@ from mana.protocol.messages import (
     InviteAnswer,
     KdfParameters,
     KdfRequest,
-    KeyWrap,
     LinkInfo,
     LinkPoll,
     LinkRequest,
@@ -383,10 +382,10 @@ class HubClient:
         path = f"/api/v1/spaces/{_part(space_id)}/members"
         return await self._call("POST", path, SpaceInfo, body=append)
 
-    async def add_private_keys(self, space_id: str, wraps: list[KeyWrap]) -> None:
-        """Keep the account's own private keys of a space."""
+    async def add_private_keys(self, space_id: str, keys: PrivateKeys) -> None:
+        """Keep the account's own private keys of a space, which its identity signed."""
         path = f"/api/v1/spaces/{_part(space_id)}/keys"
-        await self._do("POST", path, body=PrivateKeys(wraps=wraps))
+        await self._do("POST", path, body=keys)
 
     async def retire_key(self, space_id: str, key: str) -> None:
         """Forget the account's own wrap of an older key (`s1`, `p1`); Conflict if it counts."""

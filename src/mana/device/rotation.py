@@ -8,7 +8,7 @@ another device that does the same. Normative: docs/protocol/vault.md, 7, and syn
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -16,6 +16,7 @@ from mana.crypto.identity import DeviceRevocation as Revocation
 from mana.crypto.identity import PrivateIdentity, revoke_device, verify_revocation
 from mana.crypto.keys import SpaceKeyName, unwrap_space_key
 from mana.crypto.primitives import b64, unb64
+from mana.crypto.vaults import sign_private_keys
 from mana.device import membership
 from mana.device.membership import Hand
 from mana.device.moves import Moves
@@ -29,7 +30,9 @@ from mana.domain.spaces import entry_from_wire
 from mana.protocol.messages import (
     Departure,
     DeviceRevocation,
+    KeyWrap,
     MembershipAppend,
+    PrivateKeys,
     SpaceInfo,
 )
 
@@ -180,10 +183,11 @@ class Rotation:
         return membership.rekey(space, hand, vault.identity)
 
     async def _make_private_key(self, space_id: str) -> None:
-        wrap = self._moves.vault.new_private_key(space_id)
+        vault = self._moves.vault
+        keys = signed_private_keys(vault, space_id, [vault.new_private_key(space_id)])
         with contextlib.suppress(Conflict):
             # Another device of this account may have been first, with the same key.
-            await self._opened.hub.add_private_keys(space_id, [wrap])
+            await self._opened.hub.add_private_keys(space_id, keys)
         await self._moves.refresh()
 
     async def _unused(self, space: SpaceKeys) -> set[str]:
@@ -288,3 +292,14 @@ def _is_word_of(identity: PrivateIdentity, revoked: DeviceRevocation) -> bool:
     except CryptoFailed:
         return False
     return True
+
+
+def signed_private_keys(vault: OpenedVault, space_id: str, wraps: Sequence[KeyWrap]) -> PrivateKeys:
+    """Return the account's own private keys of a space, as the hub takes them."""
+    signature = sign_private_keys(
+        vault.identity.signing_key,
+        vault.account_id,
+        space_id,
+        [(wrap.version, wrap.wrapped) for wrap in wraps],
+    )
+    return PrivateKeys(wraps=list(wraps), signature=b64(signature))

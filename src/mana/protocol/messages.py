@@ -657,9 +657,10 @@ class CloseSpace(Request, frozen=True):
 
 
 class PrivateKeys(Request, frozen=True):
-    """The account's own private keys of a space, kind `p`."""
+    """The account's own private keys of a space, kind `p`, signed by its identity (base64)."""
 
     wraps: Annotated[list[KeyWrap], Meta(max_length=100)]
+    signature: Short
 
 
 class NewInvitation(Request, frozen=True):

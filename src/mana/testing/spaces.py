@@ -16,6 +16,7 @@ from mana.crypto.invitations import acceptance_mac, invitation_token, new_secret
 from mana.crypto.keys import SpaceKeyName, key_check, new_key, wrap_space_key
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.signatures import entry_hash, sign_entry
+from mana.crypto.vaults import sign_private_keys
 from mana.domain.clock import iso_ms
 from mana.domain.ids import SpaceId
 from mana.domain.spaces import Member, MembershipEntry, Role, SpaceType, entry_from_wire
@@ -25,6 +26,7 @@ from mana.protocol.messages import (
     MembershipAppend,
     MemberWrap,
     NewInvitation,
+    PrivateKeys,
     SignedEntry,
 )
 from mana.testing.accounts import FoundedSpace, NewAccount, found_space
@@ -151,6 +153,18 @@ def private_wrap(space: MadeSpace, account: NewAccount, version: int) -> KeyWrap
     name = SpaceKeyName("p", space.space_id, version, account.account_id)
     wrapped = wrap_space_key(new_key(), account.identity.public().hpke_key, name)
     return KeyWrap(kind="p", version=version, wrapped=wrapped)
+
+
+def private_keys(space: MadeSpace, account: NewAccount, *versions: int) -> PrivateKeys:
+    """Return new private keys of a space, signed by their owner."""
+    return signed_keys(space, account, [private_wrap(space, account, one) for one in versions])
+
+
+def signed_keys(space: MadeSpace, account: NewAccount, wraps: Sequence[KeyWrap]) -> PrivateKeys:
+    """Return private keys of a space as an account signs them."""
+    key, named = account.identity.signing_key, [(one.version, one.wrapped) for one in wraps]
+    signature = sign_private_keys(key, account.account_id, space.space_id, named)
+    return PrivateKeys(wraps=list(wraps), signature=b64(signature))
 
 
 def adding(

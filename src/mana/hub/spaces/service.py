@@ -57,12 +57,12 @@ class SpaceService:
         await self._store.close(tenant, space_of(space), closing.entry, now_ms=self._now_ms())
 
     async def add_private_keys(self, tenant: Tenant, space: str, keys: PrivateKeys) -> None:
-        """Keep the account's own private keys of a space."""
+        """Keep the account's own private keys of a space; raise ProofRefused."""
         for wrap in keys.wraps:
             if wrap.kind != "p":
                 raise Invalid("only private keys are an account's own to add")
             check_wrap(wrap.wrapped)
-        await self._store.add_private_keys(tenant, space_of(space), keys.wraps)
+        await self._store.add_private_keys(tenant, space_of(space), keys)
 
     async def retire_key(self, tenant: Tenant, space: str, key: str) -> None:
         """Forget the account's own wrap of a key, by its name in envelopes: `s3`, `p1`."""

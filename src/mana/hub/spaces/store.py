@@ -12,8 +12,11 @@ from typing import Any, Final
 
 import msgspec
 
+from mana.crypto.primitives import unb64
+from mana.crypto.signatures import VerifyKey
+from mana.crypto.vaults import verify_private_keys
 from mana.domain.clock import parse_iso_ms
-from mana.domain.errors import Conflict, Invalid, NotFound
+from mana.domain.errors import Conflict, CryptoFailed, Invalid, NotFound
 from mana.domain.ids import MissionId, SpaceId
 from mana.domain.spaces import MembershipRefused, Role, entry_from_wire
 from mana.hub.accounts.founding import CheckedSpace
@@ -34,12 +37,13 @@ from mana.hub.spaces.moving import (
     log_to_wire,
 )
 from mana.hub.tenants import Tenant
-from mana.protocol.errors import SpaceUndeletable
+from mana.protocol.errors import ProofRefused, SpaceUndeletable
 from mana.protocol.messages import (
     Departure,
     DevicesAnswer,
     KeyWrap,
     MembershipAppend,
+    PrivateKeys,
     SignedEntry,
     SpaceInfo,
     SpacesAnswer,
@@ -177,13 +181,15 @@ class SpaceStore:
             await tx.execute(Q["delete_space"], space_id)
             await tx.all(Q["notify"], move.concerned)
 
-    async def add_private_keys(
-        self, tenant: Tenant, space_id: SpaceId, wraps: Sequence[KeyWrap]
-    ) -> None:
-        """Store the account's next private keys of a space; raise AlreadyExists for older ones."""
+    async def add_private_keys(self, tenant: Tenant, space_id: SpaceId, keys: PrivateKeys) -> None:
+        """Store the account's next private keys of a space; raise AlreadyExists for older ones.
+
+        ProofRefused unless the account's identity signed them.
+        """
         async with self._moving(tenant, space_id) as (tx, _):
+            await _require_signed(tx, tenant, space_id, keys)
             newest = await tx.value(Q["newest_private_key"], space_id)
-            for number, wrap in enumerate(wraps, newest + 1):
+            for number, wrap in enumerate(keys.wraps, newest + 1):
                 if wrap.version < number:
                     raise AlreadyExists("23505", "space_keys")
                 if wrap.version > number:
@@ -314,6 +320,19 @@ async def _check_rekeyed(
         rows = await tx.all(Q["versions_held"], space_id)
         standing = [row["version"] for row in rows if row["kind"] == "p"]
     check_private_wraps(move, private_wraps, standing)
+
+
+async def _require_signed(
+    tx: Transaction, tenant: Tenant, space_id: SpaceId, keys: PrivateKeys
+) -> None:
+    """Raise ProofRefused unless the identity that stands signed these private keys."""
+    row = await tx.one(Q["identity_held"])
+    try:
+        key = VerifyKey(unb64("" if row is None else row["signing_key"]))
+        wraps = [(wrap.version, wrap.wrapped) for wrap in keys.wraps]
+        verify_private_keys(key, unb64(keys.signature), tenant.account, space_id, wraps)
+    except CryptoFailed:
+        raise ProofRefused("the identity of the account has not signed these keys") from None
 
 
 async def _store_entry(tx: Transaction, space_id: SpaceId, head: Head, move: Move) -> None:
