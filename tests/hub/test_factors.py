@@ -23,6 +23,7 @@ from mana.testing.postgres import Database, connected, database_text
 from tests.hub.authenticator import Authenticator
 from tests.hub.client import Person, served_hub
 from tests.hub.proofs import proof
+from tests.hub.vaulted import until_waiting
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = pytest.mark.anyio
@@ -107,11 +108,7 @@ async def together(database: Database, number: int) -> AsyncIterator[None]:
     async with connected(database.owner_url) as owner, owner.transaction():
         await owner.execute("select from mana.second_factors for update")
         yield
-        async with asyncio.timeout(20):
-            held = 0
-            while held < number:
-                await asyncio.sleep(0.01)
-                held = await owner.fetchval("select count(*) from pg_locks where not granted")
+        await until_waiting(database, number)
 
 
 async def lines(person: Person) -> list[tuple[str, bool]]:

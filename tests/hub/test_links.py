@@ -24,7 +24,7 @@ from mana.protocol.messages import ApproveLink, DeviceCertificate, LinkInfo, Lin
 from mana.testing.postgres import Database, connected, database_text
 from tests.hub.client import Person, Served, served_hub
 from tests.hub.proofs import proof
-from tests.hub.vaulted import new_password, vaulted
+from tests.hub.vaulted import new_password, until_waiting, vaulted
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -386,22 +386,13 @@ async def test_refused_while_it_is_taken(database: Database) -> None:
             # The taking comes to a stop before its last step, and the refusal meets it there.
             await owner.execute("lock table mana.devices in share mode")
             polling = asyncio.create_task(newcomer.poll())
-            await held_back(owner, 1)
+            await until_waiting(database)
             path = f"{OWN}/{newcomer.link_id}/refuse"
             refusing = asyncio.create_task(ada.call("POST", path))
-            await held_back(owner, 2, refusing)
+            await until_waiting(database, 2, refusing)
         polled, refused = await asyncio.gather(polling, refusing)
         assert ("wrapped" in polled.json()) != (code(refused) == "204")
         assert code(refused) == "404 LINK_ENDED"
-
-
-async def held_back(owner: Any, number: int, *tasks: asyncio.Task[Any]) -> None:
-    """Wait until so many statements wait for a lock, or one of the tasks is done."""
-    async with asyncio.timeout(20):
-        held = 0
-        while held < number and not any(task.done() for task in tasks):
-            await asyncio.sleep(0.01)
-            held = await owner.fetchval("select count(*) from pg_locks where not granted")
 
 
 async def test_an_answer_that_was_lost(database: Database) -> None:

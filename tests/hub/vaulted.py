@@ -153,14 +153,14 @@ def stranger(account_id: str) -> PrivateIdentity:
     return PrivateIdentity.generate(account_id)
 
 
-async def until_waiting(database: Database) -> None:
-    """Return once somebody waits for a lock in this database."""
+async def until_waiting(database: Database, number: int = 1, *tasks: asyncio.Task[Any]) -> None:
+    """Return once so many wait for a lock in this database, or one of the tasks is done."""
     query = (
-        "select exists (select from pg_stat_activity"
-        " where wait_event_type = 'Lock' and datname = current_database())"
+        "select count(*) from pg_stat_activity"
+        " where wait_event_type = 'Lock' and datname = current_database()"
     )
     async with connected(database.owner_url) as owner, asyncio.timeout(20):
-        waits = False
-        while not waits:
+        waiting = 0
+        while waiting < number and not any(task.done() for task in tasks):
             await asyncio.sleep(0.01)
-            waits = await owner.fetchval(query)
+            waiting = await owner.fetchval(query)
