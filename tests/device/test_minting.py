@@ -103,7 +103,9 @@ async def test_a_new_runner_key_that_the_old_one_signed_is_taken(home: Household
     assert parse_iso_ms(old.expires_at) - parse_iso_ms(new.expires_at) >= 1_000
     assert (await headers(ada))[old.grant_id][0] == "replaced"
     assert await ran(home, ada, mission) == "done"
-    assert all(one.verified for one in await ada.inbox())
+    waiting = await ada.inbox()
+    assert waiting
+    assert all(one.verified for one in waiting)
     await ada.sync_now()
     assert len(await headers(ada)) == 2
     lines = " ".join((await ada.consent(mission)).lines)
