@@ -229,6 +229,27 @@ async def test_it_holds_what_can_still_matter(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "secrets" / MEMORY_FILE).read_text())["ended"]) == 1
 
 
+@pytest.mark.parametrize("how", ["an older one", "gone"])
+async def test_a_running_runner_forgets_nothing(tmp_path: Path, how: str) -> None:
+    """A memory that is put back or removed under a runner takes nothing from what it knows, and
+    is whole again at the next tick, whether there is news or not."""
+    clock = [now_ms()]
+    path, kept = tmp_path / "secrets" / MEMORY_FILE, memory(tmp_path, clock)
+    await kept.saw_end({"grant-1": clock[0] + 1})
+    older = path.read_bytes()
+    await kept.saw_end({"grant-2": clock[0] + 1})
+    await kept.saw("ada", space_id="s", mission_id="m", named_at="b", head=(2, "h2"))
+    path.unlink()
+    if how == "an older one":
+        path.write_bytes(older)
+    assert kept.has_ended("grant-2")
+    assert (kept.named_at("s", "m"), kept.head("ada")) == ("b", (2, "h2"))
+    await kept.saw_end({"grant-1": clock[0] + 1})
+    again = memory(tmp_path, clock)
+    assert again.has_ended("grant-2")
+    assert (again.named_at("s", "m"), again.head("ada")) == ("b", (2, "h2"))
+
+
 async def test_a_broken_memory_is_told(tmp_path: Path) -> None:
     """A memory that cannot be read stops the runner, which would forget otherwise."""
     path = tmp_path / "secrets" / MEMORY_FILE

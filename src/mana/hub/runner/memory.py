@@ -73,6 +73,7 @@ class RunnerMemory:
         self._now_ms = now_ms
         self._changing = threading.Lock()
         self._known = _Known()
+        self._is_ahead = False
         self._seen: tuple[int, int, int] | None = None
         self._refresh()
 
@@ -111,7 +112,9 @@ class RunnerMemory:
         await self._take(_Known(named=named, heads={account_id: (*head, until_ms)}))
 
     async def _take(self, news: _Known) -> None:
-        if set(news.ended) <= set(self._known.ended) and not news.named and not news.heads:
+        self._refresh()
+        is_known = set(news.ended) <= set(self._known.ended)
+        if is_known and not (news.named or news.heads or self._is_ahead):
             return
         await asyncio.to_thread(self._join, news)
 
@@ -120,18 +123,23 @@ class RunnerMemory:
             try:
                 with locked(self._lock):
                     found = self._read()
+                    found.join(self._known)
                     found.join(news)
                     found.prune(self._now_ms())
                     write_secret(self._path, msgspec.json.encode(found).decode("ascii"))
             except OSError:
                 raise MemoryUnusable("the runner's memory cannot be written") from None
-            self._known, self._seen = found, self._mark()
+            self._known, self._seen, self._is_ahead = found, self._mark(), False
 
     def _refresh(self) -> None:
         """Read again what another runner wrote."""
         mark = self._mark()
         if mark != self._seen:
-            self._known, self._seen = self._read(), mark
+            disk, found = self._read(), _Known()
+            # What was known stays known, also if the file is an older one by now, or is gone.
+            for known in (disk, self._known):
+                found.join(known)
+            self._known, self._seen, self._is_ahead = found, mark, found != disk
 
     def _mark(self) -> tuple[int, int, int] | None:
         try:
