@@ -26,6 +26,8 @@ from mana.protocol.messages import DeviceRevocation, SecurityEvents, Tokens
 from mana.testing.accounts import NewAccount, new_device, sealed_change
 from mana.testing.postgres import Database, connected
 from tests.hub.client import START_MS, Person, Served, served_hub
+from tests.hub.proofs import proof
+from tests.hub.vaulted import signed_up, until_waiting
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = pytest.mark.anyio
@@ -158,6 +160,46 @@ async def test_an_ended_session_is_refused_at_once(database: Database) -> None:
 
 
 @pytest.mark.postgres
+@pytest.mark.parametrize("how", ["ended", "revoked"])
+async def test_what_waited_while_its_session_ended_is_refused(database: Database, how: str) -> None:
+    """A call that was let in and then waits for the account's row changes nothing if its session
+    ends meanwhile: no vault, no second factor, no device."""
+    async with served_hub(database) as served:
+        ada = await signed_up(served)
+        here, thief = ada.person, await another(ada.person)
+        _, _, certificate = new_device(here.account.identity, now_ms=START_MS)
+        assert code(await thief.call("POST", "/api/v1/me/devices", certificate)) == "201"
+        made = await ada.prepared(code=True)
+        body = {"kind": "totp", "name": "theirs"}
+        factor = {**body, "proof": await proof(here, "factor-begin", body)}
+        _, _, more = new_device(here.account.identity, now_ms=START_MS)
+        before = await ada.vault()
+        for method, path, sent in (
+            ("PUT", "/api/v1/me/vault", made.change),
+            ("POST", "/api/v1/me/factors", factor),
+            ("POST", "/api/v1/me/devices", more),
+        ):
+            end = {"ended": "ended_at = now()", "revoked": "revoked = true, ended_at = now()"}[how]
+            async with connected(database.owner_url) as owner:
+                async with owner.transaction():
+                    await owner.execute("select from mana.accounts for update")
+                    waits = asyncio.create_task(thief.call(method, path, sent))
+                    await until_waiting(database)
+                    await owner.execute(
+                        f"update mana.sessions set {end} where session_id = $1", thief.session_id
+                    )
+                wanted = {"ended": "401 SESSION_ENDED", "revoked": "401 DEVICE_REVOKED"}[how]
+                assert code(await waits) == wanted
+                await owner.execute(
+                    "update mana.sessions set revoked = false, ended_at = null"
+                    " where session_id = $1",
+                    thief.session_id,
+                )
+        assert await ada.vault() == before
+        devices = (await here.call("GET", "/api/v1/me/devices")).json()["devices"]
+        assert len(devices) == 2
+
+
 async def test_nobody_elses_session(database: Database) -> None:
     """Another account's session is not there, and stays as it is."""
     async with served_hub(database) as served:

@@ -628,7 +628,7 @@ async def test_proofs(database: Database, tenancy: Tenancy) -> None:
         ada = await signed_up(served)
         challenge = (await ada.vault()).challenge
         account = ada.person.account.account_id
-        session = Session(account, "s", 0)
+        session = Session(account, ada.person.session_id, 0)
         body: dict[str, Any] = {"name": "phone"}
         key = ada.keys.identity.signing_key
 

@@ -29,7 +29,7 @@ from mana.hub.db import AlreadyExists, Tenancy, Transaction, load_queries
 from mana.hub.http.endpoints import Session
 from mana.hub.moments import millis, moment
 from mana.hub.secrets import KekRing, KekWrap
-from mana.hub.security.store import write_event
+from mana.hub.security.store import require_session, write_event
 from mana.hub.tenants import Tenant
 from mana.protocol.errors import (
     AccountExists,
@@ -325,6 +325,7 @@ class AccountStore:
         try:
             async with self._tenancy.transaction(session.tenant) as tx:
                 row = await lock_account(tx)
+                await require_session(tx, session)
                 await register_device(tx, row, certificate, session.session_id, now_ms=now_ms)
                 await tx.execute(Q["set_session_device"], session.session_id, certificate.device_id)
         except AlreadyExists:
@@ -414,10 +415,13 @@ async def require_proof(
 ) -> None:
     """Raise ProofRefused unless the account's identity signed this action over the challenge.
 
+    SessionEnded or DeviceRevoked if the session has ended meanwhile.
+
     The next challenge is drawn in the same transaction, so a proof is good for one that commits.
     `action` and `body`: docs/protocol/vault.md, 3.
     """
     row = await lock_account(tx)
+    await require_session(tx, session)
     try:
         if proof.challenge != row["challenge"]:
             raise ProofRefused("the proof is over another challenge")

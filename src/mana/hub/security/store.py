@@ -11,6 +11,7 @@ from mana.hub.http.endpoints import Session
 from mana.hub.moments import iso_of, moment
 from mana.hub.security.revocations import require_revocation
 from mana.hub.tenants import Tenant
+from mana.protocol.errors import DeviceRevoked, SessionEnded
 from mana.protocol.messages import (
     DeviceRevocation,
     SecurityEvent,
@@ -114,6 +115,7 @@ class SecurityStore:
         async with self._tenancy.transaction(session.tenant) as tx:
             # The account before the device, as a change of the identity locks them.
             signing_key = await tx.value(Q["signing_key"])
+            await require_session(tx, session)
             require_revocation(revocation, signing_key or "", session.account)
             device = await tx.one(Q["device"], revocation.device_id)
             if device is None:
@@ -135,6 +137,18 @@ class SecurityStore:
                 )
             rows = await tx.all(Q["end_sessions_of"], revocation.device_id, moment(now_ms))
             return [row["session_id"] for row in rows]
+
+
+async def require_session(tx: Transaction, session: Session) -> None:
+    """Raise SessionEnded or DeviceRevoked if the session ended after its call was let in.
+
+    Ask once the account's row is held: a call can wait for it for as long as another one likes.
+    """
+    state = await tx.value(Q["state_of"], session.session_id)
+    if state == "revoked":
+        raise DeviceRevoked("this device was revoked")
+    if state != "standing":
+        raise SessionEnded("the session has ended")
 
 
 async def write_event(

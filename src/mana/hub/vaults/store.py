@@ -17,7 +17,7 @@ from mana.hub.moments import iso_of, moment
 from mana.hub.runner import scheduling
 from mana.hub.runner.store import Ledger
 from mana.hub.secrets import KekRing
-from mana.hub.security.store import write_event
+from mana.hub.security.store import require_session, write_event
 from mana.hub.tenants import Tenant
 from mana.hub.vaults.checks import CheckedChange, Standing
 from mana.protocol.messages import (
@@ -72,6 +72,7 @@ class VaultStore:
         async def once() -> Vault:
             async with self._tenancy.transaction(session.tenant) as tx:
                 await lock_account(tx)
+                await require_session(tx, session)
                 checked = check(await _standing(tx))
                 await self._write(tx, session, checked, login_hash, now_ms=now_ms)
                 return await _vault(tx)
