@@ -95,6 +95,11 @@ def test_a_new_device_is_announced_on_any_page(page: Page, served: Served) -> No
     device.links.asking[other] = replace(device.links.asking[other], state="answered")
     page.reload()
     expect(page.locator("#link-state")).to_contain_text("Waiting")
+    # What the page asks by itself takes the words away as little as a click does.
+    with page.expect_response(lambda answer: answer.url.endswith(other)):
+        pass
+    page.wait_for_function("() => !document.querySelector('.htmx-request')")
+    expect(page.locator("#link-state")).to_contain_text("Waiting")
     # By itself, as htmx does it: the live stream tells nothing of what only the hub knows.
     with page.expect_request(lambda one: "hx-current-url" in one.headers and other in one.url):
         pass

@@ -20,7 +20,7 @@
     line.textContent = words;
     form.append(line);
   });
-  document.addEventListener("htmx:finally:request", () => all(".waiting").forEach((line) => line.remove()));
+  document.addEventListener("htmx:finally:request", () => all("form > .waiting").forEach((line) => line.remove()));
 
   /* After a page came: top and heading for another page, the next proposal after a decision. */
   let from = location.pathname;
