@@ -62,13 +62,13 @@ class Household:
     clock: RealClock
     places: list[Place] = field(default_factory=list)
 
-    def place(self, *, model: Model | None = None, **options: Any) -> Place:
+    def place(self, *, name: str = "", model: Model | None = None, **options: Any) -> Place:
         """Return a new device process; nothing of it is started by itself."""
         home = self.folder / f"device-{len(self.places)}"
         home.mkdir(exist_ok=True)
         wire = Wire(httpx.ASGITransport(app=self.served.hub.asgi))
         wire.on_request = _no_live
-        settings = DeviceSettings(home=home, hub_url="http://hub.test", kdf_floor=CHEAP)
+        settings = DeviceSettings(home=home, hub_url="http://hub.test", kdf_floor=CHEAP, name=name)
         host = build(
             settings,
             model=model,

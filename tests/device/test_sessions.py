@@ -165,6 +165,23 @@ def later(home: Household) -> None:
     home.served.clock.now_ms = home.clock()
 
 
+async def test_the_first_device_has_its_name(home: Household) -> None:
+    """Who signs up finds the device by its name among sessions and devices, as any later one."""
+    ada = await home.person(background=False, name="Laptop")
+    assert [one.name for one in await ada.sessions.list()] == ["Laptop"]
+    assert [one.name for one in await ada.sessions.devices()] == ["Laptop"]
+
+
+async def test_a_wrong_code_is_one_attempt(home: Household) -> None:
+    """A code that is refused while adding an authenticator was sent once, by the same session."""
+    ada = await home.person(background=False)
+    setup = await ada.sessions.begin_totp("Phone")
+    before = len(home.places[-1].wire.seen)
+    with pytest.raises(TwoFactorFailed):
+        await ada.sessions.finish_factor(setup.factor_id, FactorAnswer(totp="000000"))
+    assert len(home.places[-1].wire.seen) == before + 1
+
+
 async def test_a_second_factor_is_asked_for_at_sign_in(home: Household) -> None:
     """With an authenticator a new device needs password and code, and each code counts once."""
     ada = await home.person(background=False)

@@ -152,6 +152,7 @@ class Accounts:
             mode=mode,
             demo=demo,
             invite=invite,
+            device_name=self._settings.name,
             now_ms=self._now_ms(),
             new_id=self._random_id,
         )

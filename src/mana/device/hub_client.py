@@ -28,6 +28,7 @@ from mana.protocol.errors import (
     DeviceRevoked,
     InvalidCredentials,
     SessionEnded,
+    TwoFactorFailed,
     TwoFactorRequired,
 )
 from mana.protocol.messages import (
@@ -563,8 +564,8 @@ class HubClient:
             raw, status = await self._send(method, path, body=body, query=query or {}, token=token)
             if status == 401 and attempt == 1:
                 error = self._error(raw, status)
-                if isinstance(error, InvalidCredentials | DeviceRevoked):
-                    raise error
+                if isinstance(error, InvalidCredentials | DeviceRevoked | TwoFactorFailed):
+                    raise error  # It is not the token that was refused: not asked a second time.
                 token = await self._token(token)
                 continue
             if status >= 300:

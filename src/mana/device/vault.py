@@ -477,6 +477,7 @@ def new_account(
     mode: str,
     demo: bool,
     invite: str | None,
+    device_name: str = "",
     now_ms: int,
     new_id: Callable[[], str] = random_id,
 ) -> NewAccount:
@@ -517,6 +518,7 @@ def new_account(
         master_key=b64(master_key) if mode == "standard" else None,
         invite=invite,
         demo=demo,
+        device_name=device_name,
     )
     wire = Vault(
         account_id=account,

@@ -247,6 +247,7 @@ class SignUpRequest(Request, frozen=True):
     master_key: str | None = None
     invite: str | None = None
     demo: bool = False
+    device_name: Annotated[str, Meta(max_length=80)] = ""
 
 
 class KdfRequest(Request, frozen=True):

@@ -105,7 +105,8 @@ class AccountService:
             raise SignupClosed("this hub takes no new accounts")
         checked = check_sign_up(request, floor=self._settings.kdf_floor)
         login_hash = await self.hash_login_key(checked.login_key)
-        session = NewSession.draw(device_id=request.device.device_id)
+        name = _named(request.device_name)
+        session = NewSession.draw(name=name, device_id=request.device.device_id)
         await self._store.sign_up(
             checked,
             login_hash=login_hash,
@@ -318,7 +319,8 @@ def rate_limited(until_ms: int, *, now_ms: int) -> RateLimited:
     """Return the refusal of an attempt that may be made again at a moment."""
     wait_s = max(1, -(-(until_ms - now_ms) // 1_000))
     detail = {"retryAfterS": wait_s, "retryAt": iso_ms(until_ms)}
-    return RateLimited("too many attempts for this login", detail=detail)
+    wait = "1 minute" if wait_s <= 60 else f"{-(-wait_s // 60)} minutes"
+    return RateLimited(f"too many attempts for this login; wait {wait}", detail=detail)
 
 
 def _named(device_name: str) -> str:
