@@ -161,6 +161,30 @@ async def test_an_ended_session_begins_anew_only_with_the_login_key() -> None:
             await asking.account()
 
 
+async def test_a_limit_is_heeded_by_what_goes_on_by_itself() -> None:
+    """While the hub limits log-ins, the device sends none of its own: they would prolong it."""
+    now_s, asked = 1_000.0, 0
+
+    def limiting(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        if request.url.path.endswith("/refresh"):
+            return problem(401, "SESSION_ENDED")
+        asked += request.url.path.endswith("/login")
+        body = {"code": "RATE_LIMITED", "title": "no", "status": 429, "detail": {"retryAfterS": 90}}
+        return httpx.Response(429, json=body)
+
+    session = Session(key=("ada", b"k" * 32))
+    async with client(limiting, session, monotonic=lambda: now_s) as asking:
+        for _ in range(5):
+            with pytest.raises(RateLimited):
+                await asking.account()
+        assert asked == 1
+        now_s += 91
+        with pytest.raises(RateLimited):
+            await asking.account()
+        assert asked == 2
+
+
 @pytest.mark.parametrize(
     ("status", "code", "kind"),
     [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from mana.protocol.codec import decode, encode
 from mana.protocol.errors import (
     DeviceRevoked,
     InvalidCredentials,
+    RateLimited,
     SessionEnded,
     TwoFactorFailed,
     TwoFactorRequired,
@@ -104,6 +106,8 @@ AUDIT_PATIENCE_S: Final = 10.0
 """A person looks at the page meanwhile; a hub that is silent for so long is not there."""
 LIVE_SILENCE_S: Final = 45.0
 """The hub comments every 15 s; three of them missing mean that the stream is dead."""
+LIMITED_S_MIN: Final = 60.0
+LIMITED_S_MAX: Final = 60 * 60.0
 _EVENT_BYTES_MAX: Final = 65_536
 _LOGOUT: Final = "/api/v1/auth/logout"
 
@@ -134,6 +138,13 @@ class LiveEvent:
     data: Mapping[str, Json]
 
 
+def _wait_s(limited: RateLimited) -> float:
+    """Return how long the hub asks to wait, within bounds that no hub moves."""
+    said = limited.detail.get("retryAfterS")
+    wanted = float(said) if isinstance(said, int | float) and not isinstance(said, bool) else 0.0
+    return min(max(wanted, LIMITED_S_MIN), LIMITED_S_MAX)
+
+
 class HubClient:
     """The hub as one account sees it. Without a session only the open calls work.
 
@@ -154,7 +165,10 @@ class HubClient:
         timeout_s: float = 30.0,
         answer_bytes_max: int = ANSWER_BYTES_MAX,
         device_name: str = "",
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._monotonic = monotonic
+        self._limited: tuple[RateLimited, float] | None = None
         self._session = session
         self._device_name = device_name
         self._access: str | None = None
@@ -666,8 +680,14 @@ class HubClient:
         if self._refused is not None and credentials == self._refused[0]:
             # Each attempt counts: whoever signs in with password and factor must not wait for it.
             raise self._refused[1]("the hub has refused this login key by itself before")
+        if self._limited is not None and self._monotonic() < self._limited[1]:
+            # Asked again meanwhile, the limit would never end for the person either.
+            raise self._limited[0]
         try:
             tokens = await self.login(*credentials)
+        except RateLimited as error:
+            self._limited = (error, self._monotonic() + _wait_s(error))
+            raise
         except (InvalidCredentials, TwoFactorRequired) as error:
             self._refused = (credentials, type(error))
             raise
