@@ -537,13 +537,14 @@ async def test_a_device_grants_nothing_that_its_vault_does_not_allow(ran: Ran) -
         await keeper.change(wish)
 
     async with ran.afterwards_as_before():
+        await ran.ada.consent(ran.mission)
         await allow(False)
         await scene.owner("update mana.accounts set grants = true")
         await ran.rows.swap()
         scene.mouth.lie(VAULT, lambda body: {**body, "grants": False})
         operations(ran.ada).news.moved()
-        await ran.ada.consent(ran.mission)
         asked = len(_completed(ran))
+        assert await code_of(ran.ada.consent(ran.mission)) == "ZK_ACTIVE"
         assert await code_of(ran.ada.grant(ran.mission)) == "ZK_ACTIVE"
         assert await operations(ran.ada).grants.mint_anew() == 0
         assert len(_completed(ran)) == asked

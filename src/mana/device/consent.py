@@ -66,10 +66,10 @@ def consent_lines(
         )
     else:
         lines.append(
-            "Your account is in zero-knowledge mode: a grant is taken only if you have allowed "
-            "grants under Security. With this one, the keys of exactly these records leave your "
-            "devices for the runner: whoever runs the hub could read them, and what the runner "
-            "writes, until it ends. Everything else stays out of their reach."
+            "Your account is in zero-knowledge mode, and you have allowed grants under Security. "
+            "With this one, the keys of exactly these records leave your devices for the runner: "
+            "whoever runs the hub could read them, and what the runner writes, until it ends. "
+            "Everything else stays out of their reach."
         )
     return tuple(lines)
 

@@ -133,9 +133,13 @@ class Grants:
     async def consent(
         self, mission_id: str, *, inputs: Sequence[InputRef] | None = None, days: int = 7
     ) -> Consent:
-        """Return the consent of a grant; what it shows is what `grant` is held to."""
+        """Return the consent of a grant; what it shows is what `grant` is held to.
+
+        Raises ZeroKnowledgeActive where the person allows no grants from this vault.
+        """
         mission = await self._opened.mission(mission_id)
         self._opened.book.require_writable(MISSIONS, mission_id)
+        self._require_allowed()
         agent = await self._opened.agent(mission.agent_id)
         life_ms = _life(days)
         refs = _distinct(mission.inputs if inputs is None else inputs)
@@ -329,9 +333,7 @@ class Grants:
         If the hub refuses it, the record names again what it named before.
         """
         opened = self._opened
-        # Not left to the hub, which would be the one to gain by it.
-        if not self._is_allowed():
-            raise ZeroKnowledgeActive("the person allows no grants from this vault")
+        self._require_allowed()
         payload = await self._payload(header)
         sealed = seal_grant(
             header.canonical(),
@@ -370,6 +372,11 @@ class Grants:
     def _is_allowed(self) -> bool:
         """Say whether the vault, as this device holds it, lets keys be granted."""
         return self._opened.book.inner().keeper.standing.grants
+
+    def _require_allowed(self) -> None:
+        # Not left to the hub, which would be the one to gain by it.
+        if not self._is_allowed():
+            raise ZeroKnowledgeActive("the person allows no grants from this vault")
 
     async def _name_again(self, mission: Mission, header: GrantHeader) -> None:
         """Let a mission name what is in force, after a grant that it names came to nothing.

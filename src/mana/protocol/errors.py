@@ -138,7 +138,7 @@ class ZeroKnowledgeActive(Conflict):
     """The account is in zero-knowledge mode, in which the hub cannot do this."""
 
     code = "ZK_ACTIVE"
-    advice = "Use the recovery code, run it on a device, or allow grants under Security."
+    advice = "For a lost password use the recovery code; for a mission allow grants under Security."
 
 
 class IdentityMoving(Conflict):
