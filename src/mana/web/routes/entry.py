@@ -18,7 +18,11 @@ from mana.web.visits import Page, Visit, Visiting, now_ms, text_of
 from mana.web.words import t
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from litestar.datastructures import FormMultiDict
+
+    from mana.device.desk import Device
 
 FACTOR: Final = "/sign-in/factor"
 BY_DEVICE: Final = "/sign-in/device"
@@ -150,27 +154,26 @@ async def lost(visit: Visiting) -> Page:
 @post(f"{LOST}/code")
 async def recover(visit: Visiting) -> Page:
     """Open an account by its recovery code, with a new password."""
-    form = await visit.form()
-    login = text_of(form, "login").strip()
-    try:
-        password = new_password(form)
-        device = await visit.host.recover(login, text_of(form, "code"), password)
-    except ManaError as error:
-        return await _lost_page(visit, login=login, error=error, part="code")
-    visit.sign_in(device.account_id)
-    return visit.go("/security", t("Your password is the new one. Every other session has ended."))
+    return await _come_back(visit, "code", visit.host.recover)
 
 
 @post(f"{LOST}/token")
 async def reset(visit: Visiting) -> Page:
     """Open an account by a token of the hub's operator, with a new password."""
+    return await _come_back(visit, "token", visit.host.reset)
+
+
+async def _come_back(
+    visit: Visit, part: str, way: Callable[[str, str, str], Awaitable[Device]]
+) -> Page:
+    """Open an account by what was typed into one part of the page, with a new password."""
     form = await visit.form()
     login = text_of(form, "login").strip()
     try:
         password = new_password(form)
-        device = await visit.host.reset(login, text_of(form, "token"), password)
+        device = await way(login, text_of(form, part), password)
     except ManaError as error:
-        return await _lost_page(visit, login=login, error=error, part="token")
+        return await _lost_page(visit, login=login, error=error, part=part)
     visit.sign_in(device.account_id)
     return visit.go("/security", t("Your password is the new one. Every other session has ended."))
 
