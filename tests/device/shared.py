@@ -72,8 +72,8 @@ async def join(
         wrap = inner.vault.new_private_key(space_id)
         keys = signed_private_keys(inner.vault, space_id, [wrap])
         # A device that learns of the space meanwhile adds its key by itself: either one will do.
-    with contextlib.suppress(AlreadyExists):
-        await newcomer.hub.add_private_keys(space_id, keys)
+        with contextlib.suppress(AlreadyExists):
+            await newcomer.hub.add_private_keys(space_id, keys)
         await inner.syncer.refresh_spaces()
     return newcomer.in_space(space_id)
 
