@@ -23,6 +23,7 @@ from mana.crypto.errors import Malformed, SignatureRejected, WrapRejected
 from mana.crypto.hpke import HpkePublicKey
 from mana.crypto.identity import PrivateIdentity, PublicIdentity, certify_device
 from mana.crypto.keys import (
+    KeyKind,
     RecordKeys,
     SpaceKeyName,
     key_check,
@@ -617,10 +618,8 @@ def _open_space(
         space_keys |= known.space_keys
         private_keys |= known.private_keys
     for wrap in info.wraps:
-        kind = "s" if wrap.kind == "s" else "p"
-        name = SpaceKeyName(
-            "s" if kind == "s" else "p", info.space_id, wrap.version, vault.account_id
-        )
+        kind: KeyKind = "s" if wrap.kind == "s" else "p"
+        name = SpaceKeyName(kind, info.space_id, wrap.version, vault.account_id)
         try:
             key = _unwrapped(vault, identity, wrap.wrapped, name)
             if kind == "s":
