@@ -13,7 +13,7 @@ from mana.cli.cadences import UnknownCadence, UnknownDay, cadence_from_words, da
 from mana.cli.naming import NameAmbiguous, NameUnknown, resolve, resolve_step, short_step, shorts
 from mana.cli.output import encode
 from mana.cli.text import harmless, left, one_line, when
-from mana.domain.cadences import Cadence, CadenceUnsupported
+from mana.domain.cadences import Cadence
 from tests.cli.fake_host import NOW_MS
 
 MINUTE = 60_000
@@ -96,11 +96,11 @@ def test_unknown_cadences_are_refused(words: str) -> None:
         cadence_from_words(words)
 
 
-@pytest.mark.parametrize("words", ["cron 0 7 * * *", "on-change"])
-def test_cadences_of_later_versions_are_refused_by_name(words: str) -> None:
-    """A cadence that exists and is not run here has its own code, as in the domain."""
-    with pytest.raises(CadenceUnsupported):
-        cadence_from_words(words)
+def test_cron_and_changes_are_written_in_words() -> None:
+    """Five fields of cron, and how often a change may start a run, are read as they are typed."""
+    assert cadence_from_words("cron 0 7 * * mon-fri").expression == "0 7 * * MON-FRI"
+    assert cadence_from_words("on-change").spacing_minutes == 60
+    assert cadence_from_words("on-change 2h").spacing_minutes == 120
 
 
 def test_days_are_read() -> None:

@@ -307,8 +307,8 @@ async def test_model_that_fails_leaves_a_line_and_no_iteration(home: Household) 
     mission, _, _ = await planned_mission(ada, runs_on="device")
     run = await ada.run_now(mission)
     assert run is not None
-    assert (run.state, run.reason) == ("failed", "model")
-    assert run.reason_words == "The model gave no answer."
+    assert (run.state, run.reason) == ("failed", "timeout")
+    assert run.reason_words == "It took too long and was stopped."
     assert await ada.timeline() == []
 
 

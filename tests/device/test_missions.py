@@ -11,7 +11,7 @@ from mana.device.editing import OwnOperation
 from mana.device.errors import Offline
 from mana.device.missions import InputNotThere
 from mana.device.opened import AgentNotFound, MissionNotFound
-from mana.domain.cadences import Cadence, CadenceUnsupported
+from mana.domain.cadences import Cadence
 from mana.domain.errors import Invalid
 from mana.domain.missions import InputRef
 from mana.domain.policy import AGGRESSIVE, CAUTIOUS, STANDARD
@@ -80,7 +80,7 @@ async def test_mission_is_checked_when_it_is_written(home: Household) -> None:
         await ada.edit_mission(mission, zone="Mars/Olympus")
     with pytest.raises(Invalid):
         await ada.edit_mission(mission, runs_on="elsewhere")
-    with pytest.raises(CadenceUnsupported):
+    with pytest.raises(Invalid):
         await ada.create_mission("A", "B", agent_id=agent, cadence=Cadence("cron"))
     with pytest.raises(Invalid):
         await ada.create_mission("  ", "B", agent_id=agent)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from mana.domain.cadences import (
     Cadence,
-    CadenceUnsupported,
     cadence_from_wire,
     describe,
     next_due,
@@ -101,14 +100,6 @@ def test_cadences_survive_the_wire(cadence: Cadence) -> None:
 def test_manual_is_never_due() -> None:
     """A manual mission runs only when the person says so."""
     assert next_due(Cadence("manual"), "UTC", anchor_ms=0, after_ms=0) is None
-
-
-@pytest.mark.parametrize("kind", ["cron", "onChange"])
-def test_cadences_of_later_versions_are_refused_by_name(kind: str) -> None:
-    """A cadence that is not run here is refused with its own code, not ignored."""
-    with pytest.raises(CadenceUnsupported) as caught:
-        cadence_from_wire({"kind": kind, "expression": "* * * * *"})
-    assert caught.value.code == "CADENCE_UNSUPPORTED"
 
 
 @pytest.mark.parametrize(

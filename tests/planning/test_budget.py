@@ -22,7 +22,7 @@ from mana.planning.budget import (
     read_budget_reason,
 )
 from mana.planning.loop import COMPLETION_TOKENS_MAX, prompt_tokens
-from mana.planning.ports import BudgetExceeded, ModelReply, Usage
+from mana.planning.ports import BudgetExceeded, ModelCall, ModelReply, Usage
 from mana.testing.models import CountedBudget, ScriptedModel, calling, says
 from tests.planning.given import plan
 
@@ -56,7 +56,9 @@ async def test_no_reply_lifts_the_cap(
     for prompt, wanted, usage in calls:
         before = spent(budget)
         try:
-            reservation = await budget.reserve(prompt, wanted)
+            reservation = await budget.reserve(
+                prompt, wanted, ModelCall("scripted:test", "scripted")
+            )
         except BudgetExceeded as refused:
             assert (refused.left, refused.cap) == (max(cap - before, 0), cap)
             assert before >= cap or cap - before - prompt < min(wanted, COMPLETION_TOKENS_MIN)

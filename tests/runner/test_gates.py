@@ -409,7 +409,7 @@ async def test_settled_tokens(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"), [("timeout", "model"), ("refused-reply", "refused-reply")]
+    ("kind", "reason"), [("timeout", "timeout"), ("refused-reply", "refused-reply")]
 )
 async def test_failing_model(database: Database, kind: Any, reason: str) -> None:
     """A model that fails ends the occurrence as failed, with the class of failure."""

@@ -1,4 +1,6 @@
-"""A cadence as a person types it: `manual`, `30m`, `2h`, `daily 07:00`, `weekly sunday 10:00`."""
+"""A cadence as a person types it: `manual`, `30m`, `2h`, `daily 07:00`, `weekly sunday 10:00`,
+`cron 0 7 * * mon-fri`, `on-change`, `on-change 2h` (at most so often).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ from mana.domain.cadences import (
     MANUAL,
     Cadence,
     CadenceKind,
-    CadenceUnsupported,
     cadence_from_wire,
 )
 from mana.domain.encoding import Json
@@ -27,7 +28,10 @@ class UnknownCadence(Invalid):
     """The words name no cadence."""
 
     code = "UNKNOWN_CADENCE"
-    advice = 'Write manual, 30m, 2h, "daily 07:00" or "weekly sunday 10:00".'
+    advice = (
+        'Write manual, 30m, 2h, "daily 07:00", "weekly sunday 10:00", "cron 0 7 * * mon-fri" '
+        'or "on-change 2h".'
+    )
 
 
 class UnknownDay(Invalid):
@@ -38,13 +42,13 @@ class UnknownDay(Invalid):
 
 
 def cadence_from_words(text: str) -> Cadence:
-    """Return the cadence of a person's words; raise UnknownCadence, or CadenceUnsupported."""
+    """Return the cadence of a person's words; raise UnknownCadence, or Invalid for bad values."""
     words = text.casefold().split()
     joined = " ".join(words)
     if joined in ("manual", "manually", "never"):
         return MANUAL
-    if found := _INTERVAL.fullmatch(joined.removeprefix("every ")):
-        minutes = int(found[1]) * _MINUTES[found[2][0]]
+    if _INTERVAL.fullmatch(joined.removeprefix("every ")):
+        minutes = _minutes(joined.removeprefix("every "))
         return cadence_from_wire({"kind": "interval", "everyMinutes": minutes})
     if len(words) == 2 and words[0] == "daily":
         return _at("daily", words[1])
@@ -53,8 +57,15 @@ def cadence_from_words(text: str) -> Cadence:
         if day is None:
             raise UnknownCadence("the day of a weekly cadence is a weekday's name")
         return _at("weekly", words[2], day=day)
-    if words and words[0] in ("cron", "on-change", "onchange"):
-        raise CadenceUnsupported(f"cadence {words[0]} is not run by this version")
+    if len(words) > 1 and words[0] == "cron":
+        # Its names of days and months are written in capitals.
+        expression = " ".join(words[1:]).upper()
+        return cadence_from_wire({"kind": "cron", "expression": expression})
+    if words and words[0] in ("on-change", "onchange"):
+        wire: dict[str, Json] = {"kind": "onChange"}
+        if len(words) > 1:
+            wire["spacingMinutes"] = _minutes(" ".join(words[1:]))
+        return cadence_from_wire(wire)
     raise UnknownCadence("the cadence is not one that Mana knows")
 
 
@@ -73,6 +84,13 @@ def day_from_words(text: str, *, today: date) -> str:
         raise UnknownDay("the day is not one that Mana knows")
     ahead = (day - today.isoweekday() % 7) % 7
     return (today + timedelta(days=ahead)).isoformat()
+
+
+def _minutes(text: str) -> int:
+    found = _INTERVAL.fullmatch(text)
+    if found is None:
+        raise UnknownCadence("a time between two runs is written 30m or 2h")
+    return int(found[1]) * _MINUTES[found[2][0]]
 
 
 def _at(kind: CadenceKind, clock: str, *, day: int | None = None) -> Cadence:

@@ -17,7 +17,6 @@ from mana.device.writing import Write
 from mana.domain.cadences import (
     MANUAL,
     Cadence,
-    CadenceUnsupported,
     cadence_from_wire,
     describe,
     next_due,
@@ -361,8 +360,6 @@ def _readable(view: View) -> tuple[Mission, bool]:
 
 
 def _cadence(cadence: Cadence) -> Json:
-    if cadence.kind in ("cron", "onChange"):
-        raise CadenceUnsupported(f"cadence {cadence.kind} is not run by this version")
     wire = cadence.to_wire()
     cadence_from_wire(wire)
     return wire

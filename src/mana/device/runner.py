@@ -41,7 +41,7 @@ from mana.domain.policy import SpacePolicy
 from mana.domain.records import View
 from mana.planning.budget import budget_reason, counted_tokens, fitting, is_used_up
 from mana.planning.loop import InputTooLarge, Plan, run
-from mana.planning.ports import BudgetExceeded, ModelFailed, Reservation, Usage
+from mana.planning.ports import BudgetExceeded, ModelCall, ModelFailed, Moment, Reservation, Usage
 from mana.planning.prompt import PastIteration, PastStep, PlanInput, PlannedInput
 
 TIMEOUT_S: Final = 180.0
@@ -79,7 +79,9 @@ class DeviceBudget:
         self._calls = 0
         self.spent = 0
 
-    async def reserve(self, prompt_tokens: int, completion_tokens_max: int) -> Reservation:
+    async def reserve(
+        self, prompt_tokens: int, completion_tokens_max: int, call: ModelCall
+    ) -> Reservation:
         """Reserve the worst case of one call; raise BudgetExceeded."""
         counted = self._used + self._beside() + self.end()
         granted = fitting(
@@ -282,7 +284,7 @@ class Runner:
         except InputTooLarge:
             reason = "inputs"
         except ModelFailed as error:
-            reason = "refused-reply" if error.kind == "refused-reply" else "model"
+            reason = error.kind
         except ManaError as error:
             _log.warning("run failed: %s", error.code)
         finally:
@@ -636,6 +638,9 @@ class _Phases:
     def phase(self, name: str) -> None:
         """Say that the run entered a phase."""
         self._tell(name)
+
+    def moment(self, moment: Moment) -> None:
+        """Leave it: the page is told of phases."""
 
 
 def _gate(agent: Agent | None) -> str:

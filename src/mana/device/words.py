@@ -30,15 +30,22 @@ SKIPPED: Final = {
     "not-a-member": "Whoever granted this may no longer write in the space.",
     "concurrency": "The agent is at work on as many missions as it may.",
     "budget": "Today's budget is used up.",
+    "no-price": "There is a cap of costs, and nobody said what the model costs.",
+    "stopped": "All work was stopped.",
     "superseded": "A later run took its place.",
 }
 FAILED: Final = {
     "crash": "It stopped half-way three times.",
     "model": "The model gave no answer.",
+    "provider": "The model's endpoint could not be reached, or failed.",
+    "rate-limit": "The model's endpoint takes no more calls for now.",
+    "auth": "The model's endpoint does not take the key.",
+    "guardrail": "It went beyond what a run may do.",
+    "no-model": "None of the models that it may use answered.",
     "refused-reply": "The model's answer could not be used.",
     "inputs": "The inputs hold more text than one run may read.",
     "internal": "Something went wrong inside Mana.",
-    "timeout": "It took longer than three minutes and was stopped.",
+    "timeout": "It took too long and was stopped.",
     "stopped": "You stopped it.",
 }
 HELD: Final = {

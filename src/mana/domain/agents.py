@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from mana.domain.errors import Invalid
+from mana.domain.money import COST_PER_DAY_MAX, TOKENS_PER_DAY_MAX, whole_or_none
 from mana.domain.policy import Policy, policy_from_wire
 from mana.domain.records import View
 from mana.domain.tables import Choice, Document, Identifier, Table, Text, Whole, plain, sealed
@@ -26,6 +27,7 @@ AGENTS: Final = Table(
         sealed("role", Text(2_000)),
         sealed("systemPrompt", Text(8_000)),
         sealed("policy", Document(16_384)),
+        sealed("model", Text(160)),
         plain(
             "state",
             Choice(AGENT_STATES),
@@ -34,7 +36,12 @@ AGENTS: Final = Table(
         ),
         plain(
             "maxTokensPerDay",
-            Whole(0, 1_000_000_000),
+            Whole(0, TOKENS_PER_DAY_MAX),
+            because="the hub stops an agent at its budget before a model is called",
+        ),
+        plain(
+            "maxCostPerDay",
+            Whole(0, COST_PER_DAY_MAX),
             because="the hub stops an agent at its budget before a model is called",
         ),
         plain(
@@ -45,6 +52,10 @@ AGENTS: Final = Table(
         ),
     ),
 )
+"""`model`: an alias of the runner's or device's models, or `own:<id>` of the person's own (a record of
+`aiModels`); empty: the first that there is.
+"""
+OWN_MODEL: Final = "own:"
 AGENT_MEMORY: Final = Table(
     name="agentMemory",
     app_id="ai",
@@ -72,6 +83,8 @@ class Agent:
     state: AgentState
     tokens_per_day_max: int | None
     concurrent_max: int
+    cost_per_day_max: int | None = None
+    model: str = ""
 
 
 def agent_from_view(view: View, memory: View | None) -> Agent:
@@ -82,7 +95,6 @@ def agent_from_view(view: View, memory: View | None) -> Agent:
     except Invalid:
         policy = None
     state = view.values.get("state", "active")
-    cap = view.values.get("maxTokensPerDay")
     concurrent = view.values.get("maxConcurrentMissions")
     return Agent(
         id=view.id,
@@ -93,6 +105,8 @@ def agent_from_view(view: View, memory: View | None) -> Agent:
         memory=memory.text("content") if memory is not None else "",
         policy=None if view.deleted else policy,
         state=state if state in ("active", "paused") else "archived",  # type: ignore[arg-type]
-        tokens_per_day_max=cap if isinstance(cap, int) else None,
+        tokens_per_day_max=whole_or_none(view, "maxTokensPerDay"),
         concurrent_max=concurrent if isinstance(concurrent, int) else 1,
+        cost_per_day_max=whole_or_none(view, "maxCostPerDay"),
+        model=view.text("model"),
     )

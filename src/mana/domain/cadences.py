@@ -9,39 +9,52 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
+from itertools import islice
 from typing import Final, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from cronsim import CronSim, CronSimError
 
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 
+_EPOCH: Final = datetime(2024, 1, 1, tzinfo=UTC)
 CadenceKind = Literal["manual", "interval", "daily", "weekly", "cron", "onChange"]
 KINDS: Final = ("manual", "interval", "daily", "weekly", "cron", "onChange")
 MINUTES_MAX: Final = 366 * 24 * 60
-_MEMBERS: Final[dict[str, dict[str, tuple[int, int]]]] = {
+EXPRESSION_MAX: Final = 128
+DEBOUNCE_MINUTES: Final = 5
+SPACING_MINUTES: Final = 60
+_MEMBERS: Final[dict[str, dict[str, tuple[int, int, int | None]]]] = {
     "manual": {},
-    "interval": {"everyMinutes": (1, MINUTES_MAX)},
-    "daily": {"atHour": (0, 23), "atMinute": (0, 59)},
-    "weekly": {"dayOfWeek": (0, 6), "atHour": (0, 23), "atMinute": (0, 59)},
+    "interval": {"everyMinutes": (1, MINUTES_MAX, None)},
+    "daily": {"atHour": (0, 23, None), "atMinute": (0, 59, 0)},
+    "weekly": {"dayOfWeek": (0, 6, None), "atHour": (0, 23, None), "atMinute": (0, 59, 0)},
+    "cron": {},
+    "onChange": {
+        "debounceMinutes": (1, 24 * 60, DEBOUNCE_MINUTES),
+        "spacingMinutes": (5, MINUTES_MAX, SPACING_MINUTES),
+    },
 }
-
-
-class CadenceUnsupported(Invalid):
-    """A cadence that is named in the format, and that this version does not run."""
-
-    code = "CADENCE_UNSUPPORTED"
-    advice = "Choose manual, interval, daily or weekly."
+"""By kind its whole numbers: the lowest, the highest, and what stands where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
-    """A validated cadence. `day_of_week`: 0 is Sunday, as in the reference."""
+    """A validated cadence. `day_of_week`: 0 is Sunday, as in the reference.
+
+    `expression`: five fields of cron, in the mission's zone. `debounce_minutes`: how long an input
+    must have rested after a change; `spacing_minutes`: how far apart two such runs are at least.
+    """
 
     kind: CadenceKind
     every_minutes: int = 0
     day_of_week: int = 0
     at_hour: int = 0
     at_minute: int = 0
+    expression: str = ""
+    debounce_minutes: int = 0
+    spacing_minutes: int = 0
 
     def to_wire(self) -> dict[str, Json]:
         """Return the stored form, a tagged union on `kind`."""
@@ -50,31 +63,32 @@ class Cadence:
             "dayOfWeek": self.day_of_week,
             "atHour": self.at_hour,
             "atMinute": self.at_minute,
+            "debounceMinutes": self.debounce_minutes,
+            "spacingMinutes": self.spacing_minutes,
         }
-        return {"kind": self.kind, **{name: values[name] for name in _MEMBERS[self.kind]}}
+        wire: dict[str, Json] = {name: values[name] for name in _MEMBERS[self.kind]}
+        if self.kind == "cron":
+            wire["expression"] = self.expression
+        return {"kind": self.kind, **wire}
 
 
 MANUAL: Final = Cadence("manual")
 
 
 def cadence_from_wire(value: Json) -> Cadence:
-    """Return the cadence of a stored form.
-
-    Raises CadenceUnsupported for `cron` and `onChange`, Invalid for anything malformed.
-    """
+    """Return the cadence of a stored form; raise Invalid for anything malformed."""
     if not isinstance(value, dict) or value.get("kind") not in KINDS:
         raise Invalid("cadence kind is one of: " + ", ".join(KINDS))
     kind: CadenceKind = value["kind"]  # type: ignore[assignment]
-    members = _MEMBERS.get(kind)
-    if members is None:
-        raise CadenceUnsupported(f"cadence {kind} is not run by this version")
+    members = _MEMBERS[kind]
     numbers: dict[str, int] = {}
-    for name, (low, high) in members.items():
-        number = value.get(name, 0 if name == "atMinute" else None)
+    for name, (low, high, otherwise) in members.items():
+        number = value.get(name, otherwise)
         if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
             raise Invalid(f"cadence {kind} needs {name} from {low} to {high}")
         numbers[name] = number
-    if not set(value) <= {"kind", *members}:
+    known = {"kind", *members, *(("expression",) if kind == "cron" else ())}
+    if not set(value) <= known:
         raise Invalid(f"cadence {kind} has members that are not known")
     return Cadence(
         kind,
@@ -82,7 +96,24 @@ def cadence_from_wire(value: Json) -> Cadence:
         day_of_week=numbers.get("dayOfWeek", 0),
         at_hour=numbers.get("atHour", 0),
         at_minute=numbers.get("atMinute", 0),
+        expression=_expression(value.get("expression")) if kind == "cron" else "",
+        debounce_minutes=numbers.get("debounceMinutes", 0),
+        spacing_minutes=numbers.get("spacingMinutes", 0),
     )
+
+
+def _expression(value: Json) -> str:
+    """Return a cron expression in its one form; raise Invalid for one that never comes."""
+    if not isinstance(value, str) or len(value) > EXPRESSION_MAX:
+        raise Invalid(f"a cron expression is a text of at most {EXPRESSION_MAX} characters")
+    expression = " ".join(value.split())
+    if expression.count(" ") != 4:
+        raise Invalid("a cron expression has five fields: minute hour day month weekday")
+    try:
+        next(CronSim(expression, _EPOCH))
+    except (CronSimError, StopIteration):
+        raise Invalid("the cron expression is not one, or its moment never comes") from None
+    return expression
 
 
 def zone(name: str) -> ZoneInfo:
@@ -94,11 +125,12 @@ def zone(name: str) -> ZoneInfo:
 
 
 def next_due(cadence: Cadence, zone_name: str, *, anchor_ms: int, after_ms: int) -> int | None:
-    """Return the first due moment later than `after_ms`, or None for a manual cadence.
+    """Return the first due moment later than `after_ms`, None where no clock says when.
 
-    `anchor_ms` fixes the phase of an interval: occurrences are anchor + k * interval, k >= 1.
+    `anchor_ms` fixes the phase of an interval: occurrences are anchor + k * interval, k >= 1. A
+    manual mission waits for its person, one on change for its inputs.
     """
-    if cadence.kind == "manual":
+    if cadence.kind in ("manual", "onChange"):
         return None
     if cadence.kind == "interval":
         step = cadence.every_minutes * 60_000
@@ -106,6 +138,8 @@ def next_due(cadence: Cadence, zone_name: str, *, anchor_ms: int, after_ms: int)
         return anchor_ms + (passed + 1) * step
     where = zone(zone_name)
     local = datetime.fromtimestamp(after_ms / 1_000, tz=UTC).astimezone(where)
+    if cadence.kind == "cron":
+        return _next_cron(cadence.expression, local, after_ms)
     at = time(cadence.at_hour, cadence.at_minute)
     for days in range(-1, 9):
         day = local.date() + timedelta(days=days)
@@ -115,6 +149,19 @@ def next_due(cadence: Cadence, zone_name: str, *, anchor_ms: int, after_ms: int)
         if due_ms > after_ms:
             return due_ms
     raise Invalid("cadence has no next moment")
+
+
+def _next_cron(expression: str, local: datetime, after_ms: int) -> int | None:
+    """Return the first moment of a cron expression after a local time.
+
+    Around changes of the clock as Debian's cron: what is skipped comes right after the gap, and what
+    is named by the hour comes once where an hour is repeated.
+    """
+    for moment in islice(CronSim(expression, local), 4):
+        due_ms = round(moment.timestamp()) * 1_000
+        if due_ms > after_ms:
+            return due_ms
+    return None
 
 
 def describe(cadence: Cadence) -> str:
@@ -127,6 +174,10 @@ def describe(cadence: Cadence) -> str:
             return "every hour" if hours == 1 else f"every {hours} hours"
         minutes = cadence.every_minutes
         return "every minute" if minutes == 1 else f"every {minutes} minutes"
+    if cadence.kind == "cron":
+        return f"at the times of “{cadence.expression}”"
+    if cadence.kind == "onChange":
+        return f"when an input changes, at most every {cadence.spacing_minutes} minutes"
     clock = f"{cadence.at_hour:02d}:{cadence.at_minute:02d}"
     if cadence.kind == "daily":
         return f"every day at {clock}"

@@ -36,6 +36,7 @@ STEP_STATUSES: Final = (
     "expired",
 )
 STEPS_MAX: Final = 25
+REJECT_REASONS: Final = ("not-needed", "wrong", "too-much", "not-now", "style", "other")
 _KEY: Final = "it chooses the key, and binds the step to its run"
 
 ITERATIONS: Final = Table(
@@ -64,8 +65,10 @@ ITERATIONS: Final = Table(
         sealed("refusals", Document(16_384)),
         sealed("startedAt", Moment()),
         sealed("finishedAt", Moment()),
+        sealed("feedback", Text(2_000)),
     ),
 )
+"""All but `feedback`, which a member writes later, is immutable."""
 STEPS: Final = Table(
     name="aiSteps",
     app_id="ai",
@@ -88,10 +91,15 @@ STEPS: Final = Table(
         sealed("decision", Choice(("auto", "propose"))),
         sealed("expiresAt", Moment()),
         sealed("feedback", Text(2_000)),
+        sealed("rejectReason", Choice(REJECT_REASONS)),
+        sealed("edited", Document(262_144)),
         sealed("decidedAt", Moment()),
         sealed("result", Text(2_000)),
     ),
 )
+"""`edited`: `{params, sentence, preview, base, binding}` of what the person approved instead of what was
+proposed, by the same tool. `rejectReason` groups what is said in `feedback`.
+"""
 JOURNAL: Final = Table(
     name="aiJournal",
     app_id="ai",

@@ -9,11 +9,17 @@ from mana.domain.cadences import MANUAL, Cadence, cadence_from_wire
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 from mana.domain.ids import require_record_id
+from mana.domain.money import COST_PER_DAY_MAX, TOKENS_PER_DAY_MAX, whole_or_none
 from mana.domain.records import View
-from mana.domain.tables import Choice, Document, Identifier, Table, Text, plain, sealed
+from mana.domain.tables import Choice, Document, Identifier, Table, Text, Whole, plain, sealed
 
 MissionState = Literal["active", "paused", "done", "archived"]
 MISSION_STATES: Final = ("active", "paused", "done", "archived")
+IfMissed = Literal["once", "skip", "all"]
+IF_MISSED: Final = ("once", "skip", "all")
+"""What becomes of due moments that passed while nothing could run: the newest runs once for all, or
+none runs, or each of the newest `MISSED_RUN_MAX` runs. The others are in the ledger as missed.
+"""
 RUNS_ON_HUB: Final = "hub"
 INPUTS_MAX: Final = 200
 
@@ -45,8 +51,25 @@ MISSIONS: Final = Table(
             because="a mission runs in one place, and the hub must know whether it is that place",
             default=RUNS_ON_HUB,
         ),
+        plain(
+            "ifMissed",
+            Choice(IF_MISSED),
+            because="the hub decides what becomes of moments that passed while it was down",
+            default="once",
+        ),
+        plain(
+            "maxTokensPerDay",
+            Whole(0, TOKENS_PER_DAY_MAX),
+            because="the hub stops a mission at its budget before a model is called",
+        ),
+        plain(
+            "maxCostPerDay",
+            Whole(0, COST_PER_DAY_MAX),
+            because="the hub stops a mission at its budget before a model is called",
+        ),
     ),
 )
+"""`maxCostPerDay`: millionths of the hub's currency, as everywhere where costs are kept."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -82,6 +105,9 @@ class Mission:
     state: MissionState
     runs_on: str
     grant_id: str | None
+    if_missed: IfMissed = "once"
+    tokens_per_day_max: int | None = None
+    cost_per_day_max: int | None = None
 
 
 def inputs_from_wire(value: Json) -> tuple[InputRef, ...]:
@@ -108,6 +134,7 @@ def mission_from_view(view: View) -> Mission:
         raise Invalid("mission state is not known")
     cadence = view.values.get("cadence")
     grant_id = view.values.get("grantId")
+    if_missed = view.values.get("ifMissed")
     return Mission(
         id=view.id,
         title=view.text("title"),
@@ -120,4 +147,7 @@ def mission_from_view(view: View) -> Mission:
         state=state,  # type: ignore[arg-type]
         runs_on=view.text("runsOn") or RUNS_ON_HUB,
         grant_id=grant_id if isinstance(grant_id, str) else None,
+        if_missed=if_missed if if_missed in IF_MISSED else "once",  # type: ignore[arg-type]
+        tokens_per_day_max=whole_or_none(view, "maxTokensPerDay"),
+        cost_per_day_max=whole_or_none(view, "maxCostPerDay"),
     )

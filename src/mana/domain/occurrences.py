@@ -6,6 +6,7 @@ reason that the person can read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal
 
 LEASES_MAX: Final = 3
@@ -31,10 +32,42 @@ SkipReason = Literal[
     "set-back",
     "concurrency",
     "budget",
+    "no-price",
+    "stopped",
 ]
-FailReason = Literal["crash", "model", "refused-reply", "inputs", "internal"]
+FailReason = Literal[
+    "crash",
+    "provider",
+    "timeout",
+    "rate-limit",
+    "auth",
+    "refused-reply",
+    "guardrail",
+    "inputs",
+    "no-model",
+    "stopped",
+    "internal",
+]
+"""Why a run failed. `model` stands in ledgers of earlier versions for the first four of a model."""
+
 HOLDING: Final = frozenset({"no-grant", "expired", "revoked"})
 """Reasons that hold the mission's schedule until the person grants again."""
+
+ERRORED: Final = "errored"
+"""What holds a mission that failed `FAILURES_MAX` times in a row, until the person resumes it."""
+
+FAILURES_MAX: Final = 5
+RETRIES_MS: Final[Mapping[str, tuple[int, ...]]] = {
+    "provider": (60_000, 300_000, 900_000),
+    "timeout": (60_000, 300_000),
+    "rate-limit": (60_000, 300_000, 900_000),
+    "refused-reply": (60_000,),
+}
+"""By class of failure how long an occurrence waits before it is tried again, and how often.
+
+What is not listed would fail again in the same way: it waits for its next due moment. A retry is
+the same occurrence, so nothing happens twice, and never later than the next due moment.
+"""
 
 FAIL_POINTS: Final = (
     "after_lease",

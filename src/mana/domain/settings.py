@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from mana.domain.tables import Choice, Document, Identifier, Moment, Shape, Table, Text, sealed
+from mana.domain.money import COST_PER_DAY_MAX
+from mana.domain.tables import (
+    Choice,
+    Document,
+    Identifier,
+    Moment,
+    Shape,
+    Table,
+    Text,
+    Whole,
+    sealed,
+)
 
 SETTINGS_ID: Final = "settings-global"
 SETTINGS: Final = Table(
@@ -20,11 +31,31 @@ SETTINGS: Final = Table(
         sealed("auditHead", Document(1_024)),
         sealed("runnerKeys", Identifier(), shape=Shape.SET),
         sealed("comparedKeys", Text(80), shape=Shape.SET),
+        sealed("workStoppedAt", Moment()),
     ),
 )
 """`runnerKeys`: ids of the runners' keys that the person granted to, an entry for each, so that two
 devices that each add one keep both. `comparedKeys`: in the same way `<account id> <fingerprint>` of
-whom the person compared.
+whom the person compared. `workStoppedAt`: since when no mission of the person runs, anywhere.
+"""
+MODELS: Final = Table(
+    name="aiModels",
+    app_id="mana",
+    agents_may_write=False,
+    title_field="label",
+    described="Model endpoints of the person's own; a grant hands one to the runner, sealed.",
+    fields=(
+        sealed("label", Text(80)),
+        sealed("url", Text(500)),
+        sealed("model", Text(200)),
+        sealed("key", Text(1_000)),
+        sealed("promptPrice", Whole(0, COST_PER_DAY_MAX)),
+        sealed("completionPrice", Whole(0, COST_PER_DAY_MAX)),
+        sealed("contextTokens", Whole(1_024, 100_000_000)),
+    ),
+)
+"""Prices are those of `money.Price`; without both, no cap of costs can hold, so a mission or agent that
+has one does not use this model.
 """
 INVITATIONS: Final = Table(
     name="userInvitations",
@@ -46,6 +77,7 @@ USER_TABLES: Final = frozenset(
     {
         SETTINGS.name,
         INVITATIONS.name,
+        MODELS.name,
         "userContext",
         "userTagPresets",
         "meditateSettings",

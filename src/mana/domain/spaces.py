@@ -13,7 +13,16 @@ from typing import Final, Literal
 from mana.domain.encoding import Json
 from mana.domain.errors import Forbidden, Invalid
 from mana.domain.ids import require_uuid
-from mana.domain.tables import Table, Text, sealed
+from mana.domain.tables import (
+    Choice,
+    Identifier,
+    Moment,
+    Shape,
+    Table,
+    Text,
+    plain,
+    sealed,
+)
 
 SpaceType = Literal["personal", "brand", "club", "family", "team", "practice", "user"]
 SHARED_TYPES: Final = ("brand", "club", "family", "team", "practice")
@@ -51,6 +60,36 @@ PROFILE: Final = Table(
     written_by="managers",
     described="How a shared space is called; written by owners and admins.",
     fields=(sealed("name", Text(80)), sealed("description", Text(2_000))),
+)
+SPACE_POLICY_ID: Final = "policy"
+SPACE_POLICY: Final = Table(
+    name="spacePolicies",
+    app_id="ai",
+    authority=True,
+    agents_may_write=False,
+    written_by="managers",
+    described="Which destructive or external tools a space lets agents use without asking.",
+    fields=(
+        plain(
+            "lifted",
+            Identifier(),
+            because="the runner decides by it, and no grant carries a key for it",
+            shape=Shape.SET,
+        ),
+    ),
+)
+SPACE_POLICY_AUDIT: Final = Table(
+    name="spacePolicyAudit",
+    app_id="ai",
+    authority=True,
+    agents_may_write=False,
+    written_by="managers",
+    described="Each change of a space's policy: append only.",
+    fields=(
+        sealed("tool", Identifier()),
+        sealed("action", Choice(("added", "removed"))),
+        sealed("at", Moment()),
+    ),
 )
 MEMBER_NAMES: Final = Table(
     name="spaceMembers",

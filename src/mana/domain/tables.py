@@ -198,12 +198,18 @@ def sealed(name: str, kind: Kind, *, shape: Shape = Shape.VALUE, default: Json =
 
 
 def plain(
-    name: str, kind: Kind, *, because: str, fixed: bool = False, default: Json = None
+    name: str,
+    kind: Kind,
+    *,
+    because: str,
+    fixed: bool = False,
+    shape: Shape = Shape.VALUE,
+    default: Json = None,
 ) -> Field:
     """Declare a field that the hub can read, with the reason. `fixed`: never changes."""
     if not because:
         raise Invalid(f"plain field {name} gives no reason")
-    return Field(name, kind, because=because, fixed=fixed, default=default)
+    return Field(name, kind, because=because, shape=shape, fixed=fixed, default=default)
 
 
 def guarded(name: str, kind: Kind, *, because: str, default: Json = None) -> Field:

@@ -35,6 +35,7 @@ from mana.planning.ports import (
     FunctionCall,
     Message,
     Model,
+    ModelCall,
     ModelFailed,
     ModelReply,
     ModelRequest,
@@ -289,7 +290,8 @@ async def _complete(
     """
     if not model.metered:
         return await model.complete(request)
-    reservation = await budget.reserve(prompt_tokens(request), request.completion_tokens_max)
+    call = ModelCall(model.endpoint, model.name)
+    reservation = await budget.reserve(prompt_tokens(request), request.completion_tokens_max, call)
     request = replace(request, completion_tokens_max=reservation.completion_tokens_max)
     try:
         reply = await model.complete(request)

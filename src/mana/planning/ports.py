@@ -5,31 +5,55 @@ Hub, device and tests implement these; planning itself opens nothing and reads n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal, Protocol
 
 from mana.domain.encoding import Json
 from mana.domain.errors import Conflict, Unavailable
+from mana.domain.money import FREE, Price
 
 Role = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "calls", "length", "content-filter", "other"]
 FailureKind = Literal["provider", "timeout", "refused-reply", "rate-limit", "auth"]
 FAILURE_KINDS: Final = ("provider", "timeout", "refused-reply", "rate-limit", "auth")
+Purpose = Literal["plan", "sub-agent", "compaction"]
+PURPOSES: Final = ("plan", "sub-agent", "compaction")
+CapScope = Literal["mission", "agent", "account", "hub"]
+CAP_SCOPES: Final = ("mission", "agent", "account", "hub")
+CapUnit = Literal["tokens", "cost"]
+CONTEXT_TOKENS: Final = 32_768
+"""What a model can read at once where nobody said how much."""
 
 
 class BudgetExceeded(Conflict):
-    """What is left of the agent's budget is too little for the next call, or nothing."""
+    """What is left of a budget is too little for the next call, or nothing.
+
+    `scope` and `unit` name the cap: of the mission, the agent, the account or the hub, in tokens or
+    in millionths of the currency.
+    """
 
     code: ClassVar[str] = "BUDGET_EXCEEDED"
-    advice: ClassVar[str] = "Raise the agent's budget, or wait until the next day."
+    advice: ClassVar[str] = "Raise the budget that it names, or wait until the next day."
 
-    def __init__(self, *, left: int, cap: int) -> None:
+    def __init__(
+        self, *, left: int, cap: int, scope: CapScope = "agent", unit: CapUnit = "tokens"
+    ) -> None:
         super().__init__(
-            "what is left of the agent's budget is too little for a call",
-            detail={"left": left, "cap": cap},
+            f"what is left of the {scope}'s budget of {unit} is too little for a call",
+            detail={"left": left, "cap": cap, "scope": scope, "unit": unit},
         )
         self.left = left
         self.cap = cap
+        self.scope: CapScope = scope
+        self.unit: CapUnit = unit
+
+
+class PriceUnknown(Conflict):
+    """A cap of costs is set, and nobody said what this model costs."""
+
+    code: ClassVar[str] = "PRICE_UNKNOWN"
+    advice: ClassVar[str] = "Give the model's prices, or remove the cap of costs."
 
 
 class ModelFailed(Unavailable):
@@ -88,12 +112,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """One call of a model. `tools` are function schemas, as `registry.schemas` makes them."""
+    """One call of a model. `tools` are function schemas, as `registry.schemas` makes them.
+
+    `heard` is told, while the reply comes, how many characters of it have come.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Json], ...]
     temperature: float
     completion_tokens_max: int
+    heard: Callable[[int], None] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +159,29 @@ class Model(Protocol):
         """Say whether calls are counted against budgets."""
 
     async def complete(self, request: ModelRequest) -> ModelReply:
-        """Return the model's answer; raise ModelFailed if there is none."""
+        """Return the model's answer; raise ModelFailed if there is none.
+
+        To cancel the task that waits for it ends the call: nothing goes on behind it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that a run may call. `price` None: nobody said what it costs."""
+
+    model: Model
+    price: Price | None = FREE
+    context_tokens: int = CONTEXT_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What one call is, for the ledger: which model, at what price, and what for."""
+
+    endpoint: str
+    model: str
+    price: Price | None = FREE
+    purpose: Purpose = "plan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +193,12 @@ class Reservation:
 
 
 class Budget(Protocol):
-    """Tokens that a run may spend; the worst case is reserved before each metered call."""
+    """Tokens and costs that a run may have; the worst case is reserved before each metered call."""
 
-    async def reserve(self, prompt_tokens: int, completion_tokens_max: int) -> Reservation:
-        """Reserve the worst case; raise BudgetExceeded.
+    async def reserve(
+        self, prompt_tokens: int, completion_tokens_max: int, call: ModelCall
+    ) -> Reservation:
+        """Reserve the worst case; raise BudgetExceeded, or PriceUnknown under a cap of costs.
 
         Where less is left, the reply may be shorter than wanted, but not too short to be of use.
         """
@@ -155,15 +207,32 @@ class Budget(Protocol):
         """Replace a reservation by what was used; None leaves it counted in full."""
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """How far a run is: rounds begun, calls answered, steps planned, characters of the reply."""
+
+    phase: str
+    round: int = 0
+    calls: int = 0
+    steps: int = 0
+    heard: int = 0
+
+
 class Progress(Protocol):
-    """Someone who wants to see how far a run is."""
+    """Someone who wants to see how far a run is. Nothing that it is told is a person's text."""
 
     def phase(self, name: str) -> None:
-        """Say that the run entered the phase of this name; names carry no person's text."""
+        """Say that the run entered the phase of this name."""
+
+    def moment(self, moment: Moment) -> None:
+        """Say how far the run is by now; it may come often."""
 
 
 class Silent:
     """Progress that nobody watches."""
 
     def phase(self, name: str) -> None:
+        """Do nothing."""
+
+    def moment(self, moment: Moment) -> None:
         """Do nothing."""

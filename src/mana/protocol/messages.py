@@ -722,6 +722,10 @@ class ModelInfo(Answer, frozen=True):
     model: str
     description: str
     local: bool
+    alias: str = ""
+    prompt_price: int | None = None
+    completion_price: int | None = None
+    context_tokens: int = 0
 
 
 class RunnerSuccession(Answer, frozen=True):
@@ -737,7 +741,8 @@ class RunnerInfo(Answer, frozen=True):
 
     `public_key` is the runner's bundle in PEM; `key_id` its hash; `models` the endpoints that
     it may send granted text to, each with a name and what it is. `succeeds`: the keys before it,
-    newest first, each with its signature over the one that came after.
+    newest first, each with its signature over the one that came after. `own_models`: the operator
+    lets people bring model endpoints of their own.
     """
 
     key_id: str
@@ -745,6 +750,7 @@ class RunnerInfo(Answer, frozen=True):
     public_key: str
     models: list[ModelInfo]
     succeeds: list[RunnerSuccession] = msgspec.field(default_factory=list)
+    own_models: bool = False
 
 
 class GrantRequest(Request, frozen=True):
@@ -821,23 +827,134 @@ class OccurrenceInfo(Answer, frozen=True):
     started_at: str | None = None
     finished_at: str | None = None
     phase: str | None = None
+    cost: int = 0
+    tries: int = 0
+    last_reason: str | None = None
+    due_at: str | None = None
+    round: int = 0
+    calls: int = 0
+    steps: int = 0
+    heard: int = 0
 
 
 class MissionStatus(Answer, frozen=True):
-    """What the hub knows of a mission: when it is due next, what holds it, its last runs."""
+    """What the hub knows of a mission: when it is due next, what holds it, its last runs.
+
+    `failures`: occurrences that failed in a row; `failure`: why the last of them did.
+    """
 
     mission_id: str
     space_id: str
     next_run_at: str | None
     hold: str | None
     occurrences: list[OccurrenceInfo]
+    failures: int = 0
+    failure: str | None = None
+
+
+class WorkState(Answer, frozen=True):
+    """Whether anything runs for the account, and its caps and use of 24 hours.
+
+    Costs are millionths of `currency`. `hub_stopped`: the operator stopped all work. The caps of the
+    operator for every account stand beside the person's own; the smaller counts.
+    """
+
+    stopped_at: str | None = None
+    hub_stopped: bool = False
+    currency: str = "USD"
+    tokens_today: int = 0
+    cost_today: int = 0
+    tokens_per_day_max: int | None = None
+    cost_per_day_max: int | None = None
+    hub_tokens_per_day_max: int | None = None
+    hub_cost_per_day_max: int | None = None
+
+
+class SetWork(Request, frozen=True):
+    """Stop everything of the account or let it go on, and set its caps; a cap of -1 removes it."""
+
+    stopped: bool | None = None
+    tokens_per_day_max: Annotated[int, Meta(ge=-1, le=1_000_000_000)] | None = None
+    cost_per_day_max: Annotated[int, Meta(ge=-1, le=1_000_000_000_000)] | None = None
+
+
+class UsageLine(Answer, frozen=True):
+    """What was used in one hour, under one scope: `mission`, `agent` or `account`."""
+
+    hour: str
+    scope: str
+    id: str
+    tokens: int
+    cost: int
+    calls: int
+    space_id: str = ""
+
+
+class UsageAnswer(Answer, frozen=True):
+    """The ledger of tokens and costs by the hour, oldest first."""
+
+    currency: str
+    lines: list[UsageLine]
+
+
+class ReserveTokens(Request, frozen=True):
+    """Reserve tokens for a run on a device, for one call or for several while it is off line.
+
+    Less than `tokens` may be granted, but not less than `tokens_min`. Prices are millionths of the
+    currency per million tokens; none: unknown, which a cap of costs refuses.
+    """
+
+    agent_id: Short
+    tokens: Annotated[int, Meta(ge=0, le=1_000_000_000)]
+    tokens_min: Annotated[int, Meta(ge=0, le=1_000_000_000)]
+    endpoint: Annotated[str, Meta(max_length=500)] = ""
+    model: Annotated[str, Meta(max_length=200)] = ""
+    prompt_price: Annotated[int, Meta(ge=0, le=1_000_000_000_000)] | None = None
+    completion_price: Annotated[int, Meta(ge=0, le=1_000_000_000_000)] | None = None
+
+
+class ReservedTokens(Answer, frozen=True):
+    """A reservation that stands until it is settled; unsettled it counts as used."""
+
+    reservation_id: str
+    tokens: int
+
+
+class SettleTokens(Request, frozen=True):
+    """Replace a reservation of a device by what its calls used."""
+
+    prompt_tokens: Annotated[int, Meta(ge=0, le=1_000_000_000)]
+    completion_tokens: Annotated[int, Meta(ge=0, le=1_000_000_000)]
+    calls: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
 
 
 class MissionsAnswer(Answer, frozen=True):
-    """The schedule of the account's missions and today's use of tokens by agent id."""
+    """The schedule of the account's missions and the use of 24 hours by agent id."""
 
     missions: list[MissionStatus]
     tokens_today: dict[str, int]
+    cost_today: dict[str, int] = msgspec.field(default_factory=dict)
+    work: WorkState | None = None
+
+
+class NotifyState(Answer, frozen=True):
+    """Whether the hub writes to the account when something waits; its letters hold no content.
+
+    `available`: the operator has set up mail. `address`: as the person gave it, confirmed or not.
+    """
+
+    available: bool
+    address: str = ""
+    confirmed: bool = False
+    enabled: bool = False
+
+
+class SetNotify(Request, frozen=True):
+    """Give an address (a code is sent to it), confirm it with the code, or switch letters off."""
+
+    address: Annotated[str, Meta(max_length=254)] | None = None
+    code: Annotated[str, Meta(max_length=32)] | None = None
+    enabled: bool | None = None
 
 
 class AuditRow(Answer, frozen=True):

@@ -21,8 +21,8 @@ from mana.domain.iterations import ITERATIONS, JOURNAL, STEPS
 from mana.domain.manifest import InputKind, ModuleManifest
 from mana.domain.missions import MISSIONS
 from mana.domain.policy import EFFECTS
-from mana.domain.settings import INVITATIONS, SETTINGS
-from mana.domain.spaces import MEMBER_NAMES, PROFILE
+from mana.domain.settings import INVITATIONS, MODELS, SETTINGS
+from mana.domain.spaces import MEMBER_NAMES, PROFILE, SPACE_POLICY, SPACE_POLICY_AUDIT
 from mana.domain.tables import Sealing, Table
 from mana.domain.tools import Call, Tool
 from mana.modules.notes.manifest import MANIFEST as NOTES
@@ -40,8 +40,11 @@ AI_TABLES: Final[tuple[Table, ...]] = (
     JOURNAL,
     SETTINGS,
     INVITATIONS,
+    MODELS,
     PROFILE,
     MEMBER_NAMES,
+    SPACE_POLICY,
+    SPACE_POLICY_AUDIT,
 )
 _TOOL_NAME: Final = re.compile(r"[a-z_]{1,64}")
 _MODULE_ID: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")

@@ -14,6 +14,7 @@ from mana.domain.encoding import Json
 from mana.planning.budget import counted_tokens, fitting
 from mana.planning.ports import (
     FunctionCall,
+    ModelCall,
     ModelFailed,
     ModelReply,
     ModelRequest,
@@ -74,7 +75,9 @@ class CountedBudget:
         """Return what counts as spent: settled use, and every reservation that still stands."""
         return sum(self.settled.get(key, tokens) for key, tokens in self.reserved.items())
 
-    async def reserve(self, prompt_tokens: int, completion_tokens_max: int) -> Reservation:
+    async def reserve(
+        self, prompt_tokens: int, completion_tokens_max: int, call: ModelCall
+    ) -> Reservation:
         """Reserve tokens; raise BudgetExceeded."""
         granted = fitting(
             prompt_tokens, completion_tokens_max, cap=self.tokens_max, counted=self.spent

@@ -377,6 +377,24 @@ end
 $function$;
 -- execute: the owner only
 
+CREATE OR REPLACE FUNCTION mana_ai.keep_turn()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  insert into mana_ai.account_work as w (account_id, next_due)
+  select q.account_id, pg_catalog.min(q.due_at) from queued q where q.state = 'queued'
+   group by q.account_id order by q.account_id
+  on conflict (account_id) do update
+    set next_due = least(w.next_due, excluded.next_due);
+  return null;
+end
+$function$;
+-- execute: the owner only
+
 create table mana.accounts (
   account_id text not null,
   login text not null,
@@ -909,6 +927,27 @@ create policy door on mana.vault_statements as permissive for all to postgres us
 create policy own on mana.vault_statements as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
 grant insert, select on mana.vault_statements to mana_app;
 
+create table mana_ai.account_work (
+  account_id text not null,
+  next_due timestamp with time zone,
+  served_at timestamp with time zone not null default '-infinity'::timestamp with time zone,
+  stopped_at timestamp with time zone,
+  tokens_per_day_max bigint,
+  cost_per_day_max bigint,
+  constraint account_work_pkey PRIMARY KEY (account_id),
+  constraint account_work_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint account_work_cost_per_day_max_check CHECK ((cost_per_day_max >= 0)),
+  constraint account_work_tokens_per_day_max_check CHECK ((tokens_per_day_max >= 0))
+);
+CREATE INDEX account_work_due ON mana_ai.account_work USING btree (next_due) WHERE (stopped_at IS NULL);
+alter table mana_ai.account_work enable row level security;
+alter table mana_ai.account_work force row level security;
+create policy door on mana_ai.account_work as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana_ai.account_work as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+create policy runner_turns on mana_ai.account_work as permissive for all to mana_runner using (true) with check (true);
+grant insert, select, update on mana_ai.account_work to mana_app;
+grant insert, select, update on mana_ai.account_work to mana_runner;
+
 create table mana_ai.agent_snapshots (
   space_id text not null,
   agent_id text not null,
@@ -917,6 +956,7 @@ create table mana_ai.agent_snapshots (
   max_tokens_per_day bigint,
   max_concurrent_missions integer not null,
   deleted boolean not null,
+  max_cost_per_day bigint,
   constraint agent_snapshots_pkey PRIMARY KEY (space_id, agent_id),
   constraint agent_snapshots_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
 );
@@ -1020,6 +1060,39 @@ CREATE TRIGGER guard_grant BEFORE UPDATE ON mana_ai.grants FOR EACH ROW EXECUTE 
 grant delete, insert, select, update on mana_ai.grants to mana_app;
 grant select, update(state), update(wrapped_key), update(sealed_keys), update(ended_at) on mana_ai.grants to mana_runner;
 
+create table mana_ai.hub_limits (
+  one boolean not null default true,
+  stopped_at timestamp with time zone,
+  runs_max integer not null default 64,
+  runs_per_account_max integer not null default 16,
+  jitter_ms integer not null default 10000,
+  tokens_per_day_max bigint,
+  cost_per_day_max bigint,
+  account_tokens_per_day_max bigint,
+  account_cost_per_day_max bigint,
+  constraint hub_limits_pkey PRIMARY KEY (one),
+  constraint hub_limits_account_cost_per_day_max_check CHECK ((account_cost_per_day_max >= 0)),
+  constraint hub_limits_account_tokens_per_day_max_check CHECK ((account_tokens_per_day_max >= 0)),
+  constraint hub_limits_cost_per_day_max_check CHECK ((cost_per_day_max >= 0)),
+  constraint hub_limits_jitter_ms_check CHECK (((jitter_ms >= 0) AND (jitter_ms <= 3600000))),
+  constraint hub_limits_one_check CHECK (one),
+  constraint hub_limits_runs_max_check CHECK (((runs_max >= 1) AND (runs_max <= 10000))),
+  constraint hub_limits_runs_per_account_max_check CHECK (((runs_per_account_max >= 1) AND (runs_per_account_max <= 10000))),
+  constraint hub_limits_tokens_per_day_max_check CHECK ((tokens_per_day_max >= 0))
+);
+grant select on mana_ai.hub_limits to mana_app;
+grant select on mana_ai.hub_limits to mana_runner;
+
+create table mana_ai.hub_spend (
+  hour timestamp with time zone not null,
+  tokens bigint not null default 0,
+  cost bigint not null default 0,
+  calls bigint not null default 0,
+  constraint hub_spend_pkey PRIMARY KEY (hour)
+);
+grant select on mana_ai.hub_spend to mana_app;
+grant insert, select, update on mana_ai.hub_spend to mana_runner;
+
 create table mana_ai.mission_snapshots (
   space_id text not null,
   mission_id text not null,
@@ -1033,10 +1106,17 @@ create table mana_ai.mission_snapshots (
   deleted boolean not null,
   next_run_at timestamp with time zone,
   hold text,
+  if_missed text not null default 'once'::text,
+  max_tokens_per_day bigint,
+  max_cost_per_day bigint,
+  failures integer not null default 0,
+  failure text,
   constraint mission_snapshots_pkey PRIMARY KEY (space_id, mission_id),
-  constraint mission_snapshots_hold_check CHECK ((hold = ANY (ARRAY['no-grant'::text, 'expired'::text, 'revoked'::text]))),
+  constraint mission_snapshots_hold_check CHECK ((hold = ANY (ARRAY['no-grant'::text, 'expired'::text, 'revoked'::text, 'errored'::text]))),
+  constraint mission_snapshots_if_missed_check CHECK ((if_missed = ANY (ARRAY['once'::text, 'skip'::text, 'all'::text]))),
   constraint mission_snapshots_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
 );
+CREATE INDEX mission_snapshots_agent ON mana_ai.mission_snapshots USING btree (space_id, agent_id);
 alter table mana_ai.mission_snapshots enable row level security;
 alter table mana_ai.mission_snapshots force row level security;
 create policy members on mana_ai.mission_snapshots as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
@@ -1045,7 +1125,7 @@ create policy members on mana_ai.mission_snapshots as permissive for all to mana
    FROM mana.spaces s
   WHERE (s.space_id = mission_snapshots.space_id))));
 grant delete, insert, select, update on mana_ai.mission_snapshots to mana_app;
-grant select, update(account_id), update(next_run_at), update(hold) on mana_ai.mission_snapshots to mana_runner;
+grant select, update(account_id), update(next_run_at), update(hold), update(failures), update(failure) on mana_ai.mission_snapshots to mana_runner;
 
 create table mana_ai.occurrences (
   occurrence_id text not null default (gen_random_uuid())::text,
@@ -1068,15 +1148,24 @@ create table mana_ai.occurrences (
   tokens bigint not null default 0,
   started_at timestamp with time zone,
   finished_at timestamp with time zone,
+  tries integer not null default 0,
+  last_reason text,
+  stop boolean not null default false,
+  cost bigint not null default 0,
+  round integer not null default 0,
+  calls integer not null default 0,
+  steps integer not null default 0,
+  heard bigint not null default 0,
   constraint occurrences_pkey PRIMARY KEY (occurrence_id),
-  constraint occurrences_kind_check CHECK ((kind = ANY (ARRAY['scheduled'::text, 'manual'::text]))),
+  constraint occurrences_kind_check CHECK ((kind = ANY (ARRAY['scheduled'::text, 'manual'::text, 'change'::text]))),
   constraint occurrences_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
   constraint occurrences_space_id_mission_id_scheduled_for_key UNIQUE (space_id, mission_id, scheduled_for),
   constraint occurrences_state_check CHECK ((state = ANY (ARRAY['queued'::text, 'leased'::text, 'done'::text, 'skipped'::text, 'failed'::text, 'missed'::text])))
 );
-CREATE INDEX occurrences_due ON mana_ai.occurrences USING btree (due_at) WHERE (state = 'queued'::text);
 CREATE INDEX occurrences_leased ON mana_ai.occurrences USING btree (lease_until) WHERE (state = 'leased'::text);
 CREATE INDEX occurrences_ledger ON mana_ai.occurrences USING btree (space_id, mission_id, scheduled_for DESC);
+CREATE INDEX occurrences_queue ON mana_ai.occurrences USING btree (account_id, due_at) WHERE (state = 'queued'::text);
+CREATE INDEX occurrences_working ON mana_ai.occurrences USING btree (account_id) WHERE (state = 'leased'::text);
 alter table mana_ai.occurrences enable row level security;
 alter table mana_ai.occurrences force row level security;
 create policy members on mana_ai.occurrences as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
@@ -1086,8 +1175,31 @@ create policy members on mana_ai.occurrences as permissive for all to mana_app, 
   WHERE (s.space_id = occurrences.space_id))));
 create policy runner_finds on mana_ai.occurrences as permissive for select to mana_runner using (true);
 create policy runner_leases on mana_ai.occurrences as permissive for update to mana_runner using (true) with check (true);
-grant delete, insert, select, update(account_id) on mana_ai.occurrences to mana_app;
-grant delete, insert, select, update(state), update(reason), update(due_at), update(lease_until), update(fence), update(attempts), update(worker), update(admitted), update(phase), update(iteration_id), update(tokens), update(started_at), update(finished_at) on mana_ai.occurrences to mana_runner;
+CREATE TRIGGER keep_turn_of_changed AFTER UPDATE ON mana_ai.occurrences REFERENCING NEW TABLE AS queued FOR EACH STATEMENT EXECUTE FUNCTION mana_ai.keep_turn();
+CREATE TRIGGER keep_turn_of_new AFTER INSERT ON mana_ai.occurrences REFERENCING NEW TABLE AS queued FOR EACH STATEMENT EXECUTE FUNCTION mana_ai.keep_turn();
+grant delete, insert, select, update(account_id), update(due_at), update(stop) on mana_ai.occurrences to mana_app;
+grant delete, insert, select, update(state), update(reason), update(due_at), update(lease_until), update(fence), update(attempts), update(worker), update(admitted), update(phase), update(iteration_id), update(tokens), update(started_at), update(finished_at), update(tries), update(last_reason), update(stop), update(cost), update(round), update(calls), update(steps), update(heard) on mana_ai.occurrences to mana_runner;
+
+create table mana_ai.spend (
+  scope text not null,
+  space_id text not null default ''::text,
+  id text not null,
+  account_id text not null,
+  hour timestamp with time zone not null,
+  tokens bigint not null default 0,
+  cost bigint not null default 0,
+  calls bigint not null default 0,
+  constraint spend_pkey PRIMARY KEY (scope, space_id, id, account_id, hour),
+  constraint spend_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint spend_scope_check CHECK ((scope = ANY (ARRAY['mission'::text, 'agent'::text, 'account'::text])))
+);
+alter table mana_ai.spend enable row level security;
+alter table mana_ai.spend force row level security;
+create policy members on mana_ai.spend as permissive for all to mana_app, mana_runner using (((account_id = mana.current_account()) OR (EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = spend.space_id))))) with check ((account_id = mana.current_account()));
+grant insert, select, update on mana_ai.spend to mana_app;
+grant insert, select, update on mana_ai.spend to mana_runner;
 
 create table mana_ai.token_usage (
   usage_id text not null default (gen_random_uuid())::text,
@@ -1102,11 +1214,21 @@ create table mana_ai.token_usage (
   spent bigint not null,
   ts timestamp with time zone not null default clock_timestamp(),
   settled_at timestamp with time zone,
+  endpoint text not null default ''::text,
+  model text not null default ''::text,
+  purpose text not null default 'plan'::text,
+  reserved_cost bigint not null default 0,
+  cost bigint not null default 0,
+  prompt_price bigint,
+  completion_price bigint,
   constraint token_usage_pkey PRIMARY KEY (usage_id),
   constraint token_usage_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint token_usage_purpose_check CHECK ((purpose = ANY (ARRAY['plan'::text, 'sub-agent'::text, 'compaction'::text]))),
   constraint token_usage_reserved_check CHECK ((reserved >= 0)),
+  constraint token_usage_reserved_cost_check CHECK ((reserved_cost >= 0)),
   constraint token_usage_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
 );
+CREATE INDEX token_usage_account ON mana_ai.token_usage USING btree (account_id, ts DESC);
 CREATE INDEX token_usage_agent ON mana_ai.token_usage USING btree (space_id, agent_id, ts DESC);
 alter table mana_ai.token_usage enable row level security;
 alter table mana_ai.token_usage force row level security;
@@ -1116,4 +1238,23 @@ create policy members on mana_ai.token_usage as permissive for all to mana_app, 
    FROM mana.spaces s
   WHERE (s.space_id = token_usage.space_id))));
 grant select on mana_ai.token_usage to mana_app;
-grant insert, select, update(prompt_tokens), update(completion_tokens), update(spent), update(settled_at) on mana_ai.token_usage to mana_runner;
+grant insert, select, update(prompt_tokens), update(completion_tokens), update(spent), update(settled_at), update(reserved_cost), update(cost) on mana_ai.token_usage to mana_runner;
+
+create table mana_ai.watched (
+  space_id text not null,
+  table_name text not null,
+  record_id text not null,
+  mission_id text not null,
+  constraint watched_pkey PRIMARY KEY (space_id, table_name, record_id, mission_id),
+  constraint watched_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
+);
+CREATE INDEX watched_mission ON mana_ai.watched USING btree (space_id, mission_id);
+alter table mana_ai.watched enable row level security;
+alter table mana_ai.watched force row level security;
+create policy members on mana_ai.watched as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = watched.space_id)))) with check ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = watched.space_id))));
+grant delete, insert, select on mana_ai.watched to mana_app;
+grant select on mana_ai.watched to mana_runner;

@@ -460,7 +460,7 @@ class Scheduler:
                 # Another runner has the occurrence; whatever this one does is fenced off.
                 _log.warning("lease_lost", mission=lease.mission_id)
             else:
-                await self._stop(admitted, Stopped("failed", "model", "timeout"), stats)
+                await self._stop(admitted, Stopped("failed", "timeout", "timeout"), stats)
         finally:
             for task in (talk, beat):
                 task.cancel()
@@ -657,7 +657,7 @@ class Scheduler:
                 return
             if await self._end(ledger, lease, "failed", reason):
                 stats.fail(lease, reason)
-        if reason in ("model", "refused-reply"):
+        if reason in FAILURE_KINDS:
             stats.parse_failures += 1
             self._metrics.parse_failures.inc()
             kind = stopped.detail if stopped.detail in FAILURE_KINDS else "other"

@@ -64,7 +64,15 @@ from mana.hub.runner.writeback import Draft, RunFacts, seal_run
 from mana.models.choose import model_from_settings
 from mana.planning.budget import budget_reason, read_budget_reason
 from mana.planning.loop import InputTooLarge, Plan, run
-from mana.planning.ports import BudgetExceeded, Model, ModelFailed, Reservation, Usage
+from mana.planning.ports import (
+    BudgetExceeded,
+    Model,
+    ModelCall,
+    ModelFailed,
+    Moment,
+    Reservation,
+    Usage,
+)
 from mana.planning.prompt import (
     PastIteration,
     PastStep,
@@ -387,12 +395,14 @@ class _Run:
         except InputTooLarge:
             raise Ended("failed", "inputs") from None
         except ModelFailed as error:
-            refused = error.kind == "refused-reply"
-            raise Ended("failed", "refused-reply" if refused else "model", error.kind) from None
+            raise Ended("failed", error.kind, error.kind) from None
 
     def phase(self, name: str) -> None:
         """Tell the runner how far the run is."""
         self._channel.tell(PhaseNote(name))
+
+    def moment(self, moment: Moment) -> None:
+        """Leave it: the runner is told of phases."""
 
     def _shown(self, view: View) -> PlannedInput:
         kind = self._catalogue.input_kind(view.table)
@@ -516,7 +526,9 @@ class _Budget:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def reserve(self, prompt_tokens: int, completion_tokens_max: int) -> Reservation:
+    async def reserve(
+        self, prompt_tokens: int, completion_tokens_max: int, call: ModelCall
+    ) -> Reservation:
         """Reserve the worst case of one call."""
         ask = ReserveAsk(prompt_tokens, completion_tokens_max)
         answer = await _asked(self._channel, ask)

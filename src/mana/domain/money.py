@@ -1,0 +1,38 @@
+"""Tokens and costs: what a model charges, and what a day may cost.
+
+Costs are whole millionths of the hub's one currency, so that no rounding gathers: 1,000,000 is one
+unit of it. A price is given per million tokens, as providers give it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from mana.domain.records import View
+
+TOKENS_PER_DAY_MAX: Final = 1_000_000_000
+COST_PER_DAY_MAX: Final = 1_000_000_000_000
+_MILLION: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a model costs, in millionths of the currency per million tokens."""
+
+    prompt: int
+    completion: int
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """Return what so many tokens cost at most, in millionths, rounded up."""
+        total = prompt_tokens * self.prompt + completion_tokens * self.completion
+        return -(-total // _MILLION)
+
+
+FREE: Final = Price(0, 0)
+
+
+def whole_or_none(view: View, name: str) -> int | None:
+    """Return a field's whole number that is not negative, None if there is none."""
+    value = view.values.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
