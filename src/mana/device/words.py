@@ -117,7 +117,8 @@ def reason_words(state: str, reason: str) -> str:
     budget = read_budget_reason(reason)
     if budget is not None:
         return _budget_words(*budget)
-    return SKIPPED.get(reason) or FAILED.get(reason) or f"Reason: {reason}."
+    known = (FAILED, SKIPPED) if state == "failed" else (SKIPPED, FAILED)
+    return known[0].get(reason) or known[1].get(reason) or f"Reason: {reason}."
 
 
 def _budget_words(left: int, cap: int) -> str:
