@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("start", "sync")
+NAMES = ("start", "sync", "tick")
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ async def run() -> None:
     settings = HubSettings(
         home=Path(os.environ["MANA_HOME"]),
         database_url=os.environ["MANA_APP_DATABASE_URL"],
+        llm_url=os.environ.get("MANA_LLM_URL", ""),
         kdf_floor=CHEAP,
         hash_cost=HashCost(t=1, m_kib=8, p=1),
     )

@@ -42,12 +42,12 @@ _SIZES: Final = (200, 300, 400, 500, 600)
 
 
 @contextlib.contextmanager
-def durable_cluster() -> Iterator[Cluster]:
+def durable_cluster(**settings: str) -> Iterator[Cluster]:
     """Lend a PostgreSQL with the settings that `mana up` gives its own: nothing is switched off."""
     folder = Path(tempfile.mkdtemp(prefix="mana-bench-"))
     folder.chmod(0o711)
     instance = Instance(
-        find_binaries(os.environ), folder / "postgres", settings={"max_wal_size": "8GB"}
+        find_binaries(os.environ), folder / "postgres", settings={"max_wal_size": "8GB", **settings}
     )
     try:
         instance.ensure()
@@ -78,14 +78,17 @@ class Hub:
 
 
 @contextlib.contextmanager
-def running_hub(cluster: Cluster, database: Database) -> Iterator[Hub]:
-    """Lend a hub process on a database."""
+def running_hub(
+    cluster: Cluster, database: Database, home: str | None = None, **variables: str
+) -> Iterator[Hub]:
+    """Lend a hub process on a database. `home`: where its secrets are, and those of a runner."""
     app_url = url_as(database.owner_url, "mana_app")
-    with tempfile.TemporaryDirectory(prefix="mana-bench-") as home:
+    with tempfile.TemporaryDirectory(prefix="mana-bench-") as own:
         told, telling = os.pipe()
         environ = {
             **os.environ,
-            "MANA_HOME": home,
+            **variables,
+            "MANA_HOME": home or own,
             "MANA_APP_DATABASE_URL": app_url,
             READY_FD_VARIABLE: str(telling),
         }
