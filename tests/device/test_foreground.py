@@ -144,7 +144,7 @@ async def test_crash_after_the_claim_is_made_up_for_once(home: Household) -> Non
     ]
     for step in steps:
         case = await operations(ada).steps.case_of(step)
-        assert await runner._claim(case)
+        assert await runner._executing._claim(case)
     done = await runner.run_planned()
     assert sorted(done) == sorted(step.id for step in steps)
     assert await runner.run_planned() == []

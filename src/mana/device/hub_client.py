@@ -72,6 +72,7 @@ from mana.protocol.messages import (
     NewFactor,
     NewInvitation,
     NewSpace,
+    NotifyState,
     OccurrenceInfo,
     PrivateKeys,
     PullAnswer,
@@ -80,6 +81,8 @@ from mana.protocol.messages import (
     RecoverRequest,
     RefreshRequest,
     RemoveFactor,
+    ReservedTokens,
+    ReserveTokens,
     ResetAnswer,
     ResetRequest,
     RevokeGrant,
@@ -87,6 +90,9 @@ from mana.protocol.messages import (
     SecurityEvents,
     SessionInfo,
     SessionsAnswer,
+    SetNotify,
+    SettleTokens,
+    SetWork,
     SignedEntry,
     SignedStatement,
     SignUpRequest,
@@ -94,9 +100,11 @@ from mana.protocol.messages import (
     SpacesAnswer,
     StateAnswer,
     Tokens,
+    UsageAnswer,
     Vault,
     VaultChange,
     VaultLog,
+    WorkState,
 )
 from mana.protocol.problems import error_of
 from mana.protocol.replication import HubDistrusted
@@ -504,12 +512,54 @@ class HubClient:
 
     async def run_mission(self, space_id: str, mission_id: str) -> OccurrenceInfo:
         """Ask for an occurrence now."""
-        path = f"/api/v1/spaces/{_part(space_id)}/missions/{_part(mission_id)}/run"
-        return await self._call("POST", path, OccurrenceInfo)
+        return await self._call("POST", f"{_mission(space_id, mission_id)}/run", OccurrenceInfo)
 
     async def missions(self) -> MissionsAnswer:
         """Return the schedule of the account's missions."""
         return await self._call("GET", "/api/v1/me/missions", MissionsAnswer)
+
+    async def stop_mission(self, space_id: str, mission_id: str) -> None:
+        """End the run of a mission that the hub's runner works on, if there is one."""
+        await self._do("POST", f"{_mission(space_id, mission_id)}/stop")
+
+    async def resume_mission(self, space_id: str, mission_id: str) -> None:
+        """Let a mission run again that failed too often in a row."""
+        await self._do("POST", f"{_mission(space_id, mission_id)}/resume")
+
+    async def work(self) -> WorkState:
+        """Return whether anything runs for the account, and its caps and use of 24 hours."""
+        return await self._call("GET", "/api/v1/me/ai-work", WorkState)
+
+    async def set_work(self, wanted: SetWork) -> WorkState:
+        """Stop everything of the account or let it go on, and set its caps."""
+        return await self._call("PUT", "/api/v1/me/ai-work", WorkState, body=wanted)
+
+    async def usage(self, days: int) -> UsageAnswer:
+        """Return the ledger of tokens and costs by the hour, of so many days."""
+        query: dict[str, str | int | None] = {"days": days}
+        return await self._call("GET", "/api/v1/me/ai-usage", UsageAnswer, query=query)
+
+    async def reserve_tokens(
+        self, space_id: str, mission_id: str, wanted: ReserveTokens
+    ) -> ReservedTokens:
+        """Reserve tokens for a run on this device; raise BudgetExceeded or PriceUnknown."""
+        path = f"{_mission(space_id, mission_id)}/reservations"
+        return await self._call("POST", path, ReservedTokens, body=wanted)
+
+    async def settle_tokens(
+        self, space_id: str, mission_id: str, reservation_id: str, used: SettleTokens
+    ) -> None:
+        """Replace a reservation by what was used; a second time changes nothing."""
+        path = f"{_mission(space_id, mission_id)}/reservations/{_part(reservation_id)}/settle"
+        await self._do("POST", path, body=used)
+
+    async def notifications(self) -> NotifyState:
+        """Return whether the hub writes letters when something waits."""
+        return await self._call("GET", "/api/v1/me/notifications", NotifyState)
+
+    async def set_notifications(self, wanted: SetNotify) -> NotifyState:
+        """Give or confirm an address for letters, or switch them on or off."""
+        return await self._call("PUT", "/api/v1/me/notifications", NotifyState, body=wanted)
 
     async def audit(
         self,
@@ -729,6 +779,10 @@ def _read_answer(raw: bytes, answer: type[_T]) -> _T:
 
 def _part(text: str) -> str:
     return quote(text, safe="")
+
+
+def _mission(space_id: str, mission_id: str) -> str:
+    return f"/api/v1/spaces/{_part(space_id)}/missions/{_part(mission_id)}"
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[LiveEvent]:
