@@ -57,14 +57,20 @@ class PriceUnknown(Conflict):
 
 
 class ModelFailed(Unavailable):
-    """A model gave no usable reply. `kind` chooses the back-off; no reply text is kept."""
+    """A model gave no usable reply. `kind` chooses the back-off; no reply text is kept.
+
+    `retry_after_ms`: how long the endpoint asks to be left alone, where it said so.
+    """
 
     code: ClassVar[str] = "MODEL_FAILED"
     advice: ClassVar[str] = "Check the model's address and key; the mission tries again."
 
-    def __init__(self, kind: FailureKind, message: str = "") -> None:
+    def __init__(
+        self, kind: FailureKind, message: str = "", *, retry_after_ms: int | None = None
+    ) -> None:
         super().__init__(message or f"model call failed: {kind}", detail={"kind": kind})
         self.kind: FailureKind = kind
+        self.retry_after_ms = retry_after_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -716,13 +716,18 @@ class DevicesAnswer(Answer, frozen=True):
 
 
 class ModelInfo(Answer, frozen=True):
-    """A model endpoint: its stable name, the model, and where the text goes, in words."""
+    """A model endpoint: its stable name, the model, and where the text goes, in words.
+
+    Several may have one endpoint. `fallback`: the aliases that are asked where this one fails, in
+    their order. Prices are those of `money.Price`; None: nobody said what it costs.
+    """
 
     endpoint: str
     model: str
     description: str
     local: bool
     alias: str = ""
+    fallback: list[str] = msgspec.field(default_factory=list)
     prompt_price: int | None = None
     completion_price: int | None = None
     context_tokens: int = 0
