@@ -18,7 +18,15 @@ from mana.domain.clock import DRIFT_MS_MAX
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.records import key_version
 from mana.domain.settings import SETTINGS
-from mana.domain.spaces import MEMBER_NAMES, PROFILE, PROFILE_ID, SHARED_TYPES
+from mana.domain.spaces import (
+    MEMBER_NAMES,
+    PROFILE,
+    PROFILE_ID,
+    SHARED_TYPES,
+    SPACE_POLICY,
+    SPACE_POLICY_AUDIT,
+    SPACE_POLICY_ID,
+)
 from mana.domain.tables import Table, Text, sealed
 from mana.hub.sync.apply import RecordRef
 from mana.hub.sync.validate import Writer, WriterKind
@@ -161,6 +169,96 @@ def test_agents_do_not_name_spaces_or_people() -> None:
         ),
     ]
     assert space.push(ADA, *batch) == ["forged-actor"] * 2
+
+
+# What people say of runs, and the policy of a space
+
+RUNS = {table.name: table for table in (ITERATIONS, STEPS)}
+POLICIES = {table.name: table for table in (SPACE_POLICY, SPACE_POLICY_AUDIT)}
+
+
+def test_a_member_comments_a_run_and_changes_nothing_else_of_it() -> None:
+    """Feedback is the one path of a run that is written later, by people who may write."""
+    space = SharedSpace(tables=RUNS)
+    run = change(ADA, {"summary": envelope("m", 1, 1)}, table=ITERATIONS, actor=AGENT)
+    assert space.push(ADA, run) == ["accepted"]
+
+    def comment(who: Someone, path: str, **options: Any) -> ChangeMessage:
+        values = {path: envelope("m", 1, 2)}
+        return change(who, values, table=ITERATIONS, author=ADA, moment=1, **options)
+
+    assert space.push(BOB, comment(BOB, "feedback")) == ["accepted"]
+    assert space.push(BOB, comment(BOB, "summary")) == ["immutable"]
+    assert space.push(ADA, comment(ADA, "feedback", actor=AGENT)) == ["forged-actor"]
+    space.roles[BOB.account] = "viewer"
+    assert space.push(BOB, comment(BOB, "feedback")) == ["role"]
+
+
+@pytest.mark.parametrize("path", ["feedback", "rejectReason", "edited", "decidedAt"])
+def test_no_agent_says_what_a_person_decided(path: str) -> None:
+    """What was edited, why it was rejected and what was said of a step is a person's to write."""
+    space = SharedSpace(tables=RUNS)
+    step = change(ADA, {"intent": envelope("m", 1, 1)}, table=STEPS, actor=AGENT)
+    said = {path: envelope("m", 1, 2)}
+    forged = change(ADA, said, table=STEPS, actor=AGENT, moment=1)
+    assert space.push(ADA, step) == ["accepted"]
+    assert space.push(ADA, forged) == ["forged-actor"]
+    assert space.push(ADA, change(ADA, said, table=STEPS, moment=2)) == ["accepted"]
+
+
+def lifting(who: Someone, number: int, **options: Any) -> list[ChangeMessage]:
+    """Return a group that lifts a tool, and its record."""
+    group = str(uuid.uuid4())
+    policy = change(
+        who,
+        {f"lifted/t{number}": "purge_notes"},
+        SPACE_POLICY_ID,
+        table=SPACE_POLICY,
+        author=ADA,
+        moment=number,
+        group=group,
+        **options,
+    )
+    audit = change(
+        who,
+        {"tool": envelope("s", 1, 1), "action": envelope("s", 1, 2)},
+        f"audit-{number}",
+        table=SPACE_POLICY_AUDIT,
+        moment=number,
+        group=group,
+        **options,
+    )
+    return [policy, audit]
+
+
+def test_owners_and_admins_write_the_policy_of_a_space() -> None:
+    """Members, viewers and agents lift nothing in a space."""
+    for role in ("owner", "admin", "member", "viewer"):
+        space = SharedSpace(roles={ADA.account: role}, tables=POLICIES)
+        taken = ["accepted"] * 2 if role in ("owner", "admin") else ["role"] * 2
+        assert space.push(ADA, *lifting(ADA, 1)) == taken, role
+    space = SharedSpace(roles={ADA.account: "owner"}, tables=POLICIES)
+    assert space.push(ADA, *lifting(ADA, 1, actor=AGENT)) == ["forged-actor"] * 2
+
+
+def test_each_change_of_a_policy_brings_a_record_of_its_own_that_stays() -> None:
+    """Nothing is lifted without a new audit record in the same group, and none is ever changed."""
+    space = SharedSpace(roles={ADA.account: "owner", BOB.account: "admin"}, tables=POLICIES)
+    policy, audit = lifting(ADA, 1)
+    assert space.push(ADA, policy) == ["audit-missing"]
+    alone = edited(policy, group=None)
+    assert space.push(ADA, signed(ADA, alone)) == ["audit-missing"]
+    assert space.push(ADA, policy, audit) == ["accepted"] * 2
+    assert space.push(ADA, policy, audit) == ["duplicate"] * 2
+    more, _ = lifting(ADA, 2)
+    more = edited(more, group=audit.group)
+    # The record of an earlier change speaks for no later one.
+    assert space.push(ADA, audit, more) == ["duplicate", "audit-missing"]
+    for path, value in (("action", envelope("s", 1, 3)), ("deletedAt", "2027-01-01T00:00:00.000Z")):
+        again = change(
+            BOB, {path: value}, "audit-1", table=SPACE_POLICY_AUDIT, author=ADA, moment=5
+        )
+        assert space.push(BOB, again) == ["immutable"], path
 
 
 # Re-seals

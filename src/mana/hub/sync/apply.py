@@ -18,6 +18,7 @@ from mana.domain.ids import RecordId
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.merge import merge_entries
 from mana.domain.records import Entry, Record, Visibility, key_version
+from mana.domain.spaces import SPACE_POLICY, SPACE_POLICY_AUDIT
 from mana.domain.tables import DELETED_AT, Table
 from mana.hub.sync.validate import FLIP, RESEAL, Place, Refused, Writer, actor_of, check, refusal_of
 from mana.protocol.messages import ChangeMessage, Proof, PushResult
@@ -26,8 +27,20 @@ RecordRef: TypeAlias = tuple[str, str]
 """Table and record id."""
 
 _AFTERWARDS: Final[Mapping[str, frozenset[str]]] = {
-    ITERATIONS.name: frozenset({DELETED_AT}),
-    STEPS.name: frozenset({"status", "claimedBy", "feedback", "decidedAt", "result", DELETED_AT}),
+    ITERATIONS.name: frozenset({"feedback", DELETED_AT}),
+    STEPS.name: frozenset(
+        {
+            "status",
+            "claimedBy",
+            "feedback",
+            "rejectReason",
+            "edited",
+            "decidedAt",
+            "result",
+            DELETED_AT,
+        }
+    ),
+    SPACE_POLICY_AUDIT.name: frozenset(),
 }
 """Tables whose content is immutable once it stands, and the paths that are not part of it."""
 _OUTDATED: Final[Mapping[str, str]] = {RESEAL: "reseal-outdated", FLIP: "flip-outdated"}
@@ -145,6 +158,7 @@ class _State:
         seq = self.head + 1
         try:
             check(change, self.tables, self.writer, self.place)
+            self._check_audited(change, (change,))
             merged = self._apply(change, self.records.get(ref), seq)
             if logged is not None:
                 raise Refused("id-taken")
@@ -174,6 +188,7 @@ class _State:
             code = refusal_of(change, self.tables, self.writer, self.place)
             if code is None and not codes:
                 try:
+                    self._check_audited(change, unit)
                     ref = ref_of(change)
                     standing = draft.get(ref) or self.records.get(ref)
                     draft[ref] = self._apply(change, standing, seq)
@@ -201,6 +216,14 @@ class _State:
         self.written.update(dict.fromkeys(draft))
         fresh = {one.seq for one in accepted}
         return [self._stands(change, fresh) for change in unit]
+
+    def _check_audited(self, change: ChangeMessage, unit: Sequence[ChangeMessage]) -> None:
+        """Refuse a change of a space's policy that brings no new record of itself in its group."""
+        if change.table == SPACE_POLICY.name and not any(
+            other.table == SPACE_POLICY_AUDIT.name and other.change_id not in self.known
+            for other in unit
+        ):
+            raise Refused("audit-missing")
 
     def _refused(
         self,

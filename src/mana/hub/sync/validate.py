@@ -32,8 +32,17 @@ from mana.domain.ids import AccountId, DeviceId, SpaceId, require_record_id, req
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.missions import MISSIONS, RUNS_ON_HUB
 from mana.domain.records import VISIBILITIES
-from mana.domain.settings import INVITATIONS, SETTINGS, USER_TABLES
-from mana.domain.spaces import MEMBER_NAMES, PROFILE, Role, can_manage, can_write, holds
+from mana.domain.settings import INVITATIONS, MODELS, SETTINGS, USER_TABLES
+from mana.domain.spaces import (
+    MEMBER_NAMES,
+    PROFILE,
+    SPACE_POLICY,
+    SPACE_POLICY_AUDIT,
+    Role,
+    can_manage,
+    can_write,
+    holds,
+)
 from mana.domain.tables import Field, Sealing, Table
 from mana.protocol.codec import SEQ_MAX, check_value, encode
 from mana.protocol.messages import CHANGE_BYTES_MAX, CHANGE_FIELDS_MAX, ChangeMessage
@@ -45,11 +54,27 @@ SYSTEM_PRINCIPALS: Final = ("system:migration", "system:bootstrap")
 RUNNER_TABLES: Final = frozenset({ITERATIONS.name, STEPS.name})
 PEOPLE_TABLES: Final = frozenset(
     table.name
-    for table in (MISSIONS, AGENTS, AGENT_MEMORY, SETTINGS, INVITATIONS, PROFILE, MEMBER_NAMES)
+    for table in (
+        MISSIONS,
+        AGENTS,
+        AGENT_MEMORY,
+        SETTINGS,
+        INVITATIONS,
+        MODELS,
+        PROFILE,
+        MEMBER_NAMES,
+        SPACE_POLICY,
+        SPACE_POLICY_AUDIT,
+    )
 )
 """Tables that no AI actor writes: what decides over agents, who is in a space and how they are
 called, and the person's settings.
 """
+PEOPLE_PATHS: Final[Mapping[str, frozenset[str]]] = {
+    ITERATIONS.name: frozenset({"feedback"}),
+    STEPS.name: frozenset({"feedback", "rejectReason", "edited", "decidedAt"}),
+}
+"""What a person says of a run and its steps; no AI actor says it in their place."""
 _RUNS_ON_DEVICE: Final = "device:"
 _ENTRY_LENGTH: Final = 100
 """More characters than an entry has beside its path and value: names, stamp, signs."""
@@ -245,7 +270,10 @@ def _check_actor(change: ChangeMessage, table: Table, writer: Writer) -> None:
             raise Refused("forged-actor")
     elif actor.kind == "system" and actor.principal_id not in SYSTEM_PRINCIPALS:
         raise Refused("forged-actor")
-    if actor.kind == "ai" and table.name in PEOPLE_TABLES:
+    if actor.kind == "ai" and (
+        table.name in PEOPLE_TABLES
+        or not change.fields.keys().isdisjoint(PEOPLE_PATHS.get(table.name, frozenset()))
+    ):
         raise Refused("forged-actor")
 
 
