@@ -46,8 +46,9 @@ quick: lint unit ## what every commit passes, in a minute at most
 check: lint ## everything: lint, and all tests, the docs' included
 	$(PYTEST) --durations=10 --durations-min=2
 
-test: setup ## set up all that is missing, the browser too, then `check`
-	@$(BIN)/python tools/browser.py
+test: setup ## set up all that is missing, browser and promtool too, then `check`
+	@$(BIN)/python -m tools.browser
+	@$(BIN)/python -m tools.promtool
 	@$(MAKE) check
 
 simulate: setup ## a seeded world of devices, hub, bad networks and crashes (SEEDS=1000 FIRST=1)

@@ -25,7 +25,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Of the person's settings the tests keep these. With the others they would meet the person's own
 # data, database and paid model.
-KEPT_SETTINGS = frozenset({"MANA_CHROMIUM", "MANA_POSTGRES_BIN", "MANA_REQUIRE_BROWSER"})
+KEPT_SETTINGS = frozenset(
+    {
+        "MANA_CHROMIUM",
+        "MANA_POSTGRES_BIN",
+        "MANA_PROMTOOL",
+        "MANA_REQUIRE_BROWSER",
+        "MANA_REQUIRE_PROMTOOL",
+    }
+)
 
 
 def pytest_configure() -> None:

@@ -41,9 +41,10 @@ def test_entry_point_is_the_command_line() -> None:
     assert document["project"]["scripts"] == {"mana": "mana.cli.main:app"}
 
 
-def test_continuous_integration_requires_a_browser(tmp_path: Path) -> None:
-    """`.ci/run` runs `make test` in the checkout, and lets no browser test be left out."""
-    script = '#!/bin/sh\necho "make $* MANA_REQUIRE_BROWSER=$MANA_REQUIRE_BROWSER in $PWD"\n'
+def test_continuous_integration_requires_every_program(tmp_path: Path) -> None:
+    """`.ci/run` runs `make test` in the checkout, and lets no test be left out for want of one."""
+    required = "$MANA_REQUIRE_BROWSER$MANA_REQUIRE_PROMTOOL"
+    script = f'#!/bin/sh\necho "make $* required={required} in $PWD"\n'
     (tmp_path / "make").write_text(script, "utf-8")
     (tmp_path / "make").chmod(0o755)
     done = subprocess.run(
@@ -54,7 +55,7 @@ def test_continuous_integration_requires_a_browser(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout == f"make test MANA_REQUIRE_BROWSER=1 in {ROOT}\n"
+    assert done.stdout == f"make test required=11 in {ROOT}\n"
 
 
 def test_settings_of_the_person_are_out_of_reach() -> None:

@@ -52,15 +52,33 @@ class Metrics:
             registry=self.registry,
             buckets=(1, 2, 3, 4, 5),
         )
-        self.run_seconds = Histogram(
+        self.call_seconds = Histogram(
             "mana_ai_planner_request_duration_seconds",
-            "Time of runs.",
+            "Time of calls of a model.",
             registry=self.registry,
             buckets=(0.25, 0.5, 1, 2, 5, 10, 30, 60),
+        )
+        self.run_seconds = Histogram(
+            "mana_ai_run_duration_seconds",
+            "Time of runs.",
+            registry=self.registry,
+            buckets=(0.01, 0.05, 0.25, 1, 5, 10, 30, 60, 180, 600),
         )
         self.provider_errors = counter(
             "provider_errors", "Calls that a model's provider failed.", "provider", "kind"
         )
+        self.reminders = counter(
+            "reminders_emitted", "Reminders that models were given.", "producer", "severity"
+        )
+        self.compactions = counter("compactions_triggered", "Histories that were folded.")
+        self.compacted_turns = Histogram(
+            "mana_ai_compacted_turns",
+            "Messages that a compaction folded.",
+            registry=self.registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+        )
+        self.retried = counter("occurrences_retried", "Runs that are tried again.", "reason")
+        self.errored = counter("missions_errored", "Missions that failed too often in a row.")
         self.missed = counter("occurrences_missed", "Due moments that nothing could run.")
         self.crashes = counter("occurrences_crashed", "Occurrences given up after crashes.")
 
