@@ -116,7 +116,7 @@ def reason_words(state: str, reason: str) -> str:
         return "It was due while nothing could run." if state == "missed" else ""
     budget = read_budget_reason(reason)
     if budget is not None:
-        return _budget_words(*budget)
+        return _budget_words(budget.left, budget.cap)
     known = (FAILED, SKIPPED) if state == "failed" else (SKIPPED, FAILED)
     return known[0].get(reason) or known[1].get(reason) or f"Reason: {reason}."
 

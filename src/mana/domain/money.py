@@ -28,8 +28,25 @@ class Price:
         total = prompt_tokens * self.prompt + completion_tokens * self.completion
         return -(-total // _MILLION)
 
+    def completion_tokens(self, prompt_tokens: int, left: int) -> int:
+        """Return how long the reply to a prompt may be, so that both cost at most `left`.
+
+        Less than nothing where the prompt alone costs more.
+        """
+        room = left * _MILLION - prompt_tokens * self.prompt
+        if room < 0:
+            return -1
+        return room // self.completion if self.completion else TOKENS_PER_DAY_MAX
+
 
 FREE: Final = Price(0, 0)
+
+
+def amount_words(cost: int, currency: str) -> str:
+    """Return a cost as people read it, with two digits, or as many as it takes below a cent."""
+    whole, rest = divmod(cost, _MILLION)
+    digits = f"{rest:06}".rstrip("0") if not whole and 0 < rest < 10_000 else f"{rest // 10_000:02}"
+    return f"{whole:,}.{digits} {currency}"
 
 
 def whole_or_none(view: View, name: str) -> int | None:
