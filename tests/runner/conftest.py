@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from mana.hub.runner import worker
+from mana.hub.runner import run
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note each record that a worker opens."""
     names: list[str] = []
-    open_record = worker.open_record
+    open_record = run.open_record
 
     def opening(space_id: str, record: Any, *rest: Any) -> Any:
         names.append(f"{record.table}:{record.id}")
         return open_record(space_id, record, *rest)
 
-    monkeypatch.setattr(worker, "open_record", opening)
+    monkeypatch.setattr(run, "open_record", opening)
     return names

@@ -9,7 +9,7 @@ import pytest
 from mana.device.audit import Chain, follow
 from mana.domain.ids import AccountId
 from mana.domain.records import View
-from mana.hub.runner import audit, worker
+from mana.hub.runner import audit, run
 from mana.hub.runner.store import Ledger
 from mana.planning.ports import ModelFailed, ModelReply, ModelRequest
 from mana.protocol.messages import StateRecord
@@ -82,7 +82,7 @@ async def test_nothing_is_opened_before_it_is_audited(
     noted: set[tuple[str, str]] = set()
     opened: list[tuple[str, str]] = []
     early: list[tuple[str, str]] = []
-    append, open_record = audit.append, worker.open_record
+    append, open_record = audit.append, run.open_record
 
     async def noting(ledger: Ledger, account: AccountId, entries: Any, **facts: Any) -> Any:
         head = await append(ledger, account, entries, **facts)
@@ -98,7 +98,7 @@ async def test_nothing_is_opened_before_it_is_audited(
 
     # The worker hears of an audit only when it is committed, so the order of calls is the proof.
     monkeypatch.setattr(audit, "append", noting)
-    monkeypatch.setattr(worker, "open_record", opening)
+    monkeypatch.setattr(run, "open_record", opening)
     async with world(database) as made:
         await made.ready()
         async with made.runner() as runner:
@@ -121,13 +121,13 @@ async def test_a_replaced_runner_opens_nothing(
 ) -> None:
     """A runner whose lease was taken over before its first reading notes none and opens none."""
     opened: list[str] = []
-    open_record = worker.open_record
+    open_record = run.open_record
 
     def opening(space_id: str, record: StateRecord, *rest: Any) -> View:
         opened.append(record.table)
         return open_record(space_id, record, *rest)
 
-    monkeypatch.setattr(worker, "open_record", opening)
+    monkeypatch.setattr(run, "open_record", opening)
     async with world(database) as made:
 
         class Overtaken(InlineWorkers):
@@ -149,13 +149,13 @@ async def test_a_header_that_was_swapped_after_the_lease_opens_nothing(
 ) -> None:
     """A reading is refused, and noted so, unless the register's header is still the verified one."""
     opened: list[str] = []
-    open_record = worker.open_record
+    open_record = run.open_record
 
     def opening(space_id: str, record: StateRecord, *rest: Any) -> View:
         opened.append(record.table)
         return open_record(space_id, record, *rest)
 
-    monkeypatch.setattr(worker, "open_record", opening)
+    monkeypatch.setattr(run, "open_record", opening)
     async with world(database) as made:
 
         class Swapping(InlineWorkers):

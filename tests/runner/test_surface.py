@@ -231,13 +231,13 @@ async def test_rsa_suite(database: Database) -> None:
 @pytest.mark.anyio
 async def test_workers_leave_nothing_behind() -> None:
     """A worker ends when its runner closes the pipe, whatever it was doing."""
-    worker = await ProcessWorkers().start()
-    pid = worker.pid
-    assert pid is not None
-    os.kill(pid, 0)
+    workers = ProcessWorkers()
+    worker = await workers.start()
+    os.kill(worker.pid, 0)
     await worker.close()
     with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+        os.kill(worker.pid, 0)
+    await workers.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits are read from /proc")
@@ -264,15 +264,15 @@ async def test_worker_is_not_believed(database: Database, lie: str) -> None:
     class Liar(InlineWorkers):
         async def _work(self, end: socket.socket) -> None:
             channel = await SocketChannel.over(end, ToWorker)
-            send = channel.send
+            tell = channel.tell
 
-            async def lying(message: Message) -> None:
-                await send(lied(message, lie))
+            def lying(message: Message) -> None:
+                tell(lied(message, lie))
 
-            channel.send = lying  # type: ignore[method-assign]
+            channel.tell = lying  # type: ignore[method-assign]
             try:
                 with contextlib.suppress(WorkerLost):
-                    await work(channel, model=self.model())
+                    await work(channel, model=self.model)
             finally:
                 await channel.close()
 
@@ -292,7 +292,7 @@ def lied(message: Message, lie: str) -> Message:
         entries = [msgspec.structs.replace(one, reason=CANARY) for one in message.entries]
         return msgspec.structs.replace(message, entries=entries)
     if isinstance(message, PhaseNote) and lie == "phase":
-        return PhaseNote(CANARY)
+        return msgspec.structs.replace(message, name=CANARY)
     if isinstance(message, Finished):
         first, *rest = message.changes
         if lie == "table":

@@ -82,6 +82,12 @@ class InlineWorkers:
         self.model = model
         self.started = 0
 
+    async def open(self) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
     async def start(self) -> InlineWorker:
         self.started += 1
         ours, theirs = socket.socketpair()
@@ -91,7 +97,7 @@ class InlineWorkers:
     async def _work(self, end: socket.socket) -> None:
         channel = await SocketChannel.over(end, ToWorker)
         try:
-            await work(channel, model=self.model())
+            await work(channel, model=self.model)
         except WorkerLost:
             return
         finally:

@@ -1,8 +1,10 @@
 """What the runner and its worker say to each other over a pipe: MessagePack, length first.
 
-The worker has no database and no clock of authority: it asks for the audit, for tokens and
-for nothing else, and hands back sealed bytes. No message to the parent carries plaintext; a
-reason is one of the documented words.
+One worker serves one account, several runs at a time, and each message of a run bears its number,
+which the runner gives. What belongs to the worker or to a space is sent once. The worker has no
+database and no clock of authority: it asks for the audit, for tokens and for nothing else, and
+hands back sealed bytes. No message to the parent carries plaintext; a reason is one of the
+documented words.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import msgspec
 
 from mana.domain.errors import Unavailable
+from mana.planning.ports import Purpose
 from mana.protocol.messages import (
     ChangeMessage,
     DeviceCertificate,
@@ -29,6 +32,12 @@ _LENGTH_BYTES: Final = 4
 
 class Message(msgspec.Struct, frozen=True, tag=True):
     """A message in one of the two directions."""
+
+
+class RunMessage(Message, frozen=True):
+    """A message of one run."""
+
+    run: int
 
 
 class GrantMaterial(msgspec.Struct, frozen=True):
@@ -49,8 +58,36 @@ class ModelSpec(msgspec.Struct, frozen=True):
     model: str = ""
 
 
-class Job(Message, frozen=True):
-    """Everything a worker needs for one occurrence; sealed but for ids and times."""
+class Setup(Message, frozen=True):
+    """What holds for every run of a worker; its first message, and sent once."""
+
+    hub_key: str
+    model: ModelSpec
+
+
+class OpeningKey(Message, frozen=True):
+    """A key of this runner that grants of this account are wrapped for; sent once."""
+
+    key_id: str
+    pem: str
+
+
+class Standing(Message, frozen=True):
+    """Who may decide in a space, as it is signed; sent once for each digest of its contents."""
+
+    space_id: str
+    digest: str
+    log: list[SignedEntry]
+    certificates: list[DeviceCertificate]
+    revocations: list[DeviceRevocation]
+
+
+class Job(RunMessage, frozen=True):
+    """Everything else that a worker needs for one occurrence; sealed but for ids and times.
+
+    `standing` and `runner_key_id` name what was sent before. `records` is the JSON of a list of
+    `StateRecord`, as the database gives it.
+    """
 
     space_id: str
     mission_id: str
@@ -60,15 +97,15 @@ class Job(Message, frozen=True):
     fence: int
     now_ms: int
     grant: GrantMaterial
-    log: list[SignedEntry]
-    certificates: list[DeviceCertificate]
-    revocations: list[DeviceRevocation]
-    records: list[StateRecord]
-    runner_key: str
-    hub_key: str
-    model: ModelSpec
+    standing: str
+    runner_key_id: str
+    records: bytes
     tokens_today: int = 0
     fail_point: str | None = None
+
+
+class Cancel(RunMessage, frozen=True):
+    """The run is to end at once; the worker answers with `Stopped`, whatever it was at."""
 
 
 class AuditEntry(msgspec.Struct, frozen=True):
@@ -80,7 +117,7 @@ class AuditEntry(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
-class AuditAsk(Message, frozen=True):
+class AuditAsk(RunMessage, frozen=True):
     """May these be opened? `checked`: the grant, role and fence must stand for it."""
 
     entries: list[AuditEntry]
@@ -88,25 +125,38 @@ class AuditAsk(Message, frozen=True):
     checked: bool = True
 
 
-class ReserveAsk(Message, frozen=True):
-    """Reserve tokens for one call of a model: for the prompt, and for the reply at most."""
+class ReserveAsk(RunMessage, frozen=True):
+    """Reserve tokens for one call of a model: for the prompt, and for the reply at most.
+
+    Prices are millionths of the currency for a million tokens; None: nobody said one.
+    """
 
     prompt_tokens: int
     completion_tokens_max: int
+    endpoint: str
+    model: str
+    purpose: Purpose
+    prompt_price: int | None
+    completion_price: int | None
 
 
-class SettleAsk(Message, frozen=True):
+class SettleAsk(RunMessage, frozen=True):
     """Tell what a call used; no numbers leave the reservation counted in full."""
 
     reservation: str
     prompt_tokens: int | None
     completion_tokens: int | None
+    seconds: float
 
 
-class PhaseNote(Message, frozen=True):
-    """The run entered a phase; needs no answer."""
+class PhaseNote(RunMessage, frozen=True):
+    """How far the run is, in a phase and whole numbers; needs no answer."""
 
     name: str
+    round: int = 0
+    calls: int = 0
+    steps: int = 0
+    heard: int = 0
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -119,7 +169,7 @@ class Counts(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
 
 
-class Finished(Message, frozen=True):
+class Finished(RunMessage, frozen=True):
     """The sealed and signed write of a run."""
 
     iteration_id: str
@@ -127,7 +177,7 @@ class Finished(Message, frozen=True):
     counts: Counts
 
 
-class Stopped(Message, frozen=True):
+class Stopped(RunMessage, frozen=True):
     """The run ends without an iteration: `outcome` is `skipped` or `failed`."""
 
     outcome: str
@@ -135,28 +185,35 @@ class Stopped(Message, frozen=True):
     detail: str | None = None
 
 
-class AuditDone(Message, frozen=True):
+class AuditDone(RunMessage, frozen=True):
     """The rows are committed; the head of the account's chain after them."""
 
     seq: int
     hash: str
 
 
-class Granted(Message, frozen=True):
+class Granted(RunMessage, frozen=True):
     """A reservation was committed, for a reply that may be shorter; or a settlement noted."""
 
     reservation: str
     completion_tokens_max: int = 0
 
 
-class Refused(Message, frozen=True):
+class Refused(RunMessage, frozen=True):
     """The parent does not allow it; `reason` is a documented word."""
 
     reason: str
 
 
-ToWorker: TypeAlias = Job | AuditDone | Granted | Refused
+ToWorker: TypeAlias = Setup | OpeningKey | Standing | Job | Cancel | AuditDone | Granted | Refused
 ToRunner: TypeAlias = AuditAsk | ReserveAsk | SettleAsk | PhaseNote | Finished | Stopped
+
+_RECORDS: Final = msgspec.json.Decoder(list[StateRecord])
+
+
+def records_of(job: Job) -> list[StateRecord]:
+    """Return the sealed records of a job; raise ValidationError for rows of another form."""
+    return _RECORDS.decode(job.records)
 
 
 class WorkerLost(Unavailable):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,10 +41,13 @@ from mana.hub.runner.dialogue import (
     Job,
     Message,
     ModelSpec,
+    OpeningKey,
     PhaseNote,
     Refused,
     ReserveAsk,
     SettleAsk,
+    Setup,
+    Standing,
     Stopped,
     WorkerLost,
 )
@@ -56,7 +60,7 @@ from mana.hub.runner.store import Ledger, RunnerStore, Transaction
 from mana.hub.runner.workers import Worker, Workers
 from mana.planning.budget import budget_reason, fitting, is_sane, read_budget_reason
 from mana.planning.ports import FAILURE_KINDS, BudgetExceeded
-from mana.protocol.messages import ChangeMessage
+from mana.protocol.messages import ChangeMessage, StateRecord
 
 CONCURRENCY_DELAY_MS: Final = 5_000
 CRASH_DELAY_MS: Final = 1_000
@@ -80,6 +84,8 @@ _GRANT_REASONS: Final = frozenset(
 _SKIPS: Final = frozenset(get_args(SkipReason))
 _FAILURES: Final = frozenset(get_args(FailReason))
 _PHASES: Final = frozenset({*FAIL_POINTS, "prompt", "model", "tools", "done"})
+_RUN: Final = 1
+"""The number of the one run that a worker is given."""
 _log: Final = structlog.get_logger("mana.runner")
 
 
@@ -152,6 +158,8 @@ class _Admitted:
     mission: MissionSnapshot
     agent: AgentSnapshot
     job: Job
+    standing: Standing
+    key: OpeningKey
     runner_key_id: str
     named_at: str
 
@@ -345,15 +353,17 @@ class Scheduler:
             if spent_up is not None:
                 await self._skip(ledger, lease, spent_up)
                 return None
-            job = await self._job(ledger, lease, mission, agent, grant, spent)
-            if not isinstance(job, Job):
-                await self._skip(ledger, lease, job)
+            parts = await self._job(ledger, lease, mission, agent, grant, spent)
+            if isinstance(parts, str):
+                await self._skip(ledger, lease, parts)
                 return None
-            named_at = _named_at(job)
+            job, standing, key, named_at = parts
             if named_at < self._setting.memory.named_at(lease.space_id, lease.mission_id):
                 await self._skip(ledger, lease, "set-back")
                 return None
-            return _Admitted(lease, mission, agent, job, grant.runner_key_id, named_at)
+            return _Admitted(
+                lease, mission, agent, job, standing, key, grant.runner_key_id, named_at
+            )
 
     def _grant_refusal(self, grant: RegisteredGrant | None) -> SkipReason | None:
         setting = self._setting
@@ -395,7 +405,7 @@ class Scheduler:
         agent: AgentSnapshot,
         grant: RegisteredGrant,
         spent: int,
-    ) -> Job | SkipReason:
+    ) -> tuple[Job, Standing, OpeningKey, str] | SkipReason:
         """Return everything that a worker needs, or why there is no work to give."""
         try:
             header = gates.read_header(grant.header)
@@ -420,7 +430,14 @@ class Scheduler:
             devices = await ledger.devices(lease.space_id)
         except msgspec.ValidationError:
             return "malformed"
-        return Job(
+        log = await ledger.membership_log(lease.space_id)
+        told = msgspec.msgpack.encode([lease.space_id, log, devices.devices, devices.revoked])
+        standing = Standing(
+            lease.space_id, hashlib.sha256(told).hexdigest(), log, devices.devices, devices.revoked
+        )
+        records = [*records, *history]
+        job = Job(
+            run=_RUN,
             space_id=lease.space_id,
             mission_id=lease.mission_id,
             agent_id=str(mission.agent_id),
@@ -429,16 +446,14 @@ class Scheduler:
             fence=lease.fence,
             now_ms=await ledger.now_ms(),
             grant=material,
-            log=await ledger.membership_log(lease.space_id),
-            certificates=devices.devices,
-            revocations=devices.revoked,
-            records=[*records, *history],
-            runner_key=runner_key.to_pem(),
-            hub_key=self._setting.hub_key(),
-            model=self._setting.model,
+            standing=standing.digest,
+            runner_key_id=header.runner_key_id,
+            records=msgspec.json.encode(records),
             tokens_today=spent,
             fail_point=self._setting.fail_point,
         )
+        key = OpeningKey(header.runner_key_id, runner_key.to_pem())
+        return job, standing, key, _named_at(lease.mission_id, records)
 
     async def _run(self, admitted: _Admitted, stats: TickStats) -> None:
         """Drive a worker through one run, with a heartbeat, and finish what it answers."""
@@ -460,7 +475,7 @@ class Scheduler:
                 # Another runner has the occurrence; whatever this one does is fenced off.
                 _log.warning("lease_lost", mission=lease.mission_id)
             else:
-                await self._stop(admitted, Stopped("failed", "timeout", "timeout"), stats)
+                await self._stop(admitted, Stopped(_RUN, "failed", "timeout", "timeout"), stats)
         finally:
             for task in (talk, beat):
                 task.cancel()
@@ -480,6 +495,9 @@ class Scheduler:
 
     async def _talk(self, admitted: _Admitted, worker: Worker, stats: TickStats) -> None:
         channel = worker.channel
+        await channel.send(Setup(self._setting.hub_key(), self._setting.model))
+        await channel.send(admitted.key)
+        await channel.send(admitted.standing)
         await channel.send(admitted.job)
         while True:
             message = await channel.receive()
@@ -492,7 +510,7 @@ class Scheduler:
                     await channel.send(await self._reserve(admitted, message))
                 case SettleAsk():
                     await channel.send(await self._settle(admitted, message))
-                case PhaseNote(name) if name in _PHASES:
+                case PhaseNote(_, name) if name in _PHASES:
                     await self._store.phase(admitted.lease, name)
                     self._fail(name)
                 case Finished():
@@ -545,7 +563,7 @@ class Scheduler:
                 )
             except audit.AuditSetBack:
                 _log.error("audit_set_back", account=lease.account_id)
-                return Refused("set-back")
+                return Refused(_RUN, "set-back")
         # The worker hears of it when the runner could not be talked out of it any more.
         await self._setting.memory.saw(
             lease.account_id,
@@ -557,7 +575,7 @@ class Scheduler:
         for entry in entries:
             if entry.status == "scope-violation":
                 self._metrics.scope_violations.labels(entry.table_name).inc()
-        return AuditDone(seq, head) if refusal is None else Refused(refusal)
+        return AuditDone(_RUN, seq, head) if refusal is None else Refused(_RUN, refusal)
 
     async def _reserve(self, admitted: _Admitted, ask: ReserveAsk) -> Message:
         """Commit a reservation as far as the agent's day holds it, or refuse."""
@@ -576,9 +594,9 @@ class Scheduler:
                     ask.prompt_tokens, ask.completion_tokens_max, cap=cap, counted=spent
                 )
             except BudgetExceeded as error:
-                return Refused(budget_reason(error.left, error.cap))
+                return Refused(_RUN, budget_reason(error.left, error.cap))
             reservation = await ledger.reserve(lease, agent_id, ask.prompt_tokens + granted)
-            return Granted(reservation, granted)
+            return Granted(_RUN, reservation, granted)
 
     async def _settle(self, admitted: _Admitted, ask: SettleAsk) -> Message:
         prompt, completion = ask.prompt_tokens, ask.completion_tokens
@@ -587,7 +605,7 @@ class Scheduler:
             async with self._store.work(admitted.lease.account_id) as ledger:
                 await ledger.settle(ask.reservation, prompt, completion)
             self._metrics.tokens.inc(prompt + completion)
-        return Granted(ask.reservation)
+        return Granted(_RUN, ask.reservation)
 
     async def _finish(self, admitted: _Admitted, done: Finished, stats: TickStats) -> None:
         """Write iteration, steps, ledger and next occurrence, all or nothing."""
@@ -727,10 +745,10 @@ def _check_written(admitted: _Admitted, done: Finished) -> None:
         raise WorkerLost("the worker wrote something that is not its run's")
 
 
-def _named_at(job: Job) -> str:
+def _named_at(mission_id: str, records: Sequence[StateRecord]) -> str:
     """Return the stamp at which the mission's record named its grant; empty if it names none."""
-    for record in job.records:
-        if (record.table, record.id) == (MISSIONS.name, job.mission_id):
+    for record in records:
+        if (record.table, record.id) == (MISSIONS.name, mission_id):
             entry = record.fields.get("grantId")
             return "" if entry is None else entry.at
     return ""
