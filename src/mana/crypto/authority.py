@@ -208,13 +208,15 @@ class Withheld(SignatureRejected):
 class Authority:
     """The verified members of a space, and the devices that they certified.
 
-    `revoked`: by device the moment from which on it counts no more.
+    `revoked`: by device the moment from which on it counts no more. `entries`: the verified log,
+    which says who was what when.
     """
 
     space_id: str
     members: Mapping[str, Member]
     devices: Mapping[str, tuple[str, VerifyKey]]
     revoked: Mapping[str, str] = field(default_factory=dict)
+    entries: tuple[MembershipEntry, ...] = field(default=(), repr=False)
 
     def writer(self, device_id: str, *, newest: str | None = None) -> tuple[str, VerifyKey]:
         """Return account and key of a device whose owner may write here; raises as `signer`."""
@@ -369,7 +371,8 @@ def authority_among(
     device said before the account, by its identity of now, revoked it: that stays said.
     """
     known = {member.account_id: member for member in members}
-    former = _former_keys(known, entries)
+    log = tuple(entries)
+    former = _former_keys(known, log)
     # By account too: whoever is in the space could else take off somebody else's device.
     revoked: dict[tuple[str, str], str] = {}
     vouched: set[tuple[str, str]] = set()
@@ -393,7 +396,7 @@ def authority_among(
         for device, (account, _) in devices.items()
         if (account, device) in revoked
     }
-    return Authority(space_id, known, devices, ended)
+    return Authority(space_id, known, devices, ended, log)
 
 
 def _former_keys(
