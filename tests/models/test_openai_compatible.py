@@ -11,8 +11,9 @@ import pytest
 
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
+from mana.models.addresses import endpoint
 from mana.models.choose import model_from_settings, model_info
-from mana.models.openai_compatible import OpenAiCompatible, endpoint
+from mana.models.openai_compatible import OpenAiCompatible
 from mana.models.rules import Rules
 from mana.planning.ports import FunctionCall, Message, ModelFailed, ModelRequest, Usage
 

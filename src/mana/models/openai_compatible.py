@@ -1,105 +1,53 @@
 """Any endpoint that speaks the OpenAI form of chat completions, with native function calls.
 
-The whole answer has a time limit and a size limit. Nothing of a request or a reply is logged
-or put into an error: both hold text of a person.
+A reply comes in pieces where the endpoint can do so. The whole answer, the silence between its
+pieces, and its bytes are limited. Nothing of a request or a reply is logged or put into an error:
+both hold text of a person.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import contextlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import httpx
 
-from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
-from mana.planning.ports import (
-    FailureKind,
-    Finish,
-    FunctionCall,
-    Message,
-    ModelFailed,
-    ModelReply,
-    ModelRequest,
-    Usage,
-)
+from mana.models.addresses import Endpoint, endpoint, fits_header
+from mana.models.connections import CONNECT_S, AddressRefused, Connections
+from mana.models.replies import REPLY_BYTES_MAX, Phase, Reading, failure_of
+from mana.planning.ports import Message, ModelFailed, ModelReply, ModelRequest
 
 TIMEOUT_S: Final = 120.0
-CONNECT_S: Final = 10.0
-REPLY_BYTES_MAX: Final = 4 * 1024 * 1024
-CALLS_MAX: Final = 128
-_BYTES_PER_TOKEN_MAX: Final = 40
-_TOKENS_MAX: Final = 100_000_000
-_PORTS: Final = {"http": 80, "https": 443}
-_FINISH: Final[Mapping[str, Finish]] = {
-    "stop": "stop",
-    "tool_calls": "calls",
-    "function_call": "calls",
-    "length": "length",
-    "content_filter": "content-filter",
+SILENCE_S: Final = 30.0
+"""How long nothing may come once a reply has begun. Before, a model may think as long as it may
+take in all."""
+ENDING_S: Final = 2.0
+"""How long an endpoint that said how its reply ended may take to say what it used."""
+DRAIN_S: Final = 0.25
+RETRY_AFTER_MS_MAX: Final = 60 * 60 * 1_000
+ERROR_BYTES_MAX: Final = 16_384
+_HEADERS: Final = {
+    "User-Agent": "mana",
+    "Content-Type": "application/json",
+    "Accept": "text/event-stream, application/json",
+    # What is not compressed cannot be larger than it looks.
+    "Accept-Encoding": "identity",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where text goes: scheme, host, port and the path in front of `/chat/completions`."""
-
-    scheme: str
-    host: str
-    port: int
-    path: str
-
-    @property
-    def origin(self) -> str:
-        """Return the name that grants hold: scheme, host, and the port unless it is usual."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        usual = _PORTS[self.scheme] == self.port
-        return f"{self.scheme}://{host}" if usual else f"{self.scheme}://{host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        """Return the address of chat completions."""
-        return f"{self.origin}{self.path}/chat/completions"
-
-    @property
-    def is_this_machine(self) -> bool:
-        """Say whether text stays on this machine."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-
-def endpoint(base: str) -> Endpoint:
-    """Return the endpoint of a base address, with or without a closing `/v1`.
-
-    Raises Invalid for another scheme, for credentials in the address, a query or a fragment.
-    """
-    try:
-        url = httpx.URL(base.strip())
-    except (httpx.InvalidURL, ValueError) as error:
-        raise Invalid("the model's address is not a web address") from error
-    if url.scheme not in _PORTS or not url.host:
-        raise Invalid("the model's address starts with http:// or https:// and names a host")
-    if url.userinfo or url.query or url.fragment:
-        raise Invalid("the model's address has no credentials, query or fragment")
-    path = url.path.rstrip("/")
-    if not path.endswith("/v1"):
-        path += "/v1"
-    return Endpoint(url.scheme, url.host.lower(), url.port or _PORTS[url.scheme], path)
+_MAY_MEAN_NO_STREAM: Final = (400, 415, 422, 501)
 
 
 class OpenAiCompatible:
     """A model behind an endpoint of the OpenAI form.
 
-    `transport` is for tests; `timeout_s` is the limit of a whole call, from connecting to the
-    last byte.
+    `timeout_s` is the limit of a whole call, from connecting to the last byte. `stream` False: the
+    reply is asked for whole. `connections` None: each call has a connection of its own.
+    `public_only`: it connects to addresses of the public internet only.
     """
 
     def __init__(
@@ -108,20 +56,26 @@ class OpenAiCompatible:
         *,
         key: str = "",
         model: str,
+        stream: bool = True,
         timeout_s: float = TIMEOUT_S,
+        silence_s: float = SILENCE_S,
         reply_bytes_max: int = REPLY_BYTES_MAX,
-        transport: httpx.AsyncBaseTransport | None = None,
+        connections: Connections | None = None,
+        public_only: bool = False,
     ) -> None:
         if not model.strip():
             raise Invalid("the model's name is missing")
-        if not key.isascii() or not key.isprintable():
+        if not fits_header(key):
             raise Invalid("the model's key has characters that a header cannot hold")
         self._endpoint = endpoint(base)
-        self._key = key
+        self._headers = {**_HEADERS, **({"Authorization": f"Bearer {key}"} if key else {})}
         self._model = model
+        self._stream = stream
         self._timeout_s = timeout_s
+        self._silence_s = silence_s
         self._reply_bytes_max = reply_bytes_max
-        self._transport = transport
+        self._connections = connections or Connections(kept=0)
+        self._public_only = public_only
 
     @property
     def endpoint(self) -> str:
@@ -146,77 +100,157 @@ class OpenAiCompatible:
     @property
     def description(self) -> str:
         """Return what this is and where text goes, in one sentence."""
-        if self.local:
-            return f"{self._model}: text stays on this machine ({self._endpoint.origin})"
-        sealed = "" if self._endpoint.scheme == "https" else ", unencrypted on the way"
-        return f"{self._model}: text goes to {self._endpoint.host}{sealed}"
+        return description(self._endpoint, self._model)
 
     async def complete(self, request: ModelRequest) -> ModelReply:
-        """Return the model's answer; raise ModelFailed if there is none that can be used."""
-        body = self._body(request)
+        """Return the model's answer; raise ModelFailed if there is none that can be used.
+
+        To cancel the task that waits for it closes the connection.
+        """
         try:
             async with asyncio.timeout(self._timeout_s):
-                status, raw = await self._post(body)
+                return await self._complete(request)
         except (TimeoutError, httpx.TimeoutException):
-            # No cause is kept: errors of the transport hold the request, and so what was sent.
-            raise ModelFailed("timeout") from None
+            failed = ModelFailed("timeout")
+        except AddressRefused:
+            failed = ModelFailed("provider", "the model's endpoint is not on the public internet")
         except (httpx.HTTPError, httpx.StreamError):
-            raise ModelFailed("provider", "the model's endpoint is not reachable") from None
-        if status != httpx.codes.OK:
-            raise ModelFailed(_failure(status), f"the model's endpoint answered {status}")
-        return _reply(raw, sent_bytes=len(body))
+            failed = ModelFailed("provider", "the model's endpoint is not reachable")
+        except ModelFailed as error:
+            failed = error.with_traceback(None)
+        # Raised here, it has no other error behind it: those of the transport hold the request.
+        raise failed
 
-    def _body(self, request: ModelRequest) -> bytes:
-        """Return the request as the endpoint reads it."""
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": [_message(message) for message in request.messages],
-            "temperature": request.temperature,
-            "max_tokens": request.completion_tokens_max,
-            "stream": False,
-        }
-        if request.tools:
-            body["tools"] = list(request.tools)
-            body["tool_choice"] = "auto"
-        return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+    async def _complete(self, request: ModelRequest) -> ModelReply:
+        """Ask for a stream, and once more for a whole reply where the endpoint has none."""
+        url = self._endpoint.url
+        streams = self._stream and self._connections.may_stream(url, self._model)
+        if streams:
+            with contextlib.suppress(_NoStream):
+                return await self._ask(request, stream=True)
+        reply = await self._ask(request, stream=False)
+        if streams:
+            self._connections.refuses_to_stream(url, self._model)
+        return reply
 
-    async def _post(self, body: bytes) -> tuple[int, bytes]:
-        """Return status and body; a body beyond the limit is not read to its end."""
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+    async def _ask(self, request: ModelRequest, *, stream: bool) -> ModelReply:
+        """Return the reply; raise _NoStream where only its coming in pieces was refused."""
+        body = _body(request, self._model, stream=stream)
         limits = httpx.Timeout(self._timeout_s, connect=min(CONNECT_S, self._timeout_s))
-        # A redirect would send granted text to a host that the grant does not name.
-        async with (
-            httpx.AsyncClient(
-                timeout=limits,
-                follow_redirects=False,
-                trust_env=False,
-                transport=self._transport,
-            ) as client,
-            client.stream("POST", self._endpoint.url, content=body, headers=headers) as response,
-        ):
+        # Straight to the pool: a client would heed proxies of the environment and keep cookies.
+        pool = self._connections.pool(self._endpoint, public_only=self._public_only)
+        response = await pool.handle_async_request(
+            httpx.Request(
+                "POST",
+                self._endpoint.url,
+                headers=self._headers,
+                content=body,
+                extensions={"timeout": limits.as_dict()},
+            )
+        )
+        try:
             if response.status_code != httpx.codes.OK:
-                return response.status_code, b""
-            raw = bytearray()
-            async for chunk in response.aiter_bytes():
-                raw += chunk
-                if len(raw) > self._reply_bytes_max:
-                    raise ModelFailed("refused-reply", "the model's reply is too large")
-            return response.status_code, bytes(raw)
+                if stream and await _is_about_streams(response):
+                    raise _NoStream
+                # A redirect too: it would send granted text to a host that no grant names.
+                raise _refusal(response)
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise ModelFailed("refused-reply", "the model's reply is compressed")
+            reading = Reading(bytes_max=self._reply_bytes_max)
+            await self._read(response, reading, request.heard or _nobody)
+        finally:
+            await response.aclose()
+        reply = reading.reply(sent_bytes=len(body), asked_tokens=request.completion_tokens_max)
+        (request.heard or _nobody)(reading.chars)
+        return reply
+
+    async def _read(
+        self, response: httpx.Response, reading: Reading, heard: Callable[[int], None]
+    ) -> None:
+        """Read to the end of an answer, or to where nothing more of it is needed."""
+        now = asyncio.get_running_loop().time
+        # While the reply comes each piece buys new time, its end and what follows do so once.
+        wait_s = {Phase.COMING: self._silence_s, Phase.ENDING: ENDING_S, Phase.DONE: DRAIN_S}
+        told, phase = 0, Phase.WAITING
+        try:
+            async with asyncio.timeout(None) as silence:
+                async for piece in response.aiter_raw():
+                    reading.feed(piece)
+                    if reading.chars != told:
+                        told = reading.chars
+                        heard(told)
+                    if reading.phase is Phase.COMING or reading.phase > phase:
+                        phase = reading.phase
+                        silence.reschedule(now() + wait_s[phase])
+        except (TimeoutError, httpx.HTTPError, httpx.StreamError):
+            if reading.phase < Phase.ENDING:
+                raise
 
 
-def _failure(status: int) -> FailureKind:
-    """Return the class of failure of an answer's status."""
-    if status in (401, 402, 403):
-        return "auth"
-    if status == 429:
-        return "rate-limit"
-    if status in (408, 504):
-        return "timeout"
-    if status in (400, 404, 405, 413, 422):
-        return "refused-reply"
-    return "provider"
+class _NoStream(Exception):  # caught where it is raised for
+    """The endpoint gives whole replies only."""
+
+
+def description(place: Endpoint, model: str) -> str:
+    """Return what a model is and where text goes, in one sentence."""
+    if place.is_this_machine:
+        return f"{model}: text stays on this machine ({place.origin})"
+    sealed = "" if place.scheme == "https" else ", unencrypted on the way"
+    return f"{model}: text goes to {place.host}{sealed}"
+
+
+def _nobody(_chars: int) -> None:
+    """Hear of a reply for nobody."""
+
+
+async def _is_about_streams(response: httpx.Response) -> bool:
+    """Say whether an endpoint refused because the reply was to come in pieces."""
+    if response.status_code not in _MAY_MEAN_NO_STREAM:
+        return False
+    said = bytearray()
+    async for piece in response.aiter_raw():
+        said += piece
+        if len(said) > ERROR_BYTES_MAX:
+            break
+    return b"stream" in bytes(said[:ERROR_BYTES_MAX]).lower()
+
+
+def _refusal(response: httpx.Response) -> ModelFailed:
+    status = response.status_code
+    return ModelFailed(
+        failure_of(status),
+        f"the model's endpoint answered {status}",
+        retry_after_ms=_retry_after_ms(response.headers),
+    )
+
+
+def _retry_after_ms(headers: httpx.Headers) -> int | None:
+    """Return how long the endpoint asks to be left alone, None where that is not said, or absurd."""
+    said = headers.get("retry-after", "")[:40].strip()
+    wait_ms: float = -1
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        if said.replace(".", "", 1).isdigit():
+            wait_ms = float(said) * 1_000
+        elif said:
+            wait_ms = (parsedate_to_datetime(said).timestamp() - time.time()) * 1_000
+    return int(wait_ms) if 0 < wait_ms <= RETRY_AFTER_MS_MAX else None
+
+
+def _body(request: ModelRequest, model: str, *, stream: bool) -> bytes:
+    """Return the request as the endpoint reads it."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [_message(message) for message in request.messages],
+        "temperature": request.temperature,
+        "max_tokens": request.completion_tokens_max,
+        "stream": stream,
+    }
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    if request.tools:
+        body["tools"] = list(request.tools)
+        body["tool_choice"] = "auto"
+    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -238,80 +272,3 @@ def _message(message: Message) -> dict[str, Any]:
     if message.call_id is not None:
         out["tool_call_id"] = message.call_id
     return out
-
-
-def _reply(raw: bytes, *, sent_bytes: int) -> ModelReply:
-    """Return the reply of a body; raise ModelFailed where it has none of the known form."""
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise ModelFailed("refused-reply", "the model's reply is not JSON") from None
-    choice = _first(document)
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        raise ModelFailed("refused-reply", "the model's reply has no message")
-    content = message.get("content")
-    text = content if isinstance(content, str) else ""
-    calls = _calls(message.get("tool_calls"))
-    finish = _FINISH.get(str(choice.get("finish_reason")), "other")
-    usage = _usage(document.get("usage"), sent_bytes=sent_bytes)
-    return ModelReply(text, calls, finish, usage)
-
-
-def _first(document: Any) -> dict[str, Any]:
-    """Return the first choice of a reply."""
-    choices = document.get("choices") if isinstance(document, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise ModelFailed("refused-reply", "the model's reply has no choice")
-    return choices[0]
-
-
-def _calls(raw: Any) -> tuple[FunctionCall, ...]:
-    """Return the calls of a message; one of another form is a refused reply."""
-    if raw is None:
-        return ()
-    if not isinstance(raw, list) or len(raw) > CALLS_MAX:
-        raise ModelFailed("refused-reply", "the model's calls are malformed")
-    found: list[FunctionCall] = []
-    for item in raw:
-        function = item.get("function") if isinstance(item, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(function, dict) or not isinstance(name, str):
-            raise ModelFailed("refused-reply", "the model's calls are malformed")
-        call_id = item.get("id")
-        arguments = _arguments(function.get("arguments"))
-        found.append(FunctionCall(call_id if isinstance(call_id, str) else "", name, arguments))
-    return tuple(found)
-
-
-def _arguments(raw: Any) -> Json:
-    """Return parsed arguments; what is not JSON stays a string, and the loop refuses it."""
-    if raw is None or raw == "":
-        return {}
-    if not isinstance(raw, str):
-        return raw  # type: ignore[no-any-return]  # JSON already, as some endpoints write it
-    try:
-        return json.loads(raw)  # type: ignore[no-any-return]
-    except (ValueError, RecursionError):
-        return raw
-
-
-def _usage(raw: Any, *, sent_bytes: int) -> Usage | None:
-    """Return the usage, or None where it is missing or cannot be true.
-
-    An endpoint that says it read far fewer tokens than any tokeniser makes of what was sent
-    would otherwise lift the agent's budget.
-    """
-    if not isinstance(raw, dict):
-        return None
-    prompt, completion = _count(raw.get("prompt_tokens")), _count(raw.get("completion_tokens"))
-    if prompt is None or completion is None or prompt < sent_bytes // _BYTES_PER_TOKEN_MAX:
-        return None
-    return Usage(prompt, completion)
-
-
-def _count(raw: Any) -> int | None:
-    """Return a number of tokens, or None where this is none."""
-    if isinstance(raw, bool) or not isinstance(raw, int) or not 0 <= raw <= _TOKENS_MAX:
-        return None
-    return raw
