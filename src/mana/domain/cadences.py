@@ -7,8 +7,12 @@ gap; a time that an autumn change repeats is taken once, the first.
 
 from __future__ import annotations
 
+import re
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
+from heapq import heappop, heappush
 from itertools import islice
 from typing import Final, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -18,7 +22,15 @@ from cronsim import CronSim, CronSimError
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 
-_EPOCH: Final = datetime(2024, 1, 1, tzinfo=UTC)
+_EPOCH: Final = datetime(2024, 1, 1)  # noqa: DTZ001 - a time on the wall, of any zone
+_MS: Final = timedelta(milliseconds=1)
+_SHIFT: Final = timedelta(hours=3)
+"""More than any clock is put forward or back by."""
+_FIELD: Final = re.compile(r"[0-9A-Za-z*/,#-]+")
+_DAY_MS: Final = 24 * 60 * 60 * 1_000
+_PERIOD_MS: Final = {"daily": _DAY_MS, "weekly": 7 * _DAY_MS}
+_LOST_MAX: Final = 180
+"""Moments of a cron expression that a change of the clock may leave out: one for each minute."""
 CadenceKind = Literal["manual", "interval", "daily", "weekly", "cron", "onChange"]
 KINDS: Final = ("manual", "interval", "daily", "weekly", "cron", "onChange")
 MINUTES_MAX: Final = 366 * 24 * 60
@@ -106,12 +118,16 @@ def _expression(value: Json) -> str:
     """Return a cron expression in its one form; raise Invalid for one that never comes."""
     if not isinstance(value, str) or len(value) > EXPRESSION_MAX:
         raise Invalid(f"a cron expression is a text of at most {EXPRESSION_MAX} characters")
-    expression = " ".join(value.split())
-    if expression.count(" ") != 4:
+    fields = value.split()
+    if len(fields) != 5:
         raise Invalid("a cron expression has five fields: minute hour day month weekday")
+    expression = " ".join(fields)
     try:
+        # The library means only ASCII, and tells some of what it does not know by an assertion.
+        if not all(_FIELD.fullmatch(field) for field in fields):
+            raise CronSimError
         next(CronSim(expression, _EPOCH))
-    except (CronSimError, StopIteration):
+    except (CronSimError, StopIteration, AssertionError, ValueError, OverflowError):
         raise Invalid("the cron expression is not one, or its moment never comes") from None
     return expression
 
@@ -137,9 +153,9 @@ def next_due(cadence: Cadence, zone_name: str, *, anchor_ms: int, after_ms: int)
         passed = max(0, (after_ms - anchor_ms) // step)
         return anchor_ms + (passed + 1) * step
     where = zone(zone_name)
-    local = datetime.fromtimestamp(after_ms / 1_000, tz=UTC).astimezone(where)
     if cadence.kind == "cron":
-        return _next_cron(cadence.expression, local, after_ms)
+        return _next_cron(cadence.expression, where, after_ms)
+    local = _instant(after_ms).astimezone(where)
     at = time(cadence.at_hour, cadence.at_minute)
     for days in range(-1, 9):
         day = local.date() + timedelta(days=days)
@@ -151,17 +167,130 @@ def next_due(cadence: Cadence, zone_name: str, *, anchor_ms: int, after_ms: int)
     raise Invalid("cadence has no next moment")
 
 
-def _next_cron(expression: str, local: datetime, after_ms: int) -> int | None:
-    """Return the first moment of a cron expression after a local time.
+def overdue(
+    cadence: Cadence, zone_name: str, *, anchor_ms: int, due_ms: int, now_ms: int, kept: int
+) -> tuple[tuple[int, ...], int]:
+    """Return the due moments that passed since `due_ms`, oldest first, and the newest of all.
 
-    Around changes of the clock as Debian's cron: what is skipped comes right after the gap, and what
-    is named by the hour comes once where an hour is repeated.
+    The newest `kept` of those before it are named, at a cost that does not grow with the time that
+    passed: a year off line is half a million moments of a mission that is due every minute.
     """
-    for moment in islice(CronSim(expression, local), 4):
-        due_ms = round(moment.timestamp()) * 1_000
-        if due_ms > after_ms:
-            return due_ms
-    return None
+    if cadence.kind == "interval":
+        step = cadence.every_minutes * 60_000
+        newest = due_ms + max(0, (now_ms - due_ms) // step) * step
+        first = max(due_ms, newest - kept * step)
+        return tuple(range(first, newest, step)), newest
+    if cadence.kind in ("manual", "onChange"):
+        return (), due_ms
+    moments = deque([due_ms], maxlen=kept + 1)
+    if cadence.kind == "cron":
+        where = zone(zone_name)
+        after_ms = _reach_of_cron(cadence.expression, where, due_ms, now_ms, kept)
+        for found in _cron_moments(cadence.expression, where, _instant(after_ms)):
+            if (moment_ms := (found - _instant(0)) // _MS) > now_ms:
+                break
+            moments.append(moment_ms)
+        *passed, newest = moments
+        return tuple(passed), newest
+    after_ms = max(due_ms, now_ms - (kept + 2) * _PERIOD_MS[cadence.kind])
+    while (
+        moment := next_due(cadence, zone_name, anchor_ms=anchor_ms, after_ms=after_ms)
+    ) is not None and moment <= now_ms:
+        moments.append(moment)
+        after_ms = moment
+    *passed, newest = moments
+    return tuple(passed), newest
+
+
+def _next_cron(expression: str, where: ZoneInfo, after_ms: int) -> int | None:
+    """Return the first moment of a cron expression after a moment.
+
+    Around changes of the clock as Debian's cron: what names its hour comes right after a gap that
+    skips it, and once where the hour is repeated; what comes every minute or hour follows the clock.
+
+    The library is only asked for times on the wall: what it makes of a zone depends on where it
+    starts. Nearly always one time is the answer; near a change of the clock all times that could be
+    are looked at.
+    """
+    after = _instant(after_ms)
+    wall = after.astimezone(where).replace(tzinfo=None)
+    found = next(CronSim(expression, wall), None)
+    if found is None:
+        return None
+    if _is_steady(where, after):
+        moment = found.replace(tzinfo=where).astimezone(UTC)
+        if _is_steady(where, moment):
+            return (moment - _instant(0)) // _MS
+    moment = next(_cron_moments(expression, where, after), None)
+    return None if moment is None else (moment - _instant(0)) // _MS
+
+
+def _cron_moments(expression: str, where: ZoneInfo, after: datetime) -> Iterator[datetime]:
+    """Yield the moments of a cron expression after a moment, each once, in their order."""
+    wall = after.astimezone(where).replace(tzinfo=None)
+    newest, waiting = after, list[datetime]()
+    for due in CronSim(expression, wall - _SHIFT):
+        # Whatever follows on the wall is not earlier than this, however the clock is changed.
+        settled = due.replace(tzinfo=where).astimezone(UTC) - _SHIFT
+        while waiting and waiting[0] < settled:
+            if (moment := heappop(waiting)) > newest:
+                newest = moment
+                yield moment
+        for moment in _moments_of(expression, due, where):
+            heappush(waiting, moment)
+    yield from (moment for moment in sorted({*waiting}) if moment > newest)
+
+
+def _moments_of(expression: str, wall: datetime, where: ZoneInfo) -> Iterator[datetime]:
+    """Yield the moments (UTC) at which a time on the wall of a cron expression is due."""
+    minute, hour, *_ = expression.split()
+    follows_clock = minute.startswith("*") or hour.startswith("*")
+    first = wall.replace(tzinfo=where)
+    moment = first.astimezone(UTC)
+    if moment.astimezone(where).replace(tzinfo=None) != wall:
+        # A time that was skipped. By the offset before the gap it is past it, by the one after it
+        # is before it; in between, to the minute, the gap ends.
+        if not follows_clock:
+            low, high = first.replace(fold=1).astimezone(UTC), moment
+            before = low.astimezone(where).utcoffset()
+            while high - low > timedelta(minutes=1):
+                middle = low + (high - low) / 2
+                if middle.astimezone(where).utcoffset() == before:
+                    low = middle
+                else:
+                    high = middle
+            yield high.replace(second=0, microsecond=0)
+        return
+    yield moment
+    again = first.replace(fold=1).astimezone(UTC)
+    if follows_clock and again != moment:
+        yield again
+
+
+def _reach_of_cron(expression: str, where: ZoneInfo, due_ms: int, now_ms: int, kept: int) -> int:
+    """Return a moment from `due_ms` on, after which at least `kept` moments of a cron passed."""
+    wall = _instant(now_ms).astimezone(where).replace(tzinfo=None)
+    first = _instant(due_ms).astimezone(where).replace(tzinfo=None)
+    reached = wall
+    for reached in islice(CronSim(expression, wall, reverse=True), kept + _LOST_MAX):
+        if reached <= first:
+            break
+    moment = (reached - _SHIFT).replace(tzinfo=where).astimezone(UTC)
+    return max(due_ms, (moment - _instant(0)) // _MS)
+
+
+def _is_steady(where: ZoneInfo, moment: datetime) -> bool:
+    """Say whether no change of the clock is near a moment."""
+    offsets = {
+        (moment + distance).astimezone(where).utcoffset()
+        for distance in (-_SHIFT, timedelta(), _SHIFT)
+    }
+    return len(offsets) == 1
+
+
+def _instant(wall_ms: int) -> datetime:
+    """Return the moment of these milliseconds since 1970, exactly."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=wall_ms)
 
 
 def describe(cadence: Cadence) -> str:
