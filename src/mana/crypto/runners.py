@@ -103,10 +103,14 @@ class RunnerPrivateKey:
         return to_pem(_PRIVATE, _bundle(self.hpke_key, self.rsa_key, self.signing_key))
 
     @classmethod
-    def from_pem(cls, text: str) -> RunnerPrivateKey:
-        """Read the private bundle; raise Malformed for any other form."""
+    def from_pem(cls, text: str, *, tested: bool = False) -> RunnerPrivateKey:
+        """Read the private bundle; raise Malformed for any other form.
+
+        `tested`: this very bundle was read before, by a process that is trusted with it.
+        """
         hpke_raw, rsa_raw, signing_raw = _members(_PRIVATE, text)
-        return cls(HpkePrivateKey(hpke_raw), RsaPrivateKey(rsa_raw), SigningKey(signing_raw))
+        rsa_key = RsaPrivateKey(rsa_raw, tested=tested)
+        return cls(HpkePrivateKey(hpke_raw), rsa_key, SigningKey(signing_raw))
 
 
 @dataclass(frozen=True, slots=True)

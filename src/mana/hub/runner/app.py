@@ -57,6 +57,7 @@ class Runner:
     settings: RunnerSettings
     keys: RunnerKeys
     store: RunnerStore
+    workers: Workers
     scheduler: Scheduler
     metrics: Metrics
     asgi: ASGIApp
@@ -66,6 +67,7 @@ class Runner:
     async def open(self) -> None:
         """Connect, listen for what becomes due, and begin to tick if that is enabled."""
         await self.store.open()
+        await self.workers.open()
         await self.store.listen(self.scheduler.wake)
         if self.settings.tick_enabled:
             self._ticking = asyncio.create_task(self._tick(), name="runner-tick")
@@ -79,6 +81,7 @@ class Runner:
             await asyncio.wait({task}, timeout=END_S)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        await self.workers.close()
         await self.store.close()
 
     async def _tick(self) -> None:
@@ -142,7 +145,8 @@ def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner
         fail_point=settings.fail_point,
         fail=kill_self,
     )
-    scheduler = Scheduler(store, workers or ProcessWorkers(), append, metrics, setting)
+    made_by = workers or ProcessWorkers()
+    scheduler = Scheduler(store, made_by, append, metrics, setting)
     endpoints = runner_endpoints(
         store,
         scheduler,
@@ -170,7 +174,7 @@ def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner
     asgi = serve_endpoints(
         endpoints, authenticate=authenticate, lifespan=[lifespan], served="runner"
     )
-    runner = Runner(settings, keys, store, scheduler, metrics, asgi, endpoints)
+    runner = Runner(settings, keys, store, made_by, scheduler, metrics, asgi, endpoints)
     return runner
 
 

@@ -1,0 +1,36 @@
+"""What a worker needs in every run and makes once: the catalogue, and the runner's key.
+
+The warm parent loads the catalogue before it forks; the key is read by the worker itself, so that
+no process holds it that could outlive the worker. Nothing here is of a person.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Final
+
+from mana.crypto.runners import RunnerPrivateKey
+from mana.domain.cadences import zone
+from mana.domain.encoding import canonical_json
+from mana.registry.catalogue import Catalogue, load_catalogue
+
+KEYS_MAX: Final = 4
+"""A runner has at most its current pair and those before it whose grants still open."""
+
+
+@cache
+def catalogue() -> Catalogue:
+    """Return the catalogue of what is installed; what is installed later needs a new process."""
+    return load_catalogue()
+
+
+@lru_cache(maxsize=KEYS_MAX)
+def runner_key(pem: str) -> RunnerPrivateKey:
+    """Return the runner's key, which the runner itself read and tested before it sent it."""
+    return RunnerPrivateKey.from_pem(pem, tested=True)
+
+
+def warm_up() -> None:
+    """Load what the first run would load otherwise. Opens nothing that stays open."""
+    canonical_json([tool.name for tool in catalogue().tools])
+    zone("Europe/Berlin")

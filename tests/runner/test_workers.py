@@ -1,0 +1,330 @@
+"""Worker processes: made quickly, of one account each, with nothing of others, and never left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from mana.hub.runner.workers import (
+    ENVIRONMENT,
+    ProcessWorker,
+    ProcessWorkers,
+    WorkersUnavailable,
+)
+from tests.runner.processes import (
+    OPEN_PROGRAM,
+    children,
+    descriptors,
+    is_there,
+    owner,
+    private_kib,
+    said_by,
+    status,
+)
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc"),
+]
+
+SOURCES = Path(__file__).parents[2] / "src"
+UNPRIVILEGED = """
+import ctypes, os
+import mana.hub.runner.zygote as zygote
+
+zygote.warm_up()
+if os.geteuid() == 0:
+    os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+raise SystemExit(zygote.main())
+"""
+"""The warm parent of an ordinary user: only what forbids it belongs to root in /proc."""
+
+
+class Kept(ProcessWorkers):
+    """Remembers the workers that it made, so that a test need not close each."""
+
+    def __init__(self, program: tuple[str, ...]) -> None:
+        super().__init__(program)
+        self.made: list[ProcessWorker] = []
+
+    async def start(self) -> ProcessWorker:
+        self.made.append(await super().start())
+        return self.made[-1]
+
+
+@contextlib.asynccontextmanager
+async def opened(program: tuple[str, ...] = OPEN_PROGRAM) -> AsyncIterator[ProcessWorkers]:
+    workers = Kept(program)
+    await workers.open()
+    try:
+        yield workers
+    finally:
+        await workers.close()
+        for worker in workers.made:
+            await worker.close()
+
+
+async def gone(*pids: int) -> None:
+    """Return when nothing is left of these processes, which others reap."""
+    async with asyncio.timeout(20):
+        while any(is_there(pid) for pid in pids):  # noqa: ASYNC110 - of others' children nobody tells
+            await asyncio.sleep(0.01)
+
+
+def parent_pid(workers: ProcessWorkers) -> int:
+    assert workers.parent_pid is not None
+    return workers.parent_pid
+
+
+async def test_a_worker_holds_its_pipe_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker has no secret in its environment or arguments, and no descriptor of the runner."""
+    secrets = {
+        "MANA_RUNNER_DATABASE_URL": "postgresql://secret-of-the-database",
+        "MANA_LLM_KEY": "secret-of-the-model",
+        "MANA_AI_PRIVATE_KEY_PEM": "secret-of-the-runner",
+        "MANA_SERVICE_KEY": "secret-of-the-service",
+        "PGPASSWORD": "secret-of-postgres",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    own = os.open(__file__, os.O_RDONLY)
+    os.set_inheritable(own, True)
+    try:
+        async with opened() as workers:
+            first, second = await workers.start(), await workers.start()
+            await at_rest(second)
+            for pid in (parent_pid(workers), first.pid, second.pid):
+                told = said_by(pid, "environ")
+                names = {one.partition(b"=")[0].decode() for one in told.split(b"\0") if one}
+                assert names <= {*ENVIRONMENT, "PYTHONPATH"}
+                assert b"secret" not in told
+                assert b"secret" not in said_by(pid, "cmdline")
+                assert __file__ not in descriptors(pid).values()
+            for worker in (first, second):
+                held = descriptors(worker.pid)
+                assert [held.pop(standard) for standard in range(3)] == [os.devnull] * 3
+                sockets = [one for one in held.values() if one.startswith("socket:")]
+                # Its pipe, and the pair by which its own event loop wakes itself.
+                assert len(set(sockets)) == 3
+                assert set(held.values()) - set(sockets) <= {"anon_inode:[eventpoll]"}
+            ours = descriptors(first.pid).values()
+            theirs = descriptors(second.pid).values()
+            assert not {one for one in ours if one.startswith("socket:")} & set(theirs)
+    finally:
+        os.close(own)
+
+
+async def at_rest(worker: ProcessWorker) -> None:
+    """Return when a worker waits for its first message."""
+    async with asyncio.timeout(20):
+        while "anon_inode:[eventpoll]" not in descriptors(worker.pid).values():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # it says nothing before it is asked
+
+
+async def test_the_parent_is_one_thread_and_knows_no_secret() -> None:
+    """What workers are forked from has one thread, no database driver and no file open."""
+    async with opened() as workers:
+        pid = parent_pid(workers)
+        assert status(pid, "Threads") == "1"
+        assert b"asyncpg" not in said_by(pid, "maps")
+        held = descriptors(pid)
+        # Its errors go where the runner's go, until it forks; a worker has the null device there.
+        assert [held.pop(standard) for standard in range(3)][:2] == [os.devnull] * 2
+        assert [one.partition(":")[0] for one in held.values()] == ["socket"] * 3
+
+
+async def test_nobody_reads_a_worker() -> None:
+    """Parent and workers leave no dump, cannot be traced by their user, and gain no right."""
+    async with opened(("-P", "-c", UNPRIVILEGED)) as workers:
+        worker = await workers.start()
+        await at_rest(worker)
+        for pid in (parent_pid(workers), worker.pid):
+            limits = said_by(pid, "limits").decode().splitlines()
+            core = next(line for line in limits if line.startswith("Max core"))
+            assert core.split()[4:6] == ["0", "0"]
+            assert owner(pid) == 0
+            assert status(pid, "Uid").split()[0] != "0"
+            assert status(pid, "NoNewPrivs") == "1"
+
+
+async def test_workers_are_forks_that_share_memory() -> None:
+    """A worker that waits costs a few MiB of its own, not an interpreter; it starts in a moment."""
+    async with opened() as workers:
+        many = [await workers.start() for _ in range(8)]
+        assert len({worker.pid for worker in many}) == 8
+        for worker in many:
+            await at_rest(worker)
+            assert status(worker.pid, "PPid") == str(parent_pid(workers))
+            assert os.getsid(worker.pid) == worker.pid
+            assert private_kib(worker.pid) < 12 * 1_024
+
+
+async def test_many_at_once() -> None:
+    """Workers that are asked for at the same time are as many processes, each with its own pipe."""
+    async with opened() as workers:
+        many = await asyncio.gather(*(workers.start() for _ in range(24)))
+        assert len({worker.pid for worker in many}) == 24
+        await asyncio.gather(*(worker.close() for worker in many[:12]))
+        assert [is_there(worker.pid) for worker in many] == [False] * 12 + [True] * 12
+        await workers.close()
+        assert not any(is_there(worker.pid) for worker in many)
+
+
+async def test_a_killed_worker_leaves_no_zombie() -> None:
+    """A worker that is killed, by the runner or by anybody, is gone, and the others go on."""
+    async with opened() as workers:
+        ours, others, third = [await workers.start() for _ in range(3)]
+        ours.kill()
+        os.kill(others.pid, signal.SIGKILL)
+        await asyncio.gather(ours.close(), others.close())
+        assert not is_there(ours.pid)
+        assert not is_there(others.pid)
+        assert is_there(third.pid)
+        ours.kill()
+        assert is_there(third.pid)
+
+
+async def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that does not notice the end of its pipe is killed after a while."""
+    monkeypatch.setattr("mana.hub.runner.workers.JOIN_S_MAX", 0.2)
+    async with opened() as workers:
+        worker = await workers.start()
+        os.kill(worker.pid, signal.SIGSTOP)
+        await worker.close()
+        await gone(worker.pid)
+
+
+async def test_workers_die_with_their_parent() -> None:
+    """When the warm parent is killed its workers end, and the next one comes from a new parent."""
+    async with opened() as workers:
+        before = parent_pid(workers)
+        first, second = await workers.start(), await workers.start()
+        os.kill(before, signal.SIGKILL)
+        await asyncio.gather(first.close(), second.close())
+        await gone(before, first.pid, second.pid)
+        third = await workers.start()
+        assert parent_pid(workers) != before
+        assert is_there(third.pid)
+        await third.close()
+
+
+async def test_a_lost_parent_is_replaced_while_it_is_asked() -> None:
+    """A request that meets a parent that is just dying is answered by a new one."""
+    async with opened() as workers:
+        before = parent_pid(workers)
+        os.kill(before, signal.SIGSTOP)
+        asked = asyncio.create_task(workers.start())
+        await asyncio.sleep(0)
+        os.kill(before, signal.SIGKILL)
+        worker = await asked
+        assert status(worker.pid, "PPid") == str(parent_pid(workers)) != str(before)
+
+
+async def test_who_stopped_waiting_gets_no_worker() -> None:
+    """A worker that nobody waits for any more is ended, and not left without a runner."""
+    async with opened() as workers:
+        parent = parent_pid(workers)
+        os.kill(parent, signal.SIGSTOP)
+        asked = asyncio.create_task(workers.start())
+        await asyncio.sleep(0)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        os.kill(parent, signal.SIGCONT)
+        kept = await workers.start()
+        async with asyncio.timeout(20):
+            while children(parent) != [kept.pid]:  # noqa: ASYNC110 - another process's children
+                await asyncio.sleep(0.01)
+
+
+async def test_nothing_can_be_forked_from_a_parent_that_does_not_start() -> None:
+    """A parent that breaks down at its start is an error that says what to look at."""
+    workers = ProcessWorkers(("-c", "raise SystemExit(3)"))
+    with pytest.raises(WorkersUnavailable):
+        await workers.start()
+    await workers.close()
+
+
+RUNNER = """
+import asyncio, os, sys
+from mana.hub.runner.workers import ProcessWorkers
+
+async def main():
+    workers = ProcessWorkers()
+    made = [await workers.start() for _ in range(3)]
+    print(workers.parent_pid, *(one.pid for one in made), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def runner_apart() -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """Lend a process with a warm parent and three workers, and their process ids."""
+    with subprocess.Popen(
+        [sys.executable, "-c", RUNNER],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCES)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process, [int(pid) for pid in process.stdout.readline().split()]
+        finally:
+            process.kill()
+
+
+async def test_workers_die_with_the_runner() -> None:
+    """However a runner ends, and in whatever its workers are busy, nothing of them stays."""
+    with runner_apart() as (process, pids):
+        parent, *workers = pids
+        os.kill(workers[0], signal.SIGSTOP)
+        assert len(workers) == 3
+        process.kill()
+        await gone(parent, *workers)
+
+
+ORPHAN = """
+import os, sys, time
+
+parent, told = os.getpid(), os.pipe()
+if os.fork() == 0:
+    os.close(told[1])
+    os.read(told[0], 1)
+    die_with_parent(parent)
+    print("still here", flush=True)
+    os._exit(0)
+os._exit(0)
+"""
+
+
+def said_apart(code: str) -> str:
+    """Return what a process says that runs this code."""
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCES)}
+    program = [sys.executable, "-c", code]
+    return subprocess.run(program, env=environ, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_worker_whose_parent_died_first_ends_itself() -> None:
+    """A fork that asks for the death signal when its parent is dead already does not go on."""
+    assert said_apart(ORPHAN) == ""
+    assert said_apart(ORPHAN.replace("die_with_parent(parent)", "pass")) == "still here\n"
+
+
+def test_a_parent_that_lives_is_no_reason_to_end() -> None:
+    """The check for a parent that died before lets a process with a living parent go on."""
+    code = (
+        "import os; from mana.hub.runner.isolation import die_with_parent;"
+        "die_with_parent(os.getppid()); print('here')"
+    )
+    assert said_apart(code) == "here\n"
