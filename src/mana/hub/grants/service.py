@@ -7,6 +7,7 @@ runner will check again is checked here first, so that a person hears of it at o
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final
@@ -52,6 +53,7 @@ from mana.hub.runner import audit, scheduling
 from mana.hub.runner.keys import CHAIN_FILE, read_chain, succession_to_wire
 from mana.hub.runner.ledger import RegisteredGrant
 from mana.hub.tenants import Tenant
+from mana.models.addresses import OwnModels, check_own_origin
 from mana.protocol.errors import ZeroKnowledgeActive
 from mana.protocol.messages import (
     AuditAnswer,
@@ -151,6 +153,7 @@ class GrantService:
     runner: RunnerKeyFile
     hub_key: SigningKey = field(repr=False)
     models: tuple[ModelInfo, ...] = ()
+    own_models: OwnModels = "off"
 
     async def runner_info(self) -> RunnerInfo:
         """Return the runner's public keys and models; raise GrantNotConfigured without one."""
@@ -161,6 +164,7 @@ class GrantService:
             public_key=key.to_pem(),
             models=list(self.models),
             succeeds=self.runner.before(),
+            own_models=self.own_models != "off",
         )
 
     async def request(self, tenant: Tenant, asked: GrantRequest) -> GrantHeaderAnswer:
@@ -177,8 +181,7 @@ class GrantService:
         endpoints = sorted(set(asked.endpoints))
         if not endpoints:
             raise Invalid("a grant names at least one model endpoint")
-        if not set(endpoints) <= {model.endpoint for model in self.models}:
-            raise EndpointUnknown("an endpoint is not one of the runner's")
+        self._check_endpoints(endpoints)
         async with self.store.register(tenant) as register:
             facts = await register.facts(asked.space_id)
             if facts is None:
@@ -214,6 +217,15 @@ class GrantService:
             header_from_wire(header.to_wire())
             await register.add(_pending(header, tenant.account, issued_ms, expires_ms))
         return GrantHeaderAnswer(header=header.to_wire())
+
+    def _check_endpoints(self, endpoints: Sequence[str]) -> None:
+        """Refuse endpoints that are not the runner's, but for one of the person's own."""
+        theirs = {model.endpoint for model in self.models}
+        others = [endpoint for endpoint in endpoints if endpoint not in theirs]
+        if len(others) > 1 or (others and self.own_models == "off"):
+            raise EndpointUnknown("an endpoint is not one of the runner's")
+        for origin in others:
+            check_own_origin(origin, self.own_models)
 
     async def _agent(
         self, register: Register, space: SpaceId, mission: str, asked: str | None

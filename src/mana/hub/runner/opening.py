@@ -14,14 +14,16 @@ from mana.crypto.runners import RunnerPrivateKey
 from mana.crypto.signatures import VerifyKey
 from mana.domain.actors import Actor, actor_from_wire
 from mana.domain.encoding import Json
-from mana.domain.errors import CryptoFailed
+from mana.domain.errors import CryptoFailed, Invalid
 from mana.domain.grants import GrantHeader
+from mana.domain.own_models import OwnModel, own_model_from_wire
 from mana.domain.records import View, assemble
 from mana.domain.tables import DELETED_AT, Table
 from mana.hub.runner.dialogue import GrantMaterial
 from mana.protocol.messages import StateRecord
 
 _MEMBERS: Final = frozenset({"records", "support", "iterationKey"})
+_MODEL: Final = "model"
 
 
 class KeyRotated(CryptoFailed):
@@ -45,11 +47,12 @@ class GrantedKey:
 
 @dataclass(frozen=True, slots=True)
 class GrantKeys:
-    """The opened keys of a grant."""
+    """The opened keys of a grant, and the model endpoint of the person's own where it has one."""
 
     records: Mapping[str, GrantedKey]
     support: Mapping[str, GrantedKey]
     iteration: GrantedKey
+    model: OwnModel | None = None
 
     def of(self, name: str) -> GrantedKey | None:
         """Return the key of `table:id`, if it was granted."""
@@ -81,7 +84,7 @@ def open_keys(
         device=device,
         hub=hub,
     )
-    if set(payload) != _MEMBERS:
+    if set(payload) - {_MODEL} != _MEMBERS:
         raise Malformed("the payload of a grant has other members")
     records = _keys(payload["records"])
     support = _keys(payload["support"])
@@ -94,7 +97,8 @@ def open_keys(
     }
     if not set(support) <= allowed:
         raise Malformed("a grant supports its own mission and agent only")
-    return GrantKeys(records, support, _key(payload["iterationKey"]))
+    model = _own_model(payload[_MODEL]) if _MODEL in payload else None
+    return GrantKeys(records, support, _key(payload["iterationKey"]), model)
 
 
 def open_record(space_id: str, record: StateRecord, table: Table, granted: GrantedKey) -> View:
@@ -129,6 +133,13 @@ def open_record(space_id: str, record: StateRecord, table: Table, granted: Grant
         visibility="private" if record.visibility == "private" else "space",
         deleted=deleted,
     )
+
+
+def _own_model(value: Json) -> OwnModel:
+    try:
+        return own_model_from_wire(value)
+    except Invalid as error:
+        raise Malformed(error.message) from None
 
 
 def _keys(value: Json) -> dict[str, GrantedKey]:

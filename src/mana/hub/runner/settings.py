@@ -10,6 +10,7 @@ from typing import Final
 from mana.domain.errors import Invalid
 from mana.domain.occurrences import FAIL_POINTS, HEARTBEAT_S, LEASE_S
 from mana.hub.environment import flag, number
+from mana.models.settings import OFFLINE, ModelSettings, load_models
 
 PORT_DEFAULT: Final = 3067
 TICK_INTERVAL_MS_DEFAULT: Final = 60_000
@@ -20,7 +21,7 @@ CONCURRENCY_DEFAULT: Final = 4
 class RunnerSettings:
     """What the runner is told. Secrets are never shown.
 
-    `llm_url` empty: the offline model `rules`. `concurrency`: workers at one time. `run_s_max`:
+    `models`: what it may call, with keys. `concurrency`: workers at one time. `run_s_max`:
     after this long a run is given up as failed.
     """
 
@@ -28,6 +29,7 @@ class RunnerSettings:
     database_url: str = field(repr=False)
     host: str = "127.0.0.1"
     port: int = PORT_DEFAULT
+    models: ModelSettings = OFFLINE
     llm_url: str = ""
     llm_key: str = field(default="", repr=False)
     llm_model: str = ""
@@ -60,6 +62,7 @@ class RunnerSettings:
             database_url=database_url,
             host=environ.get("MANA_RUNNER_HOST", "").strip() or "127.0.0.1",
             port=number(environ, "MANA_RUNNER_PORT", PORT_DEFAULT, 0, 65_535),
+            models=load_models(home, environ),
             llm_url=environ.get("MANA_LLM_URL", "").strip(),
             llm_key=environ.get("MANA_LLM_KEY", "").strip(),
             llm_model=environ.get("MANA_LLM_MODEL", "").strip(),
