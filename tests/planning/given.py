@@ -16,7 +16,7 @@ from mana.domain.records import Snapshot, View
 from mana.domain.tables import Table
 from mana.planning.dispatch import Caller
 from mana.planning.loop import Plan, run
-from mana.planning.ports import Budget, Model, Silent
+from mana.planning.ports import Budget, Candidate, Model, Silent
 from mana.planning.prompt import PastIteration, PlanInput, PlannedInput
 from mana.registry.catalogue import Catalogue, build_catalogue
 from mana.testing.models import CountedBudget
@@ -131,18 +131,18 @@ def plan_input(
 
 
 async def plan(
-    model: Model,
-    *,
+    model: Model | Candidate,
+    *others: Model | Candidate,
     policy: Policy | None = AGGRESSIVE,
     views: Sequence[View] | None = None,
     given: PlanInput | None = None,
     budget: Budget | None = None,
     **more: object,
 ) -> Plan:
-    """Run the loop once over the small world."""
+    """Run the loop once over the small world; `others` are fall-backs."""
     return await run(
         given or plan_input(),
-        model=model,
+        models=[one if isinstance(one, Candidate) else Candidate(one) for one in (model, *others)],
         catalogue=CATALOGUE,
         policy=policy,
         space_policy=SpacePolicy(),

@@ -12,6 +12,7 @@ from mana.device.runner import DeviceBudget
 from mana.domain.money import FREE, Price, amount_words
 from mana.models.openai_compatible import OpenAiCompatible
 from mana.models.rules import Rules
+from mana.planning.asking import prompt_tokens
 from mana.planning.budget import (
     COMPLETION_TOKENS_MIN,
     TOKENS_MAX,
@@ -28,7 +29,7 @@ from mana.planning.budget import (
     read_budget_reason,
     used_up,
 )
-from mana.planning.loop import COMPLETION_TOKENS_MAX, prompt_tokens
+from mana.planning.loop import COMPLETION_TOKENS_MAX
 from mana.planning.ports import (
     CAP_SCOPES,
     BudgetExceeded,

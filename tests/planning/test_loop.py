@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
 from mana.domain.encoding import Json
 from mana.domain.policy import AGGRESSIVE, CAUTIOUS, STANDARD, Policy
-from mana.planning.loop import (
-    CALLS_PER_ROUND_MAX,
-    COMPLETION_TOKENS_MAX,
-    INPUT_CHARS_MAX,
-    InputTooLarge,
-    worst_case,
-)
+from mana.planning.asking import worst_case
+from mana.planning.guardrails import INPUT_CHARS_MAX, InputTooLarge
+from mana.planning.loop import CALLS_PER_ROUND_MAX, COMPLETION_TOKENS_MAX
 from mana.planning.ports import (
     BudgetExceeded,
+    Candidate,
     FunctionCall,
     ModelFailed,
     ModelReply,
     ModelRequest,
     Usage,
 )
-from mana.planning.prompt import PlannedInput
+from mana.planning.prompt import (
+    INPUT_MAX,
+    PastIteration,
+    PastStep,
+    PlanInput,
+    PlannedInput,
+    prompt,
+)
 from mana.testing.models import CountedBudget, ScriptedModel, calling, says
-from tests.planning.given import CATALOGUE, agent, plan, plan_input, some_views, view
+from tests.planning.given import (
+    CATALOGUE,
+    NOW,
+    agent,
+    mission,
+    plan,
+    plan_input,
+    some_views,
+    view,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +48,11 @@ pytestmark = pytest.mark.anyio
 def answers(request: ModelRequest) -> list[dict[str, Json]]:
     """Return the answers to tool calls that a request holds."""
     return [json.loads(m.content) for m in request.messages if m.role == "tool"]
+
+
+def offered(request: ModelRequest) -> list[str]:
+    """Return the names of the tools of a request."""
+    return [str(tool["function"]["name"]) for tool in request.tools]  # type: ignore[index,call-overload]
 
 
 def creating(*titles: str) -> tuple[FunctionCall, ...]:
@@ -48,7 +68,7 @@ async def test_a_run_reads_writes_and_ends() -> None:
     result = await plan(model, policy=STANDARD)
     assert (result.summary, result.stop_reason, result.rounds) == ("One task.", "finished", 3)
     assert [(s.tool, s.decision) for s in result.steps] == [("create_task", "propose")]
-    assert result.usage == Usage(300, 60)
+    assert result.usage == Usage(6_000, 60)
     read, written = answers(model.requests[2])
     assert read["success"] is True
     step = result.steps[0]
@@ -57,11 +77,21 @@ async def test_a_run_reads_writes_and_ends() -> None:
 
 
 async def test_only_allowed_tools_are_offered() -> None:
-    """The request holds exactly the tools that the policy does not deny."""
+    """The request holds exactly the tools that the policy does not deny, and that of sub-agents."""
     model = ScriptedModel()
     await plan(model, policy=CAUTIOUS)
-    names = [tool["function"]["name"] for tool in model.requests[0].tools]  # type: ignore[index,call-overload]
-    assert names == [tool.name for tool in CATALOGUE.tools if tool.name != "update_note"]
+    left_out = ("update_note", "propose_memory")
+    wanted = [tool.name for tool in CATALOGUE.tools if tool.name not in left_out]
+    assert offered(model.requests[0]) == [*wanted, "task"]
+
+
+async def test_a_memory_is_offered_where_the_run_has_one() -> None:
+    """An agent can propose to change its memory exactly if its memory is among its records."""
+    for memory_id, expected in (("agent-1", True), ("agent-2", False)):
+        model = ScriptedModel()
+        views = [*some_views(), view("agentMemory", memory_id, {"content": "Mornings."})]
+        await plan(model, views=views)
+        assert ("propose_memory" in offered(model.requests[0])) is expected
 
 
 async def test_a_tool_that_was_not_offered_is_refused() -> None:
@@ -143,25 +173,51 @@ async def test_rounds_are_limited() -> None:
     assert (result.rounds, result.stop_reason, len(result.steps)) == (5, "rounds", 5)
 
 
+def filled(spare: int) -> PlanInput:
+    """Return what a run is told, `spare` characters below the limit of what it may send."""
+
+    def sized(size: int) -> PlanInput:
+        each = [INPUT_MAX, INPUT_MAX, size]
+        inputs = tuple(
+            PlannedInput(f"notes:n{n}", "notes", "Long", "x" * size) for n, size in enumerate(each)
+        )
+        return plan_input(inputs=inputs)
+
+    empty = sum(len(message.content) for message in prompt(sized(0), rounds_max=5))
+    return sized(INPUT_CHARS_MAX - empty - spare)
+
+
 async def test_inputs_beyond_the_limit_are_never_sent() -> None:
-    """One character too many, and no model is called; exactly the limit passes."""
-
-    def sized(size: int) -> PlannedInput:
-        return PlannedInput("notes:n1", "notes", "Long", "x" * size)
-
+    """One character too many of all that is sent, and no model is called; the limit passes."""
     model = ScriptedModel()
     with pytest.raises(InputTooLarge):
-        await plan(model, given=plan_input(inputs=(sized(INPUT_CHARS_MAX + 1),)))
+        await plan(model, given=filled(-1))
     assert model.requests == []
-    await plan(model, given=plan_input(inputs=(sized(INPUT_CHARS_MAX),)))
+    await plan(model, given=filled(0))
     assert len(model.requests) == 1
+
+
+@pytest.mark.parametrize("part", ["system_prompt", "memory", "concept", "objective", "history"])
+async def test_everything_that_is_sent_counts(part: str) -> None:
+    """Persona, memory, concept, objective and history use up the limit as inputs do."""
+    given, text = filled(3_000), "y" * 4_000
+    if part in ("system_prompt", "memory"):
+        given = replace(given, agent=agent(**{part: text}))
+    elif part == "history":
+        steps = tuple(PastStep("create_task", text, "approved") for _ in range(20))
+        given = replace(given, history=(PastIteration("i1", NOW, text, steps),))
+    else:
+        given = replace(given, mission=mission(**{part: text}))
+    model = ScriptedModel()
+    with pytest.raises(InputTooLarge):
+        await plan(model, given=given)
+    assert model.requests == []
 
 
 async def test_reads_count_towards_the_input_limit() -> None:
     """A model cannot read without end: the answer that passes the limit is withheld."""
-    full = PlannedInput("notes:n1", "notes", "Long", "x" * (INPUT_CHARS_MAX - 50))
     model = ScriptedModel([says("", calling("list_tasks"))])
-    result = await plan(model, given=plan_input(inputs=(full,)))
+    result = await plan(Candidate(model, context_tokens=200_000), given=filled(50))
     assert [r.code for r in result.refusals] == ["INPUT_SIZE_LIMIT"]
 
 
@@ -169,7 +225,7 @@ async def test_the_worst_case_is_reserved_before_each_call() -> None:
     """Every call is reserved first and settled after; an unknown usage counts in full."""
     budget = CountedBudget()
     replies = [
-        ModelReply("", creating("A"), "calls", Usage(50, 5)),
+        ModelReply("", creating("A"), "calls", Usage(1_500, 5)),
         ModelReply("Done.", (), "stop", None),
     ]
     model = ScriptedModel(replies)
@@ -177,8 +233,8 @@ async def test_the_worst_case_is_reserved_before_each_call() -> None:
     reserved = list(budget.reserved.values())
     assert reserved == [worst_case(request) for request in model.requests]
     assert min(reserved) > COMPLETION_TOKENS_MAX
-    assert budget.spent == 55 + reserved[1]
-    assert result.usage == Usage(50, 5)
+    assert budget.spent == 1_505 + reserved[1]
+    assert result.usage == Usage(1_500, 5)
 
 
 async def test_a_negative_usage_counts_in_full() -> None:
@@ -215,20 +271,24 @@ async def test_a_failed_call_counts() -> None:
     assert budget.spent == sum(budget.reserved.values()) > 0
 
 
-async def test_cancelling_ends_before_the_next_call() -> None:
-    """A cancelled run asks no model and plans nothing more."""
-    asked = ScriptedModel()
-    result = await plan(asked, cancelled=lambda: True)
-    assert (result.stop_reason, asked.requests, result.steps) == ("cancelled", [], ())
-    seen: list[int] = []
+async def test_who_is_cancelled_leaves_the_reservation() -> None:
+    """A run that is cut off while a model answers ends at once, and the call stays counted."""
+    begun = asyncio.Event()
 
-    def after_two() -> bool:
-        seen.append(1)
-        return len(seen) > 2
+    class Slow(ScriptedModel):
+        async def complete(self, request: ModelRequest) -> ModelReply:
+            begun.set()
+            await asyncio.Event().wait()
+            raise AssertionError
 
-    model = ScriptedModel([says("", *creating("A", "B", "C"))])
-    result = await plan(model, cancelled=after_two)
-    assert (result.stop_reason, len(result.steps)) == ("cancelled", 1)
+    budget = CountedBudget()
+    task = asyncio.create_task(plan(Slow(), budget=budget))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert budget.settled == {}
+    assert budget.spent == sum(budget.reserved.values()) > 0
 
 
 @pytest.mark.parametrize("finish", ["length", "content-filter"])
@@ -255,8 +315,8 @@ async def test_reminders_last_for_one_request() -> None:
 
 async def test_the_budget_reminder_counts_the_day() -> None:
     """What was used today and in this run is weighed against the agent's cap."""
-    model = ScriptedModel([says("", *creating("A"), usage=Usage(20_000, 5_000))])
-    given = plan_input(given_agent=agent(tokens_per_day_max=100_000), tokens_today=50_000)
+    model = ScriptedModel([says("", *creating("A"), usage=Usage(5_000, 4_000))])
+    given = plan_input(given_agent=agent(tokens_per_day_max=100_000), tokens_today=66_000)
     await plan(model, given=given)
     assert not any("<reminder>" in m.content for m in model.requests[0].messages)
     assert "75%" in model.requests[1].messages[-1].content

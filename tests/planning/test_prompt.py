@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mana.planning.prompt import (
-    PROMPT_VERSION,
     PastIteration,
     PastStep,
     PlannedInput,
@@ -17,6 +16,7 @@ from mana.planning.prompt import (
     user_frame,
 )
 from mana.planning.reminders import RunState, reminders
+from mana.planning.version import PROMPT_VERSION
 from tests.planning.given import NOW, TODAY, agent, mission, plan_input
 
 

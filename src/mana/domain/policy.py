@@ -6,7 +6,7 @@ are not asked. A missing agent means deny, not default (DESIGN 7, *Policy*).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -17,6 +17,9 @@ from mana.domain.tools import Effect
 Decision = Literal["auto", "propose", "deny"]
 DECISIONS: Final = ("auto", "propose", "deny")
 EFFECTS: Final = ("read", "write", "destructive", "external")
+CALLS_PER_WINDOW_MAX: Final = 30
+WINDOW_MS: Final = 60_000
+EXTERNAL_PER_RUN_MAX: Final = 10
 _STRICTNESS: Final[Mapping[Decision, int]] = {"auto": 0, "propose": 1, "deny": 2}
 
 
@@ -66,12 +69,16 @@ def strictest(*decisions: Decision) -> Decision:
     return max(decisions, key=_STRICTNESS.__getitem__)
 
 
-def floor(tool: str, effect: Effect, space: SpacePolicy, *, tainted: bool) -> Decision:
+def floor(
+    tool: str, effect: Effect, space: SpacePolicy, *, tainted: bool, always_asks: bool = False
+) -> Decision:
     """Return the least strict decision that any policy may reach for this call.
 
     `tainted`: record text or foreign text is in the model's context, so an external call is
-    always proposed, whatever the space has lifted.
+    always proposed, whatever the space has lifted. `always_asks`: as the tool declares.
     """
+    if always_asks:
+        return "propose"
     if effect in ("read", "write"):
         return "auto"
     if effect == "external" and tainted:
@@ -80,12 +87,28 @@ def floor(tool: str, effect: Effect, space: SpacePolicy, *, tainted: bool) -> De
 
 
 def decide(
-    tool: str, effect: Effect, *, agent: Policy | None, space: SpacePolicy, tainted: bool
+    tool: str,
+    effect: Effect,
+    *,
+    agent: Policy | None,
+    space: SpacePolicy,
+    tainted: bool,
+    always_asks: bool = False,
 ) -> Decision:
     """Return the decision for an AI actor. `agent` is None when it is missing or deleted."""
     if agent is None:
         return "deny"
-    return strictest(agent.decision(tool, effect), floor(tool, effect, space, tainted=tainted))
+    least = floor(tool, effect, space, tainted=tainted, always_asks=always_asks)
+    return strictest(agent.decision(tool, effect), least)
+
+
+def is_too_often(moments_ms: Sequence[int], now_ms: int) -> bool:
+    """Say whether one more call of a tool would be too many after those at these moments.
+
+    A clock that was set back counts every later moment: it never makes room.
+    """
+    recent = sum(1 for moment in moments_ms if moment > now_ms - WINDOW_MS)
+    return recent >= CALLS_PER_WINDOW_MAX
 
 
 def policy_from_wire(value: Json) -> Policy:

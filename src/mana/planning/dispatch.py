@@ -16,6 +16,7 @@ from typing import ClassVar, Final, Literal
 import msgspec
 
 from mana.domain.actors import Actor
+from mana.domain.agents import AGENT_MEMORY
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.encoding import Json, canonical_json
 from mana.domain.errors import Conflict, Forbidden, Invalid, ManaError, NotFound, TooLarge
@@ -24,7 +25,7 @@ from mana.domain.iterations import binding_hash
 from mana.domain.policy import Decision, Policy, SpacePolicy, decide
 from mana.domain.records import Records, View, with_changes
 from mana.domain.tables import DELETED_AT, Table, defaults
-from mana.domain.tools import Call, Outcome, Tool, parse_call
+from mana.domain.tools import PROPOSE_MEMORY, Call, Outcome, Tool, parse_call
 from mana.registry.catalogue import Catalogue
 from mana.registry.schemas import RATIONALE, RATIONALE_MAX
 
@@ -102,7 +103,12 @@ class Caller:
         if self.actor.kind != "ai":
             return "auto"
         return decide(
-            tool.name, tool.effect, agent=self.agent, space=self.space, tainted=self.tainted
+            tool.name,
+            tool.effect,
+            agent=self.agent,
+            space=self.space,
+            tainted=self.tainted,
+            always_asks=tool.always_asks,
         )
 
 
@@ -160,12 +166,20 @@ class Refused:
 
 
 class PlannedRecords:
-    """Records as they would be after the steps planned so far; new ids come from a step."""
+    """Records as they would be after the steps planned so far; new ids come from a step.
+
+    An agent sees no memory but its own, whatever the records hold.
+    """
 
     def __init__(
-        self, records: Records, changes: Sequence[Change] = (), step: StepId | None = None
+        self,
+        records: Records,
+        actor: Actor,
+        changes: Sequence[Change] = (),
+        step: StepId | None = None,
     ) -> None:
         self._records = records
+        self._actor = actor
         self._changes = tuple(changes)
         self._new_id = created_ids(step) if step is not None else None
         self._issued: set[str] = set()
@@ -182,7 +196,8 @@ class PlannedRecords:
 
     def get(self, table: Table, record_id: str) -> View:
         """Return one live record; raise NotFound otherwise."""
-        if not any((c.table, c.record_id) == (table.name, record_id) for c in self._changes):
+        touched = any((c.table, c.record_id) == (table.name, record_id) for c in self._changes)
+        if not touched and self._may_see(table, record_id):
             return self._records.get(table, record_id)
         for view in self.all(table):
             if view.id == record_id:
@@ -191,7 +206,7 @@ class PlannedRecords:
 
     def all(self, table: Table) -> Sequence[View]:
         """Return the live records: those that the plan touches last first, then by writing."""
-        views = self._records.all(table)
+        views = [view for view in self._records.all(table) if self._may_see(table, view.id)]
         touched = {
             change.record_id: position
             for position, change in enumerate(self._changes)
@@ -205,6 +220,11 @@ class PlannedRecords:
             key=lambda view: (touched.get(view.id, -1), view.written_at, view.id),
             reverse=True,
         )
+
+    def _may_see(self, table: Table, record_id: str) -> bool:
+        if table.name != AGENT_MEMORY.name or self._actor.kind != "ai":
+            return True
+        return record_id == self._actor.principal_id
 
     def new(self, table: Table, values: Mapping[str, Json]) -> Change:
         """Return the change that creates a record with these values and the defaults."""
@@ -290,7 +310,7 @@ def dispatch(
     except ManaError as error:
         return Refused(error.code, error.message, repairable=True)
     before = [change for earlier in planned for change in earlier.changes]
-    view = PlannedRecords(records, before, step)
+    view = PlannedRecords(records, caller.actor, before, step)
     try:
         outcome = _run(tool, call, view)
         _check(tool, outcome.changes, view, catalogue, caller.actor)
@@ -331,7 +351,7 @@ def execute(
     check_decision(name, caller=caller, catalogue=catalogue, consent=consent)
     tool = catalogue.tool(name)
     stripped, _ = split_rationale(tool, arguments)
-    view = PlannedRecords(records)
+    view = PlannedRecords(records, caller.actor)
     outcome = _run(tool, parse_call(tool, stripped), view)
     _check(tool, outcome.changes, view, catalogue, caller.actor)
     return outcome
@@ -377,7 +397,7 @@ def changes_of_preview(
         if kind is None or not isinstance(after, dict):
             raise Invalid("a previewed change has an op and an after")
         changes.append(Change(table, RecordId(record_id), kind, after))
-    view = PlannedRecords(records, step=step)
+    view = PlannedRecords(records, caller.actor, step=step)
     for change in changes:
         if change.kind is ChangeKind.CREATE and change.record_id != view.next_id():
             raise ChangeForbidden("a created record's id is not derived from its step")
@@ -415,15 +435,21 @@ def moved_paths(
     return tuple(moved)
 
 
+def bounded(name: str, arguments: Json) -> dict[str, Json]:
+    """Return the arguments of a call; raise Invalid unless they are an object within its size."""
+    if not isinstance(arguments, dict):
+        raise Invalid(f"{name}: the arguments are not a JSON object")
+    if len(canonical_json(arguments)) > ARGUMENTS_BYTES_MAX:
+        raise TooLarge(f"{name}: the arguments are larger than {ARGUMENTS_BYTES_MAX} bytes")
+    return arguments
+
+
 def split_rationale(tool: Tool, arguments: Json) -> tuple[Json, str]:
     """Return the arguments without the model's rationale, and the rationale, cut to its limit.
 
     Raises Invalid where the arguments are no object, or are larger than any call.
     """
-    if not isinstance(arguments, dict):
-        raise Invalid(f"{tool.name}: the arguments are not a JSON object")
-    if len(canonical_json(arguments)) > ARGUMENTS_BYTES_MAX:
-        raise TooLarge(f"{tool.name}: the arguments are larger than {ARGUMENTS_BYTES_MAX} bytes")
+    arguments = bounded(tool.name, arguments)
     if tool.effect == "read":
         return arguments, ""
     raw = arguments.get(RATIONALE)
@@ -467,14 +493,26 @@ def _check(
     seen: set[tuple[str, str]] = set()
     for change in changes:
         table = catalogue.table(change.table)
-        if catalogue.module_of(table.name) != tool.module or table.authority:
-            raise TableForbidden(f"{tool.name} may not change {table.name}")
-        if actor.kind == "ai" and not table.agents_may_write:
-            raise TableForbidden(f"agents may not change {table.name}")
+        if not _is_own_memory(tool, change, actor):
+            if catalogue.module_of(table.name) != tool.module or table.authority:
+                raise TableForbidden(f"{tool.name} may not change {table.name}")
+            if actor.kind == "ai" and not table.agents_may_write:
+                raise TableForbidden(f"agents may not change {table.name}")
         if (change.table, change.record_id) in seen:
             raise ChangeForbidden(f"{tool.name} changes one record twice")
         seen.add((change.table, change.record_id))
         _check_change(table, change, records)
+
+
+def _is_own_memory(tool: Tool, change: Change, actor: Actor) -> bool:
+    """Say whether this is the one change of what decides that an agent may propose."""
+    return (
+        tool.name == PROPOSE_MEMORY
+        and actor.kind == "ai"
+        and (change.table, change.record_id) == (AGENT_MEMORY.name, actor.principal_id)
+        and change.kind is ChangeKind.UPDATE
+        and set(change.values) == {"content"}
+    )
 
 
 def _check_change(table: Table, change: Change, records: PlannedRecords) -> None:

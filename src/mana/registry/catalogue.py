@@ -24,13 +24,16 @@ from mana.domain.policy import EFFECTS
 from mana.domain.settings import INVITATIONS, MODELS, SETTINGS
 from mana.domain.spaces import MEMBER_NAMES, PROFILE, SPACE_POLICY, SPACE_POLICY_AUDIT
 from mana.domain.tables import Sealing, Table
-from mana.domain.tools import Call, Tool
+from mana.domain.tools import TASK, Call, Tool
+from mana.modules.agents.manifest import MANIFEST as OF_AGENTS
 from mana.modules.notes.manifest import MANIFEST as NOTES
 from mana.modules.todo.manifest import MANIFEST as TODO
 from mana.registry.schemas import function_schema
 
 ENTRY_POINTS: Final = "mana.modules"
 BUILT_IN: Final[tuple[ModuleManifest, ...]] = (NOTES, TODO)
+CORE: Final[tuple[ModuleManifest, ...]] = (OF_AGENTS,)
+"""Tools of Mana itself: in every catalogue, after all others, and none of its modules."""
 AI_TABLES: Final[tuple[Table, ...]] = (
     AGENTS,
     AGENT_MEMORY,
@@ -91,7 +94,7 @@ class Catalogue:
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """Return every tool, in the order of the modules."""
+        """Return every tool, in the order of the modules; Mana's own come last."""
         return tuple(self._tools.values())
 
     @property
@@ -154,6 +157,9 @@ def build_catalogue(modules: Iterable[ModuleManifest] = BUILT_IN) -> Catalogue:
     for table in AI_TABLES:
         _add_table(tables, table)
     seen = {table.app_id for table in AI_TABLES}
+    # A module that takes the name of a core module or its tools is refused, so those are known first.
+    own = {tool.name for manifest in CORE for tool in manifest.tools} | {TASK}
+    seen |= {manifest.id for manifest in CORE}
     for manifest in manifests:
         if not _MODULE_ID.fullmatch(manifest.id) or manifest.id in seen:
             raise ManifestRefused(f"module id {manifest.id} is malformed or taken")
@@ -164,13 +170,15 @@ def build_catalogue(modules: Iterable[ModuleManifest] = BUILT_IN) -> Catalogue:
             module_by_table[table.name] = manifest.id
         for tool in manifest.tools:
             _check_tool(manifest, tool)
-            if tool.name in tools:
+            if tool.name in tools or tool.name in own:
                 raise ManifestRefused(f"tool {tool.name} is declared twice")
             tools[tool.name] = tool
         for kind in manifest.inputs:
             if kind.table not in manifest.tables or kind.table.name in inputs:
                 raise ManifestRefused(f"module {manifest.id} offers inputs of a strange table")
             inputs[kind.table.name] = kind
+    for manifest in CORE:
+        tools.update({tool.name: tool for tool in manifest.tools})
     return Catalogue(
         modules=manifests,
         _tables=MappingProxyType(tables),

@@ -27,7 +27,7 @@ Script = ModelReply | ModelFailed | Callable[[ModelRequest], ModelReply]
 
 def says(content: str, *calls: FunctionCall, usage: Usage | None = None) -> ModelReply:
     """Return a reply with these calls, or a closing one without."""
-    return ModelReply(content, calls, "calls" if calls else "stop", usage or Usage(100, 20))
+    return ModelReply(content, calls, "calls" if calls else "stop", usage or Usage(2_000, 20))
 
 
 def calling(tool: str, arguments: Json = None, *, id: str = "") -> FunctionCall:  # noqa: A002

@@ -1,0 +1,248 @@
+"""One conversation with a model: rounds of a request, its reply and the answers to its calls.
+
+The agent's own and each sub-agent's are the same; they share models, money and what the run has
+come to. Before a request would outgrow what the model can read at once, earlier rounds are folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from mana.domain.encoding import Json, canonical_json
+from mana.planning import compaction
+from mana.planning.asking import Asking, tools_size
+from mana.planning.budget import COMPLETION_TOKENS_MIN, estimated_tokens
+from mana.planning.calls import Delegate, Setting, Talk, Work, answer_calls, end_repairs
+from mana.planning.ports import (
+    BudgetExceeded,
+    Message,
+    ModelFailed,
+    ModelReply,
+    ModelRequest,
+    Moment,
+    PriceUnknown,
+    Progress,
+    Purpose,
+)
+from mana.planning.prompt import one_line
+from mana.planning.reminders import RunState, reminding
+
+TEMPERATURE: Final = 0.3
+SUMMARY_MAX: Final = 8_000
+CONTEXT_FULL: Final = "context-full"
+"""The flag of a plan that ended because its next request was too long for the model."""
+
+StopReason = Literal[
+    "finished",
+    "length",
+    "content-filter",
+    "rounds",
+    "plan-step-limit",
+    "budget",
+    "model-failed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a conversation ended; `error` where a call was refused or gave nothing."""
+
+    stop: StopReason
+    error: BudgetExceeded | PriceUnknown | ModelFailed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a conversation has at hand: models, tools, limits, and who watches.
+
+    `tokens_before`: what the agent used of its day before the run; `tokens_cap` None: no cap.
+    `compactions` gets the purpose of each conversation that is folded.
+    """
+
+    asking: Asking
+    setting: Setting
+    work: Work
+    progress: Progress
+    schemas: tuple[dict[str, Json], ...]
+    purpose: Purpose
+    rounds_max: int
+    completion_tokens_max: int
+    tokens_before: int
+    tokens_cap: int | None
+    compactions: list[Purpose]
+    delegate: Delegate | None = None
+
+
+@dataclass(slots=True)
+class _Measure:
+    """How long the next request is in tokens: estimated, or as the provider counted the last.
+
+    The provider's own count of what was sent before, and an estimate of what came since, is better
+    than an estimate of everything; the larger of the two is taken, for neither may be trusted.
+    """
+
+    estimated_last: int = 0
+    reported_last: int = 0
+
+    def of(self, size: int) -> int:
+        """Return the measure of a request of so many bytes."""
+        estimate = estimated_tokens(size)
+        return max(estimate, self.reported_last + estimate - self.estimated_last)
+
+    def learn(self, size: int, reported: int | None) -> None:
+        """Take over what a provider said of a request of so many bytes, if it said anything."""
+        self.estimated_last = estimated_tokens(size)
+        self.reported_last = reported if reported is not None else 0
+
+
+@dataclass(slots=True)
+class _Rounds:
+    """What the rounds of one conversation remember between them."""
+
+    measure: _Measure = field(default_factory=_Measure)
+    compacted_at: int = -compaction.SPACING_ROUNDS
+    compacted: bool = False
+
+
+async def converse(talk: Talk, means: Means) -> Ending:
+    """Lead a conversation to its end and return why it ended.
+
+    `talk` holds what was said, `means.work` what was planned.
+    """
+    rounds, ending = _Rounds(), Ending("rounds")
+    fixed_size = tools_size(means.schemas)
+    while talk.round < means.rounds_max:
+        talk.round += 1
+        try:
+            reply = await _reply(talk, means, rounds, fixed_size)
+        except (BudgetExceeded, PriceUnknown) as refused:
+            ending = Ending("budget", refused)
+            break
+        except ModelFailed as failed:
+            ending = Ending("model-failed", failed)
+            break
+        if reply is None:
+            means.work.flag(CONTEXT_FULL)
+            ending = Ending("length")
+            break
+        if reply.finish == "length" or reply.finish == "content-filter":
+            means.work.flag(reply.finish)
+        talk.summary = reply.content[:SUMMARY_MAX]
+        if not reply.calls:
+            cut = reply.finish == "length" or reply.finish == "content-filter"
+            ending = Ending(reply.finish if cut else "finished")  # type: ignore[arg-type]
+            break
+        means.progress.phase("tools")
+        await answer_calls(
+            reply,
+            talk,
+            means.work,
+            means.setting,
+            delegate=means.delegate,
+            answered=_teller(talk, means, "tools"),
+        )
+        if means.work.step_limit_hit:
+            ending = Ending("plan-step-limit")
+            break
+    end_repairs(talk, means.work)
+    return ending
+
+
+async def _reply(talk: Talk, means: Means, rounds: _Rounds, fixed_size: int) -> ModelReply | None:
+    """Return the reply of this round; None if the request is too long for the model.
+
+    Raises BudgetExceeded, PriceUnknown or ModelFailed, when there is nothing left to fall back on.
+    """
+    while True:
+        context = means.asking.current.context_tokens
+        measured = rounds.measure.of(talk.size + fixed_size)
+        spaced = talk.round - rounds.compacted_at >= compaction.SPACING_ROUNDS
+        if spaced and compaction.is_due(measured, context) and await _fold(talk, means):
+            rounds.compacted_at, rounds.compacted = talk.round, True
+            rounds.measure = _Measure()
+            means.compactions.append(means.purpose)
+            measured = rounds.measure.of(talk.size + fixed_size)
+        if measured >= context and talk.round > 1:
+            # What a first request holds was granted and limited; later ones grow by the model.
+            return None
+        request = _request(talk, means, rounds, measured)
+        means.progress.phase("model")
+        _teller(talk, means, "model")()
+        try:
+            reply = await means.asking.ask(request, means.purpose)
+        except (ModelFailed, PriceUnknown) as error:
+            if not means.asking.falls_back(error):
+                raise
+            continue
+        rounds.measure.learn(
+            talk.size + fixed_size, None if reply.usage is None else reply.usage.prompt_tokens
+        )
+        rounds.compacted = talk.marked = False
+        return reply
+
+
+def _request(talk: Talk, means: Means, rounds: _Rounds, measured: int) -> ModelRequest:
+    """Return the next request, with what the model is reminded of in this one only."""
+    model = means.asking.current
+    state = RunState(
+        round=talk.round,
+        outcomes=tuple(talk.outcomes),
+        tokens_used=means.tokens_before + means.asking.tokens_counted,
+        tokens_max=means.tokens_cap if model.model.metered else None,
+        compacted=rounds.compacted,
+        marked=talk.marked,
+    )
+    room = max(model.context_tokens - measured, COMPLETION_TOKENS_MIN)
+    return ModelRequest(
+        messages=(*talk.messages, *reminding(state)),
+        tools=means.schemas,
+        temperature=TEMPERATURE,
+        completion_tokens_max=min(means.completion_tokens_max, room),
+        heard=_teller(talk, means, "model"),
+    )
+
+
+def _teller(talk: Talk, means: Means, phase: str) -> Callable[..., None]:
+    """Return what tells how far the run is; its argument is what was heard of the reply."""
+    work = means.work
+
+    def tell(heard: int = 0) -> None:
+        means.progress.moment(Moment(phase, talk.round, work.calls, len(work.steps), heard))
+
+    return tell
+
+
+async def _fold(talk: Talk, means: Means) -> bool:
+    """Fold earlier rounds into a summary; whatever goes wrong leaves the history as it was."""
+    fold = compaction.fold_of(talk.messages)
+    if fold is None:
+        return False
+    means.progress.phase("compaction")
+    try:
+        reply = await means.asking.ask(compaction.request_for(fold), "compaction")
+    except (BudgetExceeded, PriceUnknown, ModelFailed):
+        # The round goes on without: its own call then meets the same, and ends the run if need be.
+        return False
+    messages = compaction.folded(fold, reply.content, facts=_facts(means.work))
+    if messages is None:
+        return False
+    talk.begin_anew(messages)
+    return True
+
+
+def _facts(work: Work) -> list[str]:
+    """Return the steps planned so far, as they are: a summary must not lose or invent one."""
+    lines = []
+    for step in work.steps:
+        made = one_line(canonical_json(step.data).decode("utf-8")) if step.data else ""
+        lines.append(f"- {step.tool}: {one_line(step.sentence)} → step {step.id} {made}".rstrip())
+    return lines
+
+
+def opening(*messages: Message, offered: frozenset[str]) -> Talk:
+    """Return a conversation that begins with these messages."""
+    talk = Talk(offered)
+    talk.say(*messages)
+    return talk
