@@ -50,6 +50,7 @@ from mana.hub.runner.opening import (
     open_record,
     sealed_grant,
 )
+from mana.hub.runner.warm import catalogue
 from mana.hub.runner.writeback import Draft, RunFacts, seal_run
 from mana.planning.budget import budget_reason
 from mana.planning.loop import InputTooLarge, Plan, run
@@ -62,7 +63,7 @@ from mana.planning.prompt import (
 )
 from mana.protocol.messages import StateRecord
 from mana.protocol.replication import apply_state
-from mana.registry.catalogue import Catalogue, load_catalogue
+from mana.registry.catalogue import Catalogue
 
 PROPOSAL_LIFE_MS: Final = 14 * 24 * 60 * 60 * 1_000
 REFUSALS_BYTES_MAX: Final = 16_384
@@ -97,7 +98,7 @@ class Run:
         self._runner = runner
         self._hub = hub
         self._authority = authority
-        self._catalogue: Catalogue = load_catalogue()
+        self._catalogue: Catalogue = catalogue()
         self._records: dict[str, StateRecord] = {}
         self._opened: Counter[str] = Counter()
         self._head: AuditDone | None = None

@@ -32,8 +32,8 @@ from mana.hub.runner.dialogue import (
     ToWorker,
     WorkerLost,
 )
-from mana.hub.runner.isolation import die_with_parent, forbid_dumps
 from mana.hub.runner.run import Ended, Run
+from mana.hub.runner.warm import runner_key
 from mana.models.choose import model_from_settings
 from mana.planning.ports import Model
 
@@ -43,8 +43,6 @@ RUNS_MAX: Final = 16
 
 def serve(end: socket.socket) -> None:
     """Work on what comes over the pipe until it ends. Runs in a process of its own."""
-    forbid_dumps()
-    die_with_parent()
     asyncio.run(_serve(end))
 
 
@@ -122,7 +120,7 @@ class _Session:
                     shared = build_model(message.model)
                     self._model = lambda: shared
             case OpeningKey():
-                self._keys[message.key_id] = RunnerPrivateKey.from_pem(message.pem)
+                self._keys[message.key_id] = runner_key(message.pem)
             case Standing():
                 self._spaces[message.space_id, message.digest] = _Space(message)
             case Job():
