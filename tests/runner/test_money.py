@@ -1,0 +1,475 @@
+"""Money on the hub: no cap is passed, whoever reserves at the same time, and sums are the rows'."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+
+import pytest
+
+from mana.domain.errors import Invalid
+from mana.domain.money import FREE, Price
+from mana.hub.db import AccessRefused, Role
+from mana.hub.money.store import Granted, Refusal, Run, agent_today, caps_of
+from mana.hub.money.store import reserve as reserve_in
+from mana.hub.tenants import Tenant
+from mana.planning.budget import Cap, budget_reason, fitting_all
+from mana.planning.ports import (
+    CAP_SCOPES,
+    BudgetExceeded,
+    CapScope,
+    CapUnit,
+    PriceUnknown,
+    Usage,
+)
+from mana.testing.postgres import Database, opened_tenancy
+from tests.runner.bank import Bank, bank
+
+pytest_plugins = ["mana.testing.plugin"]
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+
+PRICE = Price(1_000_000, 3_000_000)
+UNITS: tuple[CapUnit, ...] = ("tokens", "cost")
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("scope", CAP_SCOPES)
+async def test_exactly_at_the_cap_and_one_above(
+    database: Database, scope: CapScope, unit: CapUnit
+) -> None:
+    """A call that fills a cap is granted; one token or millionth more is refused, and says why."""
+    async with bank(database) as made:
+        call = made.ask(100, 200, price=PRICE)
+        needs = 300 if unit == "tokens" else 700
+        await made.cap(scope, unit, needs - 1)
+        assert await made.reserve(call) == [
+            Refusal(budget_reason(needs - 1, needs - 1, scope, unit))
+        ]
+        await made.cap(scope, unit, needs)
+        (granted,) = await made.reserve(call)
+        assert isinstance(granted, Granted)
+        assert granted.completion_tokens_max == 200
+        assert await made.used(scope, unit) == needs
+        assert await made.reserve(call) == [Refusal(budget_reason(0, needs, scope, unit))]
+        await made.cap(scope, unit, 0)
+        free = made.ask(0, 1, price=FREE)
+        assert await made.reserve(free) == [Refusal(budget_reason(0, 0, scope, unit))]
+        await made.cap(scope, unit, None)
+        assert isinstance((await made.reserve(call))[0], Granted)
+        await made.check()
+
+
+async def test_a_shorter_reply_down_to_the_floor(database: Database) -> None:
+    """Where less is left the reply is shorter, by tokens and by costs, but never below the floor."""
+    async with bank(database) as made:
+        await made.cap("agent", "tokens", 2_000)
+        assert (await made.granted(1_000, 4_096)).completion_tokens_max == 1_000
+        await made.cap("agent", "tokens", 3_256)
+        assert (await made.granted(1_000, 4_096)).completion_tokens_max == 256
+        await made.cap("agent", "tokens", 4_511)
+        assert await made.reserve(made.ask(1_000, 4_096)) == [
+            Refusal("budget:agent:tokens:1255/4511")
+        ]
+        await made.cap("agent", "tokens", None)
+        await made.cap("mission", "cost", 1_000)
+        # 100 for the prompt; 3 for each token of the reply.
+        granted = await made.granted(100, 4_096, price=PRICE)
+        assert granted.completion_tokens_max == 300
+        assert await made.used("mission", "cost") == 1_000
+
+
+async def test_the_smaller_cap_of_an_account_counts(database: Database) -> None:
+    """Of what the person and the operator allow an account, the smaller counts."""
+    async with bank(database) as made:
+        await made.cap("account", "tokens", 5_000)
+        await made.owner("update mana_ai.hub_limits set account_tokens_per_day_max = 4_000")
+        assert (await made.granted(1_000, 4_096)).completion_tokens_max == 3_000
+        await made.owner("update mana_ai.hub_limits set account_tokens_per_day_max = 9_000")
+        assert (await made.granted(100, 4_096)).completion_tokens_max == 900
+        # Bob set nothing, and the operator's cap is his alone.
+        await made.owner("update mana_ai.hub_limits set account_tokens_per_day_max = 1_000")
+        (granted,) = await made.reserve(made.ask(100, 4_096), person=made.bob)
+        assert isinstance(granted, Granted)
+        assert granted.completion_tokens_max == 900
+
+
+async def test_calls_are_taken_in_their_order(database: Database) -> None:
+    """Of several calls at once each counts for those behind it, and a refused one for nobody."""
+    async with bank(database) as made:
+        await made.cap("mission", "tokens", 1_000)
+        other = made.run(mission=2)
+        found = await made.reserve(
+            made.ask(500, 200),
+            made.ask(500, 200),
+            made.ask(500, 200, run=other),
+            made.ask(100, 200),
+            made.ask(100, 400, run=other),
+        )
+        replies = [one.completion_tokens_max if isinstance(one, Granted) else one for one in found]
+        refused = Refusal("budget:mission:tokens:300/1000")
+        assert replies == [200, refused, 200, 200, refused]
+        await made.check()
+
+
+async def test_what_is_not_there_is_refused(database: Database) -> None:
+    """A mission or an agent that the hub does not know, or that is deleted, spends nothing."""
+    async with bank(database) as made:
+        nobody, nowhere = made.run(agent=9), made.run(mission=9)
+        elsewhere = Run(made.bob.space, made.run().mission_id, made.run().agent_id)
+        found = await made.reserve(
+            *(made.ask(1, 1, run=one) for one in (nobody, nowhere, elsewhere))
+        )
+        assert found == [
+            Refusal("agent-missing"),
+            Refusal("mission-not-active"),
+            Refusal("mission-not-active"),
+        ]
+        await made.owner("update mana_ai.agent_snapshots set deleted = true")
+        assert await made.reserve(made.ask(1, 1)) == [Refusal("agent-missing")]
+        assert await made.value("select count(*) from mana_ai.token_usage") == 0
+
+
+async def test_a_refused_first_call_hides_no_sum(database: Database) -> None:
+    """A cap counts what was used also where the first call under it is refused for its agent."""
+    async with bank(database) as made:
+        await made.granted(900, 100)
+        await made.cap("mission", "tokens", 1_000)
+        found = await made.reserve(
+            made.ask(1, 1, run=made.run(agent=9)), made.ask(1, 1, run=made.run())
+        )
+        assert found == [Refusal("agent-missing"), Refusal("budget:mission:tokens:0/1000")]
+
+
+async def test_costs_need_a_price(database: Database) -> None:
+    """Under a cap of costs a model without a price is refused; without one its costs are unknown."""
+    async with bank(database) as made:
+        await made.granted(10, 300, price=None)
+        await made.cap("account", "cost", 10_000)
+        assert await made.reserve(made.ask(10, 300, price=None)) == [Refusal("no-price")]
+        await made.granted(10, 300, price=FREE)
+        assert await made.used("account", "cost") == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reply", "price"),
+    [(-1, 1, FREE), (1, -1, FREE), (10**9, 1, FREE), (1, 1, Price(-1, 0)), (1, 1, Price(0, 2**50))],
+)
+async def test_no_nonsense_is_reserved(
+    database: Database, prompt: int, reply: int, price: Price
+) -> None:
+    """What cannot be a number of tokens or a price is an error before anything is written."""
+    async with bank(database) as made:
+        with pytest.raises(Invalid):
+            await made.reserve(made.ask(1, 1), made.ask(prompt, reply, price=price))
+        assert await made.value("select count(*) from mana_ai.token_usage") == 0
+
+
+async def test_a_cap_lowered_in_the_middle_holds_at_the_next_call(database: Database) -> None:
+    """Whoever lowers a cap stops what runs at its next call, and loses no count of what was used."""
+    async with bank(database) as made:
+        await made.cap("agent", "tokens", 10_000)
+        first = await made.granted(1_000, 1_000)
+        await made.cap("agent", "tokens", 1_500)
+        assert await made.reserve(made.ask(1, 1)) == [Refusal("budget:agent:tokens:0/1500")]
+        await made.settle((first, Usage(1_000, 200)))
+        assert (await made.granted(100, 200)).completion_tokens_max == 200
+
+
+async def test_what_was_used_replaces_the_reservation_once(database: Database) -> None:
+    """A settlement counts in every sum, the first one stands, and nobody settles another's."""
+    async with bank(database) as made:
+        granted = await made.granted(1_000, 4_096, price=PRICE)
+        assert await made.settle((granted, Usage(1_200, 100)), person=made.bob) == 0
+        assert await made.used("mission") == 5_096
+        assert await made.settle((granted, Usage(1_200, 100)), (granted, Usage(1, 1))) == 1_300
+        assert await made.settle((granted, Usage(2_000, 2_000))) == 0
+        for scope in ("mission", "agent", "account", "hub"):
+            assert (await made.used(scope), await made.used(scope, "cost")) == (1_300, 1_500)
+        assert await made.used("mission", "calls") == 1
+        await made.check()
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        Usage(74, 100),
+        Usage(3_065, 100),
+        Usage(1_000, 16_385),
+        Usage(10**9, 100),
+        Usage(-5, 100),
+    ],
+)
+async def test_an_absurd_report_counts_the_reservation(
+    database: Database, usage: Usage | None
+) -> None:
+    """Neither a report of nearly nothing nor one of a day's worth is believed."""
+    async with bank(database) as made:
+        granted = await made.granted(1_000, 4_096)
+        assert await made.settle((granted, usage)) == 5_096
+        assert await made.used("agent") == 5_096
+        await made.check()
+
+
+async def test_settled_in_the_hour_of_the_reservation(database: Database) -> None:
+    """What a call of an earlier hour comes to changes that hour, and not the one that runs."""
+    async with bank(database) as made:
+        granted = await made.granted(1_000, 1_000)
+        await made.shift(3)
+        await made.settle((granted, Usage(600, 100)))
+        assert await made.value("select count(distinct hour) from mana_ai.spend") == 1
+        assert await made.used() == 700
+        await made.check()
+
+
+@pytest.mark.parametrize(("hours", "counts"), [(24, True), (25, False), (-5, True)])
+@pytest.mark.parametrize("scope", CAP_SCOPES)
+async def test_a_day_is_never_too_short(
+    database: Database, scope: CapScope, hours: int, counts: bool
+) -> None:
+    """The 24 hours before this one count, and hours ahead of a clock that was set back."""
+    async with bank(database) as made:
+        await made.granted(500, 500)
+        await made.shift(hours)
+        await made.cap(scope, "tokens", 1_000)
+        (found,) = await made.reserve(made.ask(1, 1))
+        assert isinstance(found, Refusal) is counts
+
+
+async def test_before_a_run_its_caps_are_seen(database: Database) -> None:
+    """What admission is told of caps is what a reservation would count, for many runs at once."""
+    async with bank(database) as made:
+        await made.granted(400, 600, price=PRICE)
+        await made.cap("agent", "tokens", 5_000)
+        await made.cap("mission", "cost", 7_000)
+        await made.cap("hub", "tokens", 10**12)
+        async with made.work() as tx:
+            one, two, gone = await caps_of(tx, [made.run(), made.run(2), made.run(9, 9)])
+            assert await agent_today(tx, made.space, made.run().agent_id)
+        hub = Cap("hub", "tokens", 10**12, 1_000)
+        agent = Cap("agent", "tokens", 5_000, 1_000)
+        assert one == (Cap("mission", "cost", 7_000, 2_200), agent, hub)
+        assert two == (Cap("mission", "cost", 7_000, 0), agent, hub)
+        assert gone == (hub,)
+
+
+def expected(
+    caps: dict[tuple[str, str, str], int], used: dict[tuple[str, str, str], int], ask: tuple
+) -> Granted | Refusal:
+    """Return what the pure rule answers, and count it."""
+    mission, agent, prompt, wanted, price = ask
+    names = {"mission": mission, "agent": agent, "account": "", "hub": ""}
+    given = [
+        Cap(scope, unit, caps[scope, names[scope], unit], used.get((scope, names[scope], unit), 0))
+        for scope in CAP_SCOPES
+        for unit in UNITS
+        if (scope, names[scope], unit) in caps
+    ]
+    try:
+        room = fitting_all(prompt, wanted, given, price)
+    except BudgetExceeded as error:
+        return Refusal(budget_reason(error.left, error.cap, error.scope, error.unit))
+    except PriceUnknown:
+        return Refusal("no-price")
+    cost = 0 if price is None else price.cost(prompt, room)
+    for scope, name in names.items():
+        for unit, more in (("tokens", prompt + room), ("cost", cost)):
+            key = (scope, name, unit)
+            used[key] = used.get(key, 0) + more
+    return Granted("", prompt, room)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_the_database_keeps_the_pure_rule(database: Database, seed: int) -> None:
+    """For any caps, prices and calls the database grants what the pure rule grants; sums add up."""
+    dice = random.Random(seed)
+    async with bank(database) as made:
+        caps: dict[tuple[str, str, str], int] = {}
+        for scope, unit in itertools.product(CAP_SCOPES, UNITS):
+            if dice.random() < 0.5:
+                cap = dice.choice([0, 900, 5_000, 20_000, 60_000])
+                await made.cap(scope, unit, cap)
+                names = {
+                    "mission": [f"mission-{n}" for n in (1, 2, 3)],
+                    "agent": [f"agent-{n}" for n in (1, 2)],
+                }.get(scope, [""])
+                caps |= {(scope, name, unit): cap for name in names}
+        if dice.random() < 0.7:  # rarely does a cap of nothing leave anything to see
+            for key in [key for key, cap in caps.items() if not cap]:
+                del caps[key]
+                await made.cap(key[0], key[2], None)  # type: ignore[arg-type]
+        used: dict[tuple[str, str, str], int] = {}
+        for _ in range(12):
+            asks, wanted = [], []
+            for _ in range(dice.randint(1, 5)):
+                run = made.run(dice.randint(1, 3), dice.randint(1, 2))
+                prompt, reply = dice.randint(0, 1_500), dice.randint(0, 2_500)
+                price = dice.choice([FREE, PRICE, Price(0, 700_000), Price(333, 0), None])
+                asks.append(made.ask(prompt, reply, run=run, price=price))
+                wanted.append(
+                    expected(caps, used, (run.mission_id, run.agent_id, prompt, reply, price))
+                )
+            found = await made.reserve(*asks)
+            assert [
+                Granted("", one.prompt_tokens, one.completion_tokens_max)
+                if isinstance(one, Granted)
+                else one
+                for one in found
+            ] == wanted
+            for ask, one in zip(asks, found, strict=True):
+                if not isinstance(one, Granted) or dice.random() < 0.5:
+                    continue
+                usage = Usage(one.prompt_tokens // 2 + 1, one.completion_tokens_max // 2)
+                await made.settle((one, usage))
+                reserved = one.prompt_tokens + one.completion_tokens_max
+                price = ask.call.price
+                more = usage.total - reserved
+                dearer = 0
+                if price is not None:
+                    before = price.cost(one.prompt_tokens, one.completion_tokens_max)
+                    dearer = price.cost(usage.prompt_tokens, usage.completion_tokens) - before
+                for scope, name in (
+                    ("mission", ask.run.mission_id),
+                    ("agent", ask.run.agent_id),
+                    ("account", ""),
+                    ("hub", ""),
+                ):
+                    used[scope, str(name), "tokens"] += more
+                    used[scope, str(name), "cost"] += dearer
+        await made.check()
+
+
+async def spending(made: Bank, dice: random.Random, runner: int, rounds: int) -> int:
+    """Reserve and settle for both people, by one runner; return the tokens granted and not settled."""
+    kept = 0
+    for _ in range(rounds):
+        person = dice.choice([made.ada, made.bob])
+        asks = [
+            made.ask(
+                dice.randint(10, 60),
+                dice.randint(10, 60),
+                run=made.run(dice.randint(1, 3), dice.randint(1, 2)),
+                price=PRICE,
+            )
+            for _ in range(dice.randint(1, 4))
+        ]
+        found = await made.reserve(*asks, person=person, runner=runner)
+        granted = [one for one in found if isinstance(one, Granted)]
+        settled = [one for one in granted if dice.random() < 0.5]
+        kept += sum(
+            one.prompt_tokens + one.completion_tokens_max for one in granted if one not in settled
+        )
+        if settled:
+            await made.settle(
+                *((one, Usage(one.prompt_tokens, 1)) for one in settled),
+                person=person,
+                runner=runner,
+            )
+            kept += sum(one.prompt_tokens + 1 for one in settled)
+    return kept
+
+
+@pytest.mark.parametrize(("scope", "cap"), [("hub", 9_000), ("agent", 4_000), ("mission", 3_000)])
+async def test_many_at_once_never_pass_a_cap(database: Database, scope: CapScope, cap: int) -> None:
+    """Two people, three runners, many connections: no cap is passed, nothing waits for itself."""
+    async with bank(database, runners=3) as made:
+        await made.cap(scope, "tokens", cap)
+        await made.cap("account", "cost", 10**9)
+        kept = await asyncio.gather(
+            *(spending(made, random.Random(n), n % 3, 25) for n in range(12))
+        )
+        assert sum(kept) == await made.used("account")
+        used = await made.value(
+            "select max(t) from (select sum(tokens) as t from mana_ai.spend"
+            f" where scope = '{scope}' group by space_id, id) s"
+            if scope != "hub"
+            else "select sum(tokens) from mana_ai.hub_spend"
+        )
+        # What is settled goes down again, so only a little of the cap may be left.
+        assert cap - 200 < used <= cap
+        await made.check()
+        assert (
+            await made.value(
+                "select deadlocks from pg_stat_database where datname = current_database()"
+            )
+            == 0
+        )
+
+
+async def test_a_sum_is_read_under_its_lock(database: Database) -> None:
+    """Of two that reserve at the same moment what only one may have, one is refused."""
+    async with bank(database, runners=2) as made:
+        await made.cap("agent", "tokens", 1_000)
+        async with made.work() as tx:
+            (first,) = await reserve_in(tx, [made.ask(500, 300)])
+            other = asyncio.create_task(made.reserve(made.ask(500, 300), person=made.bob, runner=1))
+            done, _ = await asyncio.wait([other], timeout=0.3)
+            assert not done
+        assert isinstance(first, Granted)
+        assert await other == [Refusal("budget:agent:tokens:200/1000")]
+
+
+async def test_nobody_waits_for_an_hub_without_a_cap(database: Database) -> None:
+    """Two accounts with nothing in common reserve and settle beside each other, not one by one."""
+    async with bank(database) as made:
+        async with made.work() as tx:
+            (first,) = await reserve_in(tx, [made.ask(1, 1)])
+            async with asyncio.timeout(5):
+                (second,) = await made.reserve(made.ask(1, 1, run=made.run(2, 2)), person=made.bob)
+                assert isinstance(second, Granted)
+                await made.settle((second, Usage(1, 1)), person=made.bob)
+        assert isinstance(first, Granted)
+        assert await made.value("select count(*) from mana_ai.hub_spend") == 2
+        await made.check()
+
+
+async def test_what_is_old_goes_and_what_is_not_stays(database: Database) -> None:
+    """Rows and sums of more than 400 days go when the account reserves again, and no younger ones."""
+    async with bank(database) as made:
+        await made.granted(1, 1)
+        await made.shift(24 * 400 + 1)
+        await made.reserve(made.ask(2, 2), person=made.bob)
+        await made.shift(24 * 400 - 2)
+        assert await made.value("select count(*) from mana_ai.token_usage") == 2
+        await made.granted(3, 3)
+        found = await made.value("select array_agg(spent order by spent) from mana_ai.token_usage")
+        assert found == [4, 6]
+        await made.check()
+
+
+@pytest.mark.parametrize("role", [Role.APP, Role.RUNNER])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "delete from mana_ai.token_usage",
+        "delete from mana_ai.spend",
+        "update mana_ai.spend set tokens = 0 where account_id <> mana.current_account()",
+        (
+            "update mana_ai.token_usage set spent = 0, settled_at = null"
+            " where account_id <> mana.current_account()"
+        ),
+        (
+            "insert into mana_ai.spend (scope, id, account_id, hour)"
+            " select 'account', account_id, account_id, hour from mana_ai.spend"
+            " where account_id <> mana.current_account()"
+        ),
+        "update mana_ai.token_usage set reserved = 0",
+    ],
+)
+async def test_nobody_writes_down_what_was_spent(
+    database: Database, role: Role, statement: str
+) -> None:
+    """Neither role removes what is young or touches what another account spent."""
+    async with bank(database) as made:
+        await made.granted(10, 10)
+        await made.reserve(made.ask(10, 10), person=made.bob)
+        tenant = Tenant(made.ada.account.account_id)
+        async with opened_tenancy(made.database, role=role) as tenancy:
+            try:
+                async with tenancy.transaction(tenant) as tx:
+                    assert await tx.execute(statement) == 0
+            except AccessRefused:
+                pass
+        assert await made.used() == 40
+        await made.check()
