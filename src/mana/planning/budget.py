@@ -117,6 +117,14 @@ def counted(
     return usage if prompt_fits and reply_fits else None
 
 
+def counted_slice(usage: Usage, *, asked: int, calls: int) -> Usage | None:
+    """Return what a device used of tokens that it had asked for, for so many calls, as `counted`."""
+    is_believed = is_sane(usage.prompt_tokens, usage.completion_tokens) and (
+        usage.total <= REPLY_TIMES_MAX * asked + TOKENS_BESIDE * calls
+    )
+    return usage if is_believed else None
+
+
 def _within(tokens: int, size: int, most: int) -> bool:
     """Say whether so many tokens can stand for so many bytes, and are no more than `most`."""
     return size <= tokens * BYTES_PER_TOKEN_MAX and 0 <= tokens <= min(most, TOKENS_MAX)

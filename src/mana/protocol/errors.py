@@ -113,6 +113,13 @@ class VaultMoved(Conflict):
     advice = "Enter the password again, so that this device follows; then repeat it."
 
 
+class ReservationsFull(Conflict):
+    """A device holds as many reservations of tokens for a mission as it may."""
+
+    code = "RESERVATIONS_FULL"
+    advice = "Settle those whose calls have ended."
+
+
 class ProofRefused(Forbidden):
     """The change is not signed by the account's identity over the hub's challenge."""
 

@@ -48,6 +48,6 @@ select count(*) from mana_ai.token_usage
    and settled_at is null and holder is not null and ts >= (select mana_ai.day_begins())
 
 -- name: slice
-select reserved, settled_at from mana_ai.token_usage
+select reply_max from mana_ai.token_usage
  where usage_id = $1 and space_id = $2 and mission_id = $3 and holder is not null
    and account_id = mana.current_account()

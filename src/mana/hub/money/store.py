@@ -235,10 +235,10 @@ class Slices:
         )
         return found
 
-    async def reserved(self, run: Run, reservation: str) -> int | None:
-        """Return what a reservation of the account's devices holds, None if there is none."""
-        row = await self._tx.one(_QUERIES["slice"], reservation, run.space_id, run.mission_id)
-        return None if row is None else int(row["reserved"])
+    async def asked(self, space: SpaceId, mission: MissionId, reservation: str) -> int | None:
+        """Return how many tokens one of the account's devices asked for, None if it is not there."""
+        found: int | None = await self._tx.value(_QUERIES["slice"], reservation, space, mission)
+        return found
 
     async def settle(self, reservation: str, usage: Usage | None, *, calls: int) -> None:
         """Replace a reservation by what was used, unless it is settled already."""

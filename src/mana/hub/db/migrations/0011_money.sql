@@ -18,7 +18,8 @@ alter table mana_ai.token_usage
   add column reply_max bigint not null default 0 check (reply_max >= 0),
   add column holder text,
   add column calls bigint not null default 1 check (calls >= 0);
-comment on column mana_ai.token_usage.reply_max is 'of `reserved`: the longest reply that was granted';
+comment on column mana_ai.token_usage.reply_max is
+  'of `reserved`: the longest reply that was granted; for a device what it asked for, granted or not';
 comment on column mana_ai.token_usage.holder is
   'a device that spends by itself; null: the runner. What devices spend is not the hub''s.';
 -- Its sums answer what was asked by agent; what a run used is asked when it ends.
@@ -360,11 +361,11 @@ begin
      reply_max, reserved_cost, cost, endpoint, model, purpose, prompt_price, completion_price,
      holder)
   select t.usage_id, me, t.space_id, t.agent_id, t.mission_id, t.occurrence_id, t.tokens, t.tokens,
-         t.tokens - t.prompt, t.cost, t.cost, t.endpoint, t.model, t.purpose, t.prompt_price,
+         case when is_hub then t.tokens - t.prompt else t.asked end, t.cost, t.cost, t.endpoint, t.model, t.purpose, t.prompt_price,
          t.reply_price, p_holder
     from unnest(ids, tokens, costs, p_spaces, p_missions, p_agents, p_occurrences, p_prompts,
-                p_endpoints, p_models, p_purposes, p_prompt_prices, p_reply_prices)
-      as t (usage_id, tokens, cost, space_id, mission_id, agent_id, occurrence_id, prompt,
+                p_replies, p_endpoints, p_models, p_purposes, p_prompt_prices, p_reply_prices)
+      as t (usage_id, tokens, cost, space_id, mission_id, agent_id, occurrence_id, prompt, asked,
             endpoint, model, purpose, prompt_price, reply_price)
    where t.usage_id is not null;
   perform mana_ai.add_spend(ids, tokens, costs, array_fill(1::bigint, array[count_of]));
