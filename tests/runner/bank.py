@@ -10,8 +10,18 @@ from typing import Any
 from mana.domain.ids import AccountId, AgentId, MissionId, OccurrenceId, SpaceId
 from mana.domain.money import FREE, Price
 from mana.hub.db import Role, Tenancy, Transaction
-from mana.hub.money.store import Granted, Refusal, ReserveFor, Run, Settlement, reserve, settle
+from mana.hub.money.store import (
+    Granted,
+    Refusal,
+    ReserveFor,
+    Run,
+    Settlement,
+    caps_of,
+    reserve,
+    settle,
+)
 from mana.hub.tenants import Tenant
+from mana.planning.budget import Cap
 from mana.planning.ports import CapScope, CapUnit, ModelCall, Purpose, Usage
 from mana.testing.postgres import Database, connected, opened_tenancy
 from tests.hub.client import Person, served_hub
@@ -88,6 +98,10 @@ class Bank:
     async def granted(self, prompt: int, reply: int, **options: Any) -> Granted:
         (found,) = await self.reserve(self.ask(prompt, reply, **options))
         assert isinstance(found, Granted), found
+        return found
+
+    async def caps(self, tx: Transaction) -> tuple[Cap, ...]:
+        (found,) = await caps_of(tx, [self.run()])
         return found
 
     async def settle(
