@@ -13,7 +13,7 @@ from mana.cli.places import Places
 from mana.hub.runner.app import build, serve
 from mana.hub.runner.settings import RunnerSettings
 from mana.hub.schema.store import addresses
-from mana.models.choose import model_from_settings, model_info
+from mana.models.choose import model_infos
 
 _log: Final = structlog.get_logger("mana.runner")
 
@@ -31,14 +31,21 @@ def runner() -> None:
 
 async def _serve(settings: RunnerSettings) -> None:
     announce = announcer(os.environ, "runner")
-    model = model_info(model_from_settings(settings.llm_url, settings.llm_key, settings.llm_model))
-    # Where text will go is said in the log too, before any could go there.
-    _log.info("model", name=model.model, endpoint=model.endpoint, what=model.description)
+    models = model_infos(settings.models)
+    for model in models:
+        # Where text will go is said in the log too, before any could go there.
+        _log.info(
+            "model",
+            alias=model.alias,
+            name=model.model,
+            endpoint=model.endpoint,
+            what=model.description,
+        )
     with stop_event(os.environ) as stopping:
         await serve(
             build(settings),
             ready=lambda port: announce(
-                {"url": f"http://{settings.host}:{port}", "model": model.description}
+                {"url": f"http://{settings.host}:{port}", "model": models[0].description}
             ),
             stop=stopping,
         )
