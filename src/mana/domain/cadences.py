@@ -221,8 +221,8 @@ def _next_cron(expression: str, where: ZoneInfo, after_ms: int) -> int | None:
         moment = found.replace(tzinfo=where).astimezone(UTC)
         if _is_steady(where, moment):
             return (moment - _instant(0)) // _MS
-    moment = next(_cron_moments(expression, where, after), None)
-    return None if moment is None else (moment - _instant(0)) // _MS
+    first = next(_cron_moments(expression, where, after), None)
+    return None if first is None else (first - _instant(0)) // _MS
 
 
 def _cron_moments(expression: str, where: ZoneInfo, after: datetime) -> Iterator[datetime]:

@@ -188,3 +188,17 @@ class LinkEnded(NotFound):
 
     code = "LINK_ENDED"
     advice = "Begin again on the new device."
+
+
+class WorkStopped(Conflict):
+    """The person stopped all work of the account, or the operator that of the hub."""
+
+    code = "WORK_STOPPED"
+    advice = "Let the work go on first; while the operator has stopped it, ask whoever runs the hub."
+
+
+class MissionErrored(Conflict):
+    """The mission failed too often in a row, and waits for its person."""
+
+    code = "MISSION_ERRORED"
+    advice = "See why its last run failed, then resume it."

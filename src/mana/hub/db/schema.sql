@@ -8,6 +8,7 @@ create schema mana_ai;
 grant usage on schema mana_ai to mana_app;
 grant usage on schema mana_ai to mana_runner;
 create sequence mana.security_events_number_seq as bigint;
+create sequence mana_ai.hub_spend_part_seq as bigint;
 
 CREATE OR REPLACE FUNCTION mana.admit_sign_up(p_demo boolean, p_invite bytea, p_invites_only boolean)
  RETURNS text
@@ -95,6 +96,22 @@ CREATE OR REPLACE FUNCTION mana.current_space()
 AS $function$ select nullif(pg_catalog.current_setting('app.current_space', true), '') $function$;
 -- execute: mana_app, mana_runner
 
+CREATE OR REPLACE FUNCTION mana.end_letter(p_account text, p_sent boolean)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  update mana.letters l
+     set waiting = false, due_at = null, attempts = 0,
+         sent_at = case when p_sent then pg_catalog.clock_timestamp() else l.sent_at end
+   where l.account_id = p_account;
+end
+$function$;
+-- execute: mana_app
+
 CREATE OR REPLACE FUNCTION mana.kek_batch(p_kek_id text, p_limit integer)
  RETURNS TABLE(account_id text, kek_wrap text, kek_id text)
  LANGUAGE plpgsql
@@ -145,6 +162,19 @@ CREATE OR REPLACE FUNCTION mana.moving_space()
  STABLE PARALLEL SAFE
 AS $function$ select nullif(pg_catalog.current_setting('app.moving_space', true), '') $function$;
 -- execute: mana_app, mana_runner
+
+CREATE OR REPLACE FUNCTION mana.next_letter()
+ RETURNS timestamp with time zone
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return (select pg_catalog.min(l.due_at) from mana.letters l where l.waiting);
+end
+$function$;
+-- execute: mana_app
 
 CREATE OR REPLACE FUNCTION mana.open_reset(p_token_hash bytea, p_login_key text, p_now timestamp with time zone, p_expires timestamp with time zone)
  RETURNS text
@@ -285,6 +315,29 @@ end
 $function$;
 -- execute: mana_app
 
+CREATE OR REPLACE FUNCTION mana.take_letters(p_limit integer)
+ RETURNS TABLE(account_id text, address text, attempts integer)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+#variable_conflict use_column
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    update mana.letters l
+       set attempts = l.attempts + 1,
+           due_at = pg_catalog.clock_timestamp()
+                    + least(pg_catalog.power(2, l.attempts), 360) * interval '1 minute'
+     where l.account_id in (
+       select w.account_id from mana.letters w
+        where w.waiting and w.due_at <= pg_catalog.clock_timestamp()
+        order by w.due_at limit p_limit for update skip locked)
+    returning l.account_id, l.address, l.attempts;
+end
+$function$;
+-- execute: mana_app
+
 CREATE OR REPLACE FUNCTION mana.tell_ended_session()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -316,6 +369,225 @@ end
 $function$;
 -- execute: mana_app
 
+CREATE OR REPLACE FUNCTION mana_ai.add_spend(p_ids text[], p_tokens bigint[], p_costs bigint[], p_calls bigint[])
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO ''
+AS $function$
+declare
+  moved record;
+begin
+  insert into mana_ai.spend as s (scope, space_id, id, account_id, hour, tokens, cost, calls)
+  select k.scope, k.space_id, k.id, u.account_id, date_trunc('hour', u.ts, 'UTC'),
+         sum(d.tokens), sum(d.cost), sum(d.calls)
+    from unnest(p_ids, p_tokens, p_costs, p_calls) as d (usage_id, tokens, cost, calls)
+    join mana_ai.token_usage u on u.usage_id = d.usage_id
+   cross join lateral (values ('account', '', u.account_id), ('agent', u.space_id, u.agent_id),
+                              ('mission', u.space_id, u.mission_id)) as k (scope, space_id, id)
+   group by 1, 2, 3, 4, 5
+  on conflict (scope, space_id, id, hour, account_id) do update
+    set tokens = s.tokens + excluded.tokens, cost = s.cost + excluded.cost,
+        calls = s.calls + excluded.calls;
+  for moved in
+    select date_trunc('hour', u.ts, 'UTC') as hour, sum(d.tokens) as tokens, sum(d.cost) as cost,
+           sum(d.calls) as calls
+      from unnest(p_ids, p_tokens, p_costs, p_calls) as d (usage_id, tokens, cost, calls)
+      join mana_ai.token_usage u on u.usage_id = d.usage_id and u.holder is null
+     group by 1
+  loop
+    update mana_ai.hub_spend s
+       set tokens = s.tokens + moved.tokens, cost = s.cost + moved.cost,
+           calls = s.calls + moved.calls
+     where s.hour = moved.hour
+       and s.part = (select free.part from mana_ai.hub_spend free where free.hour = moved.hour
+                      order by free.part limit 1 for update skip locked);
+    if not found then
+      insert into mana_ai.hub_spend (hour, tokens, cost, calls)
+      values (moved.hour, moved.tokens, moved.cost, moved.calls);
+    end if;
+  end loop;
+end
+$function$;
+-- execute: mana_app, mana_runner
+
+CREATE OR REPLACE FUNCTION mana_ai.agent_moved()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  perform mana_ai.stop_runs(new.space_id, null, new.agent_id);
+  return null;
+end
+$function$;
+-- execute: the owner only
+
+CREATE OR REPLACE FUNCTION mana_ai.caps_of(p_spaces text[], p_missions text[], p_agents text[], p_is_hub boolean)
+ RETURNS TABLE(place integer, has_mission boolean, has_agent boolean, mission_at integer, mission_token_cap bigint, mission_cost_cap bigint, mission_tokens bigint, mission_costs bigint, agent_at integer, agent_token_cap bigint, agent_cost_cap bigint, agent_tokens bigint, agent_costs bigint, account_token_cap bigint, account_cost_cap bigint, account_tokens bigint, account_costs bigint, hub_token_cap bigint, hub_cost_cap bigint, hub_tokens bigint, hub_costs bigint)
+ LANGUAGE plpgsql
+ SET search_path TO ''
+AS $function$
+#variable_conflict use_column
+declare
+  me constant text := mana.current_account();
+  since constant timestamptz := mana_ai.day_begins();
+  account_token_cap bigint; account_cost_cap bigint; account_tokens bigint; account_costs bigint;
+  hub_token_cap bigint; hub_cost_cap bigint; hub_tokens bigint; hub_costs bigint;
+begin
+  select case when p_is_hub then l.tokens_per_day_max end,
+         case when p_is_hub then l.cost_per_day_max end,
+         least(l.account_tokens_per_day_max, w.tokens_per_day_max),
+         least(l.account_cost_per_day_max, w.cost_per_day_max)
+    into hub_token_cap, hub_cost_cap, account_token_cap, account_cost_cap
+    from mana_ai.hub_limits l left join mana_ai.account_work w on w.account_id = me
+   where l.one;
+  if account_token_cap is not null or account_cost_cap is not null then
+    select sum(s.tokens), sum(s.cost) into account_tokens, account_costs
+      from mana_ai.spend s
+     where s.scope = 'account' and s.space_id = '' and s.id = me and s.hour >= since;
+  end if;
+  if hub_token_cap is not null or hub_cost_cap is not null then
+    select sum(s.tokens), sum(s.cost) into hub_tokens, hub_costs
+      from mana_ai.hub_spend s where s.hour >= since;
+  end if;
+  return query
+  select a.place::integer, m.mission_id is not null, g.agent_id is not null,
+         a.mission_at::integer, m.max_tokens_per_day, m.max_cost_per_day,
+         of_mission.tokens, of_mission.cost,
+         a.agent_at::integer, g.max_tokens_per_day, g.max_cost_per_day,
+         of_agent.tokens, of_agent.cost,
+         account_token_cap, account_cost_cap,
+         coalesce(account_tokens, 0), coalesce(account_costs, 0),
+         hub_token_cap, hub_cost_cap, coalesce(hub_tokens, 0), coalesce(hub_costs, 0)
+    from (select u.*, min(u.place) over (partition by u.space_id, u.mission_id) as mission_at,
+                 min(u.place) over (partition by u.space_id, u.agent_id) as agent_at
+            from unnest(p_spaces, p_missions, p_agents) with ordinality
+              as u (space_id, mission_id, agent_id, place)) a
+    left join mana_ai.mission_snapshots m
+      on m.space_id = a.space_id and m.mission_id = a.mission_id and not m.deleted
+    left join mana_ai.agent_snapshots g
+      on g.space_id = a.space_id and g.agent_id = a.agent_id and not g.deleted
+   cross join lateral (
+     select coalesce(sum(s.tokens), 0)::bigint as tokens, coalesce(sum(s.cost), 0)::bigint as cost
+       from mana_ai.spend s
+      where s.scope = 'mission' and s.space_id = a.space_id and s.id = a.mission_id
+        and s.hour >= since and a.place = a.mission_at
+        and (m.max_tokens_per_day is not null or m.max_cost_per_day is not null)) of_mission
+   cross join lateral (
+     select coalesce(sum(s.tokens), 0)::bigint as tokens, coalesce(sum(s.cost), 0)::bigint as cost
+       from mana_ai.spend s
+      where s.scope = 'agent' and s.space_id = a.space_id and s.id = a.agent_id
+        and s.hour >= since and a.place = a.agent_at
+        and (g.max_tokens_per_day is not null or g.max_cost_per_day is not null)) of_agent
+   order by a.place;
+end
+$function$;
+-- execute: mana_app, mana_runner
+
+CREATE OR REPLACE FUNCTION mana_ai.changed(p_space text, p_tables text, p_records text, p_visibilities text, p_ops text, p_origins text, p_groups text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO ''
+AS $function$
+declare
+  v_now timestamptz := pg_catalog.date_trunc('milliseconds', pg_catalog.clock_timestamp());
+  v_queued boolean := false;
+  v_mission record;
+  v_waiting record;
+  v_last timestamptz;
+  v_newest timestamptz;
+  v_debounce interval;
+  v_due timestamptz;
+begin
+  for v_mission in
+    with logged as materialized (
+      select c.* from unnest(
+          pg_catalog.string_to_array(p_tables, e'\x1f'),
+          pg_catalog.string_to_array(p_records, e'\x1f'),
+          pg_catalog.string_to_array(p_visibilities, e'\x1f'),
+          pg_catalog.string_to_array(p_ops, e'\x1f'),
+          pg_catalog.string_to_array(p_origins, e'\x1f'),
+          pg_catalog.string_to_array(p_groups, e'\x1f', ''))
+        as c (table_name, record_id, visibility, op, origin, group_id)
+    ), touched as materialized (
+      select distinct w.mission_id
+        from logged c
+       cross join lateral (
+         select w.mission_id from mana_ai.watched w
+          where w.space_id = p_space and w.table_name = c.table_name
+            and w.record_id = c.record_id offset 0) w
+       where c.origin = 'user' and c.visibility = 'space'
+         and c.op in ('insert', 'update', 'delete')
+         and (c.group_id is null or not exists (
+           select from logged other
+            where other.group_id = c.group_id and other.origin <> 'user')))
+    select m.mission_id, m.account_id, m.agent_id,
+           pg_catalog.make_interval(mins => (m.cadence ->> 'debounceMinutes')::integer) as debounce,
+           pg_catalog.make_interval(mins => (m.cadence ->> 'spacingMinutes')::integer) as spacing
+      from mana_ai.mission_snapshots m
+     where m.space_id = p_space and m.mission_id in (select t.mission_id from touched t)
+       and m.hold is null and m.state = 'active' and not m.deleted and m.runs_on = 'hub'
+       and m.cadence ->> 'kind' = 'onChange'
+     order by m.mission_id
+       for no key update
+  loop
+    v_debounce := v_mission.debounce;
+    select o.occurrence_id, o.scheduled_for, o.due_at into v_waiting
+      from mana_ai.occurrences o
+     where o.space_id = p_space and o.mission_id = v_mission.mission_id and o.state = 'queued'
+       and o.kind = 'change'
+     order by o.scheduled_for desc limit 1;
+    if v_waiting.occurrence_id is not null then
+      -- What waits for its spacing or for a retry is never moved to an earlier time.
+      update mana_ai.occurrences o
+         set due_at = greatest(o.due_at, least(v_now + v_debounce,
+                                               v_waiting.scheduled_for + 4 * v_debounce))
+       where o.occurrence_id = v_waiting.occurrence_id and o.state = 'queued';
+      v_queued := v_queued or found;
+      continue when found;
+    end if;
+    select o.started_at into v_last from mana_ai.occurrences o
+     where o.space_id = p_space and o.mission_id = v_mission.mission_id and o.kind = 'change'
+       and o.state <> 'queued'
+     order by o.scheduled_for desc limit 1;
+    select o.scheduled_for into v_newest from mana_ai.occurrences o
+     where o.space_id = p_space and o.mission_id = v_mission.mission_id
+     order by o.scheduled_for desc limit 1;
+    v_due := greatest(v_now + v_debounce, v_last + v_mission.spacing);
+    insert into mana_ai.occurrences
+      (space_id, mission_id, account_id, agent_id, scheduled_for, kind, state, due_at)
+    values (p_space, v_mission.mission_id, v_mission.account_id, v_mission.agent_id,
+            greatest(v_now, v_newest + interval '1 millisecond'), 'change', 'queued', v_due);
+    v_queued := true;
+  end loop;
+  if v_queued then
+    perform pg_catalog.pg_notify('mana_due', '');
+  end if;
+end
+$function$;
+-- execute: mana_app, mana_runner
+
+CREATE OR REPLACE FUNCTION mana_ai.cost_of(prompt bigint, reply bigint, prompt_price bigint, reply_price bigint)
+ RETURNS bigint
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+  select least(
+    coalesce(
+      pg_catalog.ceil((prompt::numeric * prompt_price + reply::numeric * reply_price) / 1000000), 0),
+    1000000000000)::bigint
+$function$;
+-- execute: mana_app, mana_runner
+
+CREATE OR REPLACE FUNCTION mana_ai.day_begins()
+ RETURNS timestamp with time zone
+ LANGUAGE sql
+ PARALLEL SAFE
+AS $function$ select pg_catalog.date_trunc('hour', pg_catalog.clock_timestamp(), 'UTC') - interval '24 hours' $function$;
+-- execute: mana_app, mana_runner
+
 CREATE OR REPLACE FUNCTION mana_ai.end_grants()
  RETURNS TABLE(grant_id text, expires_at timestamp with time zone)
  LANGUAGE plpgsql
@@ -338,6 +610,49 @@ begin
 end
 $function$;
 -- execute: mana_runner
+
+CREATE OR REPLACE FUNCTION mana_ai.forget_spend(p_account text, p_is_hub boolean)
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO ''
+AS $function$
+declare
+  before constant timestamptz := clock_timestamp() - interval '400 days';
+begin
+  delete from mana_ai.token_usage u
+   where u.usage_id = any (array(
+     select old.usage_id from mana_ai.token_usage old
+      where old.account_id = p_account and old.ts < before order by old.ts limit 2000));
+  delete from mana_ai.spend s
+   where s.ctid = any (array(
+     select old.ctid from mana_ai.spend old
+      where old.account_id = p_account and old.hour < before order by old.hour limit 2000));
+  if p_is_hub then
+    delete from mana_ai.hub_spend s
+     where s.ctid = any (array(
+       select old.ctid from mana_ai.hub_spend old
+        where old.hour < before order by old.hour limit 2000 for update skip locked));
+  end if;
+end
+$function$;
+-- execute: mana_app, mana_runner
+
+CREATE OR REPLACE FUNCTION mana_ai.grant_moved()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  perform mana_ai.watch(new.space_id, new.mission_id);
+  if new.state in ('expired', 'revoked') then
+    perform mana_ai.stop_runs(new.space_id, new.mission_id, null);
+  end if;
+  return null;
+end
+$function$;
+-- execute: the owner only
 
 CREATE OR REPLACE FUNCTION mana_ai.guard_grant()
  RETURNS trigger
@@ -377,6 +692,23 @@ end
 $function$;
 -- execute: the owner only
 
+CREATE OR REPLACE FUNCTION mana_ai.keep_moved_turn()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  insert into mana_ai.account_work as w (account_id, next_due)
+  select a.account_id, new.due_at from mana.accounts a where a.account_id = new.account_id
+  on conflict (account_id) do update
+    set next_due = least(w.next_due, excluded.next_due);
+  return null;
+end
+$function$;
+-- execute: the owner only
+
 CREATE OR REPLACE FUNCTION mana_ai.keep_turn()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -386,12 +718,391 @@ AS $function$
 begin
   perform pg_catalog.set_config('app.door', 'open', true);
   insert into mana_ai.account_work as w (account_id, next_due)
-  select q.account_id, pg_catalog.min(q.due_at) from queued q where q.state = 'queued'
+  select q.account_id, pg_catalog.min(q.due_at) from queued q
+   where q.state = 'queued'
+     and exists (select from mana.accounts a where a.account_id = q.account_id)
    group by q.account_id order by q.account_id
   on conflict (account_id) do update
     set next_due = least(w.next_due, excluded.next_due);
   return null;
 end
+$function$;
+-- execute: the owner only
+
+CREATE OR REPLACE FUNCTION mana_ai.lease(p_worker text, p_free integer, p_life interval, p_leases_max integer)
+ RETURNS SETOF mana_ai.occurrences
+ LANGUAGE plpgsql
+ SET search_path TO ''
+AS $function$
+#variable_conflict use_column
+declare
+  v_now timestamptz;
+  v_limits record;
+  v_free integer;
+  v_leased text[] := '{}';
+  v_accounts text[];
+  v_shares integer[];
+  v_some text[];
+  v_served text[];
+  v_done text[] := '{}';
+begin
+  perform pg_catalog.pg_advisory_xact_lock(1835101793, 3);
+  v_now := pg_catalog.clock_timestamp();
+  select * into v_limits from mana_ai.hub_limits;
+  if v_limits.stopped_at is not null then
+    return;
+  end if;
+  select least(p_free, v_limits.runs_max - pg_catalog.count(*)) into v_free
+    from mana_ai.occurrences o where o.state = 'leased' and o.lease_until >= v_now;
+  if v_free <= 0 then
+    return;
+  end if;
+
+  with behind as materialized (
+    select o.occurrence_id, o.account_id, o.lease_until from mana_ai.occurrences o
+     where o.state = 'leased' and o.lease_until < v_now and o.attempts < p_leases_max
+       and not exists (select from mana_ai.stops s where s.occurrence_id = o.occurrence_id)
+       and not exists (select from mana_ai.account_work w
+                        where w.account_id = o.account_id and w.stopped_at is not null)
+     order by o.lease_until limit 1000 for update of o skip locked
+  ), placed as (
+    select b.occurrence_id, b.lease_until,
+           pg_catalog.row_number() over (partition by b.account_id order by b.lease_until) as place,
+           (select pg_catalog.count(*) from mana_ai.occurrences r
+             where r.state = 'leased' and r.lease_until >= v_now
+               and r.account_id = b.account_id) as running
+      from behind b
+  ), chosen as (
+    select p.occurrence_id from placed p
+     where p.place + p.running <= v_limits.runs_per_account_max
+     order by p.lease_until limit v_free
+  ), taken as (
+    update mana_ai.occurrences o
+       set lease_until = v_now + p_life, fence = o.fence + 1, attempts = o.attempts + 1,
+           worker = p_worker, admitted = false, phase = 'leased'
+      from chosen c where o.occurrence_id = c.occurrence_id
+    returning o.occurrence_id)
+  select coalesce(pg_catalog.array_agg(t.occurrence_id), '{}') into v_leased from taken t;
+  v_free := v_free - pg_catalog.cardinality(v_leased);
+
+  while v_free > 0 loop
+    -- In a statement of its own: what follows then sees all that was queued before the row was held.
+    with running as materialized (
+      select r.account_id, pg_catalog.count(*) as number from mana_ai.occurrences r
+       where r.state = 'leased' and r.lease_until >= v_now group by r.account_id
+    ), turn as materialized (
+      select w.account_id, w.served_at,
+             (v_limits.runs_per_account_max - coalesce(r.number, 0))::integer as room
+        from mana_ai.account_work w left join running r on r.account_id = w.account_id
+       where w.stopped_at is null and w.next_due <= v_now
+         and coalesce(r.number, 0) < v_limits.runs_per_account_max
+         and w.account_id <> all (v_done)
+       order by w.served_at, w.account_id limit v_free for update of w skip locked
+    ), placed as (
+      select t.*, pg_catalog.row_number() over (order by t.served_at, t.account_id) as place,
+             pg_catalog.count(*) over () as number
+        from turn t)
+    select pg_catalog.array_agg(p.account_id order by p.place),
+           pg_catalog.array_agg(
+             least(p.room, v_free / p.number + (p.place <= v_free % p.number)::integer)::integer
+             order by p.place)
+      into v_accounts, v_shares from placed p;
+    exit when v_accounts is null;
+
+    with picked as materialized (
+      select q.occurrence_id
+        from unnest(v_accounts, v_shares) as t (account_id, share)
+       cross join lateral (
+         select o.occurrence_id from mana_ai.occurrences o
+          where o.account_id = t.account_id and o.state = 'queued' and o.due_at <= v_now
+          order by o.due_at limit t.share for update skip locked) q
+    ), taken as (
+      update mana_ai.occurrences o
+         set state = 'leased', lease_until = v_now + p_life, fence = o.fence + 1,
+             attempts = o.attempts + 1, worker = p_worker, admitted = false, phase = 'leased',
+             started_at = coalesce(o.started_at, v_now)
+        from picked p where o.occurrence_id = p.occurrence_id
+      returning o.occurrence_id, o.account_id)
+    select coalesce(pg_catalog.array_agg(t.occurrence_id), '{}'),
+           coalesce(pg_catalog.array_agg(t.account_id), '{}')
+      into v_some, v_served from taken t;
+
+    update mana_ai.account_work w
+       set served_at = case when w.account_id = any (v_served)
+                            then pg_catalog.clock_timestamp() else w.served_at end,
+           next_due = (select o.due_at from mana_ai.occurrences o
+                        where o.account_id = w.account_id and o.state = 'queued'
+                        order by o.due_at limit 1)
+     where w.account_id = any (v_accounts);
+    -- Who had less than their share has no more that is due.
+    select v_done || coalesce(pg_catalog.array_agg(t.account_id), '{}') into v_done
+      from unnest(v_accounts, v_shares) as t (account_id, share)
+     where t.share > (select pg_catalog.count(*) from unnest(v_served) as s (account_id)
+                       where s.account_id = t.account_id);
+    v_leased := v_leased || v_some;
+    v_free := v_free - pg_catalog.cardinality(v_some);
+  end loop;
+  return query select o.* from mana_ai.occurrences o where o.occurrence_id = any (v_leased);
+end
+$function$;
+-- execute: mana_runner
+
+CREATE OR REPLACE FUNCTION mana_ai.lock_spend(key text)
+ RETURNS void
+ LANGUAGE sql
+AS $function$
+  select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(key, 1835101796))
+$function$;
+-- execute: mana_app, mana_runner
+
+CREATE OR REPLACE FUNCTION mana_ai.mission_moved()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  perform mana_ai.watch(new.space_id, new.mission_id);
+  if new.state <> 'active' or new.deleted or new.runs_on <> 'hub' then
+    perform mana_ai.stop_runs(new.space_id, new.mission_id, null);
+  end if;
+  return null;
+end
+$function$;
+-- execute: the owner only
+
+CREATE OR REPLACE FUNCTION mana_ai.reserve_calls(p_spaces text[], p_missions text[], p_agents text[], p_occurrences text[], p_prompts bigint[], p_replies bigint[], p_floors bigint[], p_endpoints text[], p_models text[], p_purposes text[], p_prompt_prices bigint[], p_reply_prices bigint[], p_holder text)
+ RETURNS TABLE(place integer, usage_id text, reply bigint, reason text, scope text, unit text, remaining bigint, cap bigint)
+ LANGUAGE plpgsql
+ SET search_path TO ''
+AS $function$
+#variable_conflict use_column
+declare
+  me constant text := mana.current_account();
+  is_hub constant boolean := p_holder is null;
+  scopes constant text[] := array['mission', 'agent', 'account', 'hub'];
+  count_of constant integer := coalesce(array_length(p_spaces, 1), 0);
+  nothing constant bigint[] := array_fill(0::bigint, array[count_of]);
+  key text;
+  run record;
+  caps bigint[]; sums bigint[];
+  mission_tokens bigint[] := nothing; mission_costs bigint[] := nothing;
+  agent_tokens bigint[] := nothing; agent_costs bigint[] := nothing;
+  more_tokens bigint := 0; more_costs bigint := 0;
+  ids text[] := array_fill(null::text, array[count_of]);
+  tokens bigint[] := nothing; costs bigint[] := nothing;
+  prompt bigint; floor_of bigint; room bigint; fits bigint; price_p bigint; price_r bigint;
+  takes_what_is_left boolean;
+  has_granted boolean := false;
+begin
+  perform mana_ai.lock_spend('account:' || me);
+  for key in
+    select distinct a.space_id || ':' || a.agent_id from unnest(p_spaces, p_agents)
+      as a (space_id, agent_id) order by 1
+  loop
+    perform mana_ai.lock_spend('agent:' || key);
+  end loop;
+  for key in
+    select distinct a.space_id || ':' || a.mission_id from unnest(p_spaces, p_missions)
+      as a (space_id, mission_id) order by 1
+  loop
+    perform mana_ai.lock_spend('mission:' || key);
+  end loop;
+  if is_hub and exists (select from mana_ai.hub_limits l where l.one
+                         and (l.tokens_per_day_max is not null or l.cost_per_day_max is not null))
+  then
+    perform mana_ai.lock_spend('hub');
+  end if;
+
+  -- The statement begins after the locks, so it reads what those before us have committed.
+  for run in select * from mana_ai.caps_of(p_spaces, p_missions, p_agents, is_hub) loop
+    place := run.place;
+    usage_id := null; reply := null; scope := null; unit := null; cap := null;
+    prompt := p_prompts[place]; floor_of := p_floors[place]; room := p_replies[place];
+    price_p := p_prompt_prices[place]; price_r := p_reply_prices[place];
+    takes_what_is_left := not is_hub and floor_of = 0;
+    if price_p is null or price_r is null then
+      price_p := null; price_r := null;
+    elsif not is_hub then
+      price_r := greatest(price_p, price_r);
+    end if;
+    if run.mission_at = place then
+      mission_tokens[place] := run.mission_tokens;
+      mission_costs[place] := run.mission_costs;
+    end if;
+    if run.agent_at = place then
+      agent_tokens[place] := run.agent_tokens;
+      agent_costs[place] := run.agent_costs;
+    end if;
+    reason := case when not run.has_mission then 'mission-not-active'
+                   when not run.has_agent then 'agent-missing' end;
+    if reason is null then
+      caps := array[run.mission_token_cap, run.mission_cost_cap,
+                    run.agent_token_cap, run.agent_cost_cap,
+                    run.account_token_cap, run.account_cost_cap,
+                    run.hub_token_cap, run.hub_cost_cap];
+      sums := array[mission_tokens[run.mission_at], mission_costs[run.mission_at],
+                    agent_tokens[run.agent_at], agent_costs[run.agent_at],
+                    run.account_tokens + more_tokens, run.account_costs + more_costs,
+                    run.hub_tokens + more_tokens, run.hub_costs + more_costs];
+      for j in 1 .. 8 loop
+        continue when caps[j] is null;
+        remaining := caps[j] - sums[j];
+        if j % 2 = 1 then
+          fits := remaining - prompt;
+        elsif price_p is null then
+          if not takes_what_is_left then
+            reason := 'no-price';
+            exit;
+          end if;
+          fits := 0;
+        elsif price_p = 0 and price_r = 0 and caps[j] > 0 then
+          continue;
+        elsif remaining::numeric * 1000000 < prompt::numeric * price_p then
+          fits := -1;
+        elsif price_r = 0 then
+          fits := room;
+        else
+          fits := least(div(remaining::numeric * 1000000 - prompt::numeric * price_p, price_r), room);
+        end if;
+        if takes_what_is_left then
+          room := greatest(least(room, fits), 0);
+        elsif remaining <= 0 or fits < floor_of then
+          reason := 'budget';
+          scope := scopes[(j + 1) / 2];
+          unit := case j % 2 when 1 then 'tokens' else 'cost' end;
+          remaining := greatest(remaining, 0);
+          cap := caps[j];
+          exit;
+        else
+          room := least(room, fits);
+        end if;
+      end loop;
+    end if;
+    if reason is null then
+      has_granted := true;
+      usage_id := gen_random_uuid()::text;
+      reply := room;
+      ids[place] := usage_id;
+      tokens[place] := prompt + room;
+      costs[place] := mana_ai.cost_of(prompt, room, price_p, price_r);
+      mission_tokens[run.mission_at] := mission_tokens[run.mission_at] + tokens[place];
+      mission_costs[run.mission_at] := mission_costs[run.mission_at] + costs[place];
+      agent_tokens[run.agent_at] := agent_tokens[run.agent_at] + tokens[place];
+      agent_costs[run.agent_at] := agent_costs[run.agent_at] + costs[place];
+      more_tokens := more_tokens + tokens[place];
+      more_costs := more_costs + costs[place];
+    end if;
+    return next;
+  end loop;
+
+  if not has_granted then
+    return;
+  end if;
+  if not exists (select from mana_ai.spend s
+                  where s.scope = 'account' and s.space_id = '' and s.id = me
+                    and s.hour >= mana_ai.day_begins() + interval '24 hours') then
+    perform mana_ai.forget_spend(me, is_hub);
+  end if;
+  insert into mana_ai.token_usage
+    (usage_id, account_id, space_id, agent_id, mission_id, occurrence_id, reserved, spent,
+     reply_max, reserved_cost, cost, endpoint, model, purpose, prompt_price, completion_price,
+     holder)
+  select t.usage_id, me, t.space_id, t.agent_id, t.mission_id, t.occurrence_id, t.tokens, t.tokens,
+         case when is_hub then t.tokens - t.prompt else t.asked end, t.cost, t.cost, t.endpoint, t.model, t.purpose, t.prompt_price,
+         t.reply_price, p_holder
+    from unnest(ids, tokens, costs, p_spaces, p_missions, p_agents, p_occurrences, p_prompts,
+                p_replies, p_endpoints, p_models, p_purposes, p_prompt_prices, p_reply_prices)
+      as t (usage_id, tokens, cost, space_id, mission_id, agent_id, occurrence_id, prompt, asked,
+            endpoint, model, purpose, prompt_price, reply_price)
+   where t.usage_id is not null;
+  perform mana_ai.add_spend(ids, tokens, costs, array_fill(1::bigint, array[count_of]));
+end
+$function$;
+-- execute: mana_app, mana_runner
+
+CREATE OR REPLACE FUNCTION mana_ai.settle_calls(p_ids text[], p_prompts bigint[], p_replies bigint[], p_calls bigint[], p_by_device boolean)
+ RETURNS TABLE(usage_id text, tokens bigint, cost bigint)
+ LANGUAGE plpgsql
+ SET search_path TO ''
+AS $function$
+#variable_conflict use_column
+declare
+  me constant text := mana.current_account();
+  ids text[]; tokens_more bigint[]; costs_more bigint[]; calls_more bigint[];
+begin
+  perform mana_ai.lock_spend('account:' || me);
+  -- Nobody else moves these rows meanwhile: they are of this account.
+  with settled as materialized (
+    select distinct on (u.usage_id) u.usage_id, u.spent as old_spent, u.cost as old_cost,
+           u.calls as old_calls, p.prompt, p.reply, p.calls,
+           coalesce(p.prompt + p.reply, u.spent) as spent,
+           case when p.prompt + p.reply is null then u.cost
+                else mana_ai.cost_of(p.prompt, p.reply, u.prompt_price, u.completion_price)
+           end as cost
+      from unnest(p_ids, p_prompts, p_replies, p_calls) with ordinality
+        as p (usage_id, prompt, reply, calls, place)
+      join mana_ai.token_usage u on u.usage_id = p.usage_id
+     where u.account_id = me and u.settled_at is null and (u.holder is not null) = p_by_device
+     order by u.usage_id, p.place
+  ), written as (
+    update mana_ai.token_usage u
+       set prompt_tokens = s.prompt, completion_tokens = s.reply, spent = s.spent, cost = s.cost,
+           calls = s.calls, settled_at = clock_timestamp()
+      from settled s where u.usage_id = s.usage_id
+    returning u.usage_id
+  )
+  select array_agg(s.usage_id), array_agg(s.spent - s.old_spent), array_agg(s.cost - s.old_cost),
+         array_agg(s.calls - s.old_calls)
+    into ids, tokens_more, costs_more, calls_more
+    from settled s join written using (usage_id);
+  if ids is null then
+    return;
+  end if;
+  perform mana_ai.add_spend(ids, tokens_more, costs_more, calls_more);
+  return query select u.usage_id, u.spent, u.cost from mana_ai.token_usage u
+                where u.usage_id = any (ids);
+end
+$function$;
+-- execute: mana_app, mana_runner
+
+CREATE OR REPLACE FUNCTION mana_ai.stop_runs(p_space text, p_mission text, p_agent text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO ''
+AS $function$
+begin
+  insert into mana_ai.stops (occurrence_id, space_id)
+  select o.occurrence_id, o.space_id from mana_ai.occurrences o
+   where o.space_id = p_space and o.state = 'leased'
+     and (o.mission_id = p_mission or exists (
+       select from mana_ai.mission_snapshots m
+        where m.space_id = o.space_id and m.mission_id = o.mission_id and m.agent_id = p_agent))
+  on conflict do nothing;
+  if found then
+    perform pg_catalog.pg_notify('mana_stop', '');
+  end if;
+end
+$function$;
+-- execute: the owner only
+
+CREATE OR REPLACE FUNCTION mana_ai.watch(p_space text, p_mission text)
+ RETURNS void
+ LANGUAGE sql
+ SET search_path TO ''
+AS $function$
+  delete from mana_ai.watched w where w.space_id = p_space and w.mission_id = p_mission;
+  insert into mana_ai.watched (space_id, table_name, record_id, mission_id)
+  select p_space, pg_catalog.split_part(named, ':', 1),
+         pg_catalog.substr(named, pg_catalog.strpos(named, ':') + 1), p_mission
+    from mana_ai.mission_snapshots m
+    join mana_ai.grants g on g.space_id = m.space_id and g.mission_id = m.mission_id
+   cross join lateral pg_catalog.json_array_elements_text(g.header::json -> 'recordIds') as named
+   where m.space_id = p_space and m.mission_id = p_mission and m.state = 'active'
+     and not m.deleted and m.runs_on = 'hub' and m.cadence ->> 'kind' = 'onChange'
+     and g.state = 'active'
+  on conflict do nothing;
 $function$;
 -- execute: the owner only
 
@@ -577,6 +1288,33 @@ alter table mana.invites force row level security;
 create policy door on mana.invites as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
 create policy own on mana.invites as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
 grant insert on mana.invites to mana_app;
+
+create table mana.letters (
+  account_id text not null,
+  address text not null,
+  code_hash bytea,
+  code_until timestamp with time zone,
+  code_tries integer not null default 0,
+  codes_sent integer not null default 0,
+  codes_since timestamp with time zone,
+  confirmed boolean not null default false,
+  enabled boolean not null default false,
+  waiting boolean not null default false,
+  due_at timestamp with time zone,
+  sent_at timestamp with time zone,
+  attempts integer not null default 0,
+  constraint letters_pkey PRIMARY KEY (account_id),
+  constraint letters_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint letters_check CHECK ((waiting = (due_at IS NOT NULL))),
+  constraint letters_check1 CHECK ((confirmed OR (NOT enabled)))
+);
+CREATE INDEX letters_due ON mana.letters USING btree (due_at) WHERE waiting;
+alter table mana.letters enable row level security;
+alter table mana.letters force row level security;
+create policy door on mana.letters as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy own on mana.letters as permissive for all to mana_app, mana_runner using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant delete, insert, select, update on mana.letters to mana_app;
+grant select(account_id), select(enabled), select(waiting), update(waiting), update(due_at), select(sent_at) on mana.letters to mana_runner;
 
 create table mana.links (
   link_id text not null,
@@ -962,11 +1700,13 @@ create table mana_ai.agent_snapshots (
 );
 alter table mana_ai.agent_snapshots enable row level security;
 alter table mana_ai.agent_snapshots force row level security;
+create policy door on mana_ai.agent_snapshots as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
 create policy members on mana_ai.agent_snapshots as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = agent_snapshots.space_id)))) with check ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = agent_snapshots.space_id))));
+CREATE TRIGGER moved AFTER UPDATE OF state, deleted ON mana_ai.agent_snapshots FOR EACH ROW WHEN ((((old.state IS DISTINCT FROM new.state) OR (old.deleted IS DISTINCT FROM new.deleted)) AND ((new.state <> 'active'::text) OR new.deleted))) EXECUTE FUNCTION mana_ai.agent_moved();
 grant delete, insert, select, update on mana_ai.agent_snapshots to mana_app;
 grant select on mana_ai.agent_snapshots to mana_runner;
 
@@ -1057,6 +1797,7 @@ create policy members on mana_ai.grants as permissive for all to mana_app, mana_
   WHERE (s.space_id = grants.space_id))));
 create policy pending_goes on mana_ai.grants as restrictive for delete to mana_app using (((state = 'pending'::text) AND (account_id = mana.current_account())));
 CREATE TRIGGER guard_grant BEFORE UPDATE ON mana_ai.grants FOR EACH ROW EXECUTE FUNCTION mana_ai.guard_grant();
+CREATE TRIGGER moved AFTER UPDATE OF state ON mana_ai.grants FOR EACH ROW WHEN (((old.state <> new.state) AND (('active'::text = old.state) OR ('active'::text = new.state)))) EXECUTE FUNCTION mana_ai.grant_moved();
 grant delete, insert, select, update on mana_ai.grants to mana_app;
 grant select, update(state), update(wrapped_key), update(sealed_keys), update(ended_at) on mana_ai.grants to mana_runner;
 
@@ -1080,7 +1821,7 @@ create table mana_ai.hub_limits (
   constraint hub_limits_runs_per_account_max_check CHECK (((runs_per_account_max >= 1) AND (runs_per_account_max <= 10000))),
   constraint hub_limits_tokens_per_day_max_check CHECK ((tokens_per_day_max >= 0))
 );
-grant select on mana_ai.hub_limits to mana_app;
+grant select, update on mana_ai.hub_limits to mana_app;
 grant select on mana_ai.hub_limits to mana_runner;
 
 create table mana_ai.hub_spend (
@@ -1088,10 +1829,11 @@ create table mana_ai.hub_spend (
   tokens bigint not null default 0,
   cost bigint not null default 0,
   calls bigint not null default 0,
-  constraint hub_spend_pkey PRIMARY KEY (hour)
+  part bigint not null generated always as identity,
+  constraint hub_spend_pkey PRIMARY KEY (hour, part)
 );
 grant select on mana_ai.hub_spend to mana_app;
-grant insert, select, update on mana_ai.hub_spend to mana_runner;
+grant delete, insert, select, update on mana_ai.hub_spend to mana_runner;
 
 create table mana_ai.mission_snapshots (
   space_id text not null,
@@ -1119,11 +1861,14 @@ create table mana_ai.mission_snapshots (
 CREATE INDEX mission_snapshots_agent ON mana_ai.mission_snapshots USING btree (space_id, agent_id);
 alter table mana_ai.mission_snapshots enable row level security;
 alter table mana_ai.mission_snapshots force row level security;
+create policy door on mana_ai.mission_snapshots as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
 create policy members on mana_ai.mission_snapshots as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = mission_snapshots.space_id)))) with check ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = mission_snapshots.space_id))));
+CREATE TRIGGER made AFTER INSERT ON mana_ai.mission_snapshots FOR EACH ROW WHEN (((new.cadence ->> 'kind'::text) = 'onChange'::text)) EXECUTE FUNCTION mana_ai.mission_moved();
+CREATE TRIGGER moved AFTER UPDATE OF state, deleted, runs_on, cadence ON mana_ai.mission_snapshots FOR EACH ROW WHEN (((((old.state IS DISTINCT FROM new.state) OR (old.deleted IS DISTINCT FROM new.deleted)) OR (old.runs_on IS DISTINCT FROM new.runs_on)) OR (old.cadence IS DISTINCT FROM new.cadence))) EXECUTE FUNCTION mana_ai.mission_moved();
 grant delete, insert, select, update on mana_ai.mission_snapshots to mana_app;
 grant select, update(account_id), update(next_run_at), update(hold), update(failures), update(failure) on mana_ai.mission_snapshots to mana_runner;
 
@@ -1150,7 +1895,6 @@ create table mana_ai.occurrences (
   finished_at timestamp with time zone,
   tries integer not null default 0,
   last_reason text,
-  stop boolean not null default false,
   cost bigint not null default 0,
   round integer not null default 0,
   calls integer not null default 0,
@@ -1164,10 +1908,12 @@ create table mana_ai.occurrences (
 );
 CREATE INDEX occurrences_leased ON mana_ai.occurrences USING btree (lease_until) WHERE (state = 'leased'::text);
 CREATE INDEX occurrences_ledger ON mana_ai.occurrences USING btree (space_id, mission_id, scheduled_for DESC);
+CREATE INDEX occurrences_missed ON mana_ai.occurrences USING btree (space_id, mission_id, scheduled_for) WHERE (state = 'missed'::text);
+CREATE INDEX occurrences_open ON mana_ai.occurrences USING btree (space_id, mission_id) WHERE (state = ANY (ARRAY['queued'::text, 'leased'::text]));
 CREATE INDEX occurrences_queue ON mana_ai.occurrences USING btree (account_id, due_at) WHERE (state = 'queued'::text);
-CREATE INDEX occurrences_working ON mana_ai.occurrences USING btree (account_id) WHERE (state = 'leased'::text);
 alter table mana_ai.occurrences enable row level security;
 alter table mana_ai.occurrences force row level security;
+create policy door on mana_ai.occurrences as permissive for select to postgres using ((current_setting('app.door'::text, true) = 'open'::text));
 create policy members on mana_ai.occurrences as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = occurrences.space_id)))) with check ((EXISTS ( SELECT
@@ -1175,10 +1921,10 @@ create policy members on mana_ai.occurrences as permissive for all to mana_app, 
   WHERE (s.space_id = occurrences.space_id))));
 create policy runner_finds on mana_ai.occurrences as permissive for select to mana_runner using (true);
 create policy runner_leases on mana_ai.occurrences as permissive for update to mana_runner using (true) with check (true);
-CREATE TRIGGER keep_turn_of_changed AFTER UPDATE ON mana_ai.occurrences REFERENCING NEW TABLE AS queued FOR EACH STATEMENT EXECUTE FUNCTION mana_ai.keep_turn();
-CREATE TRIGGER keep_turn_of_new AFTER INSERT ON mana_ai.occurrences REFERENCING NEW TABLE AS queued FOR EACH STATEMENT EXECUTE FUNCTION mana_ai.keep_turn();
-grant delete, insert, select, update(account_id), update(due_at), update(stop) on mana_ai.occurrences to mana_app;
-grant delete, insert, select, update(state), update(reason), update(due_at), update(lease_until), update(fence), update(attempts), update(worker), update(admitted), update(phase), update(iteration_id), update(tokens), update(started_at), update(finished_at), update(tries), update(last_reason), update(stop), update(cost), update(round), update(calls), update(steps), update(heard) on mana_ai.occurrences to mana_runner;
+CREATE TRIGGER keep_moved_turn AFTER UPDATE OF state, due_at, account_id ON mana_ai.occurrences FOR EACH ROW WHEN ((new.state = 'queued'::text)) EXECUTE FUNCTION mana_ai.keep_moved_turn();
+CREATE TRIGGER keep_turn AFTER INSERT ON mana_ai.occurrences REFERENCING NEW TABLE AS queued FOR EACH STATEMENT EXECUTE FUNCTION mana_ai.keep_turn();
+grant delete, insert, select, update(account_id), update(due_at) on mana_ai.occurrences to mana_app;
+grant delete, insert, select, update(state), update(reason), update(due_at), update(lease_until), update(fence), update(attempts), update(worker), update(admitted), update(phase), update(iteration_id), update(tokens), update(started_at), update(finished_at), update(tries), update(last_reason), update(cost), update(round), update(calls), update(steps), update(heard) on mana_ai.occurrences to mana_runner;
 
 create table mana_ai.spend (
   scope text not null,
@@ -1189,17 +1935,38 @@ create table mana_ai.spend (
   tokens bigint not null default 0,
   cost bigint not null default 0,
   calls bigint not null default 0,
-  constraint spend_pkey PRIMARY KEY (scope, space_id, id, account_id, hour),
+  constraint spend_pkey PRIMARY KEY (scope, space_id, id, hour, account_id),
   constraint spend_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
   constraint spend_scope_check CHECK ((scope = ANY (ARRAY['mission'::text, 'agent'::text, 'account'::text])))
 );
+CREATE INDEX spend_of_account ON mana_ai.spend USING btree (account_id, hour);
 alter table mana_ai.spend enable row level security;
 alter table mana_ai.spend force row level security;
 create policy members on mana_ai.spend as permissive for all to mana_app, mana_runner using (((account_id = mana.current_account()) OR (EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = spend.space_id))))) with check ((account_id = mana.current_account()));
-grant insert, select, update on mana_ai.spend to mana_app;
-grant insert, select, update on mana_ai.spend to mana_runner;
+create policy old_goes on mana_ai.spend as restrictive for delete to mana_app, mana_runner using (((account_id = mana.current_account()) AND (hour < (now() - '400 days'::interval))));
+grant delete, insert, select, update on mana_ai.spend to mana_app;
+grant delete, insert, select, update on mana_ai.spend to mana_runner;
+
+create table mana_ai.stops (
+  occurrence_id text not null,
+  space_id text not null,
+  constraint stops_pkey PRIMARY KEY (occurrence_id),
+  constraint stops_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
+);
+CREATE INDEX stops_of_space ON mana_ai.stops USING btree (space_id);
+alter table mana_ai.stops enable row level security;
+alter table mana_ai.stops force row level security;
+create policy door on mana_ai.stops as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+create policy members on mana_ai.stops as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = stops.space_id)))) with check ((EXISTS ( SELECT
+   FROM mana.spaces s
+  WHERE (s.space_id = stops.space_id))));
+create policy runner_stops on mana_ai.stops as permissive for all to mana_runner using (true) with check (true);
+grant delete, insert, select on mana_ai.stops to mana_app;
+grant delete, insert, select on mana_ai.stops to mana_runner;
 
 create table mana_ai.token_usage (
   usage_id text not null default (gen_random_uuid())::text,
@@ -1221,24 +1988,33 @@ create table mana_ai.token_usage (
   cost bigint not null default 0,
   prompt_price bigint,
   completion_price bigint,
+  reply_max bigint not null default 0,
+  holder text,
+  calls bigint not null default 1,
   constraint token_usage_pkey PRIMARY KEY (usage_id),
   constraint token_usage_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
+  constraint token_usage_calls_check CHECK ((calls >= 0)),
   constraint token_usage_purpose_check CHECK ((purpose = ANY (ARRAY['plan'::text, 'sub-agent'::text, 'compaction'::text]))),
+  constraint token_usage_reply_max_check CHECK ((reply_max >= 0)),
   constraint token_usage_reserved_check CHECK ((reserved >= 0)),
   constraint token_usage_reserved_cost_check CHECK ((reserved_cost >= 0)),
   constraint token_usage_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE
 );
 CREATE INDEX token_usage_account ON mana_ai.token_usage USING btree (account_id, ts DESC);
-CREATE INDEX token_usage_agent ON mana_ai.token_usage USING btree (space_id, agent_id, ts DESC);
+CREATE INDEX token_usage_occurrence ON mana_ai.token_usage USING btree (space_id, occurrence_id);
+CREATE INDEX token_usage_open ON mana_ai.token_usage USING btree (account_id, space_id, mission_id, holder) WHERE ((settled_at IS NULL) AND (holder IS NOT NULL));
 alter table mana_ai.token_usage enable row level security;
 alter table mana_ai.token_usage force row level security;
-create policy members on mana_ai.token_usage as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
+create policy members on mana_ai.token_usage as permissive for select to mana_app, mana_runner using (((account_id = mana.current_account()) OR (EXISTS ( SELECT
    FROM mana.spaces s
-  WHERE (s.space_id = token_usage.space_id)))) with check ((EXISTS ( SELECT
+  WHERE (s.space_id = token_usage.space_id)))));
+create policy old_goes on mana_ai.token_usage as permissive for delete to mana_app, mana_runner using (((account_id = mana.current_account()) AND (ts < (now() - '400 days'::interval))));
+create policy reserves on mana_ai.token_usage as permissive for insert to mana_app, mana_runner with check (((account_id = mana.current_account()) AND (EXISTS ( SELECT
    FROM mana.spaces s
-  WHERE (s.space_id = token_usage.space_id))));
-grant select on mana_ai.token_usage to mana_app;
-grant insert, select, update(prompt_tokens), update(completion_tokens), update(spent), update(settled_at), update(reserved_cost), update(cost) on mana_ai.token_usage to mana_runner;
+  WHERE (s.space_id = token_usage.space_id)))));
+create policy settles on mana_ai.token_usage as permissive for update to mana_app, mana_runner using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+grant delete, insert, select, update(prompt_tokens), update(completion_tokens), update(spent), update(settled_at), update(cost), update(calls) on mana_ai.token_usage to mana_app;
+grant delete, insert, select, update(prompt_tokens), update(completion_tokens), update(spent), update(settled_at), update(reserved_cost), update(cost), update(calls) on mana_ai.token_usage to mana_runner;
 
 create table mana_ai.watched (
   space_id text not null,
@@ -1251,10 +2027,11 @@ create table mana_ai.watched (
 CREATE INDEX watched_mission ON mana_ai.watched USING btree (space_id, mission_id);
 alter table mana_ai.watched enable row level security;
 alter table mana_ai.watched force row level security;
+create policy door on mana_ai.watched as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
 create policy members on mana_ai.watched as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = watched.space_id)))) with check ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = watched.space_id))));
-grant delete, insert, select on mana_ai.watched to mana_app;
+grant select on mana_ai.watched to mana_app;
 grant select on mana_ai.watched to mana_runner;

@@ -29,6 +29,11 @@ delete from mana_ai.grants
  where account_id = mana.current_account() and state = 'pending'
    and created_at < clock_timestamp() - interval '1 hour'
 
+-- name: mission_locked
+select from mana_ai.mission_snapshots m
+  join mana_ai.grants g on g.space_id = m.space_id and g.mission_id = m.mission_id
+ where g.grant_id = $1 for update of m
+
 -- name: one_locked
 select *, expires_at <= clock_timestamp() as expired from mana_ai.grants
  where grant_id = $1 for update

@@ -13,6 +13,7 @@ from mana.protocol.messages import (
     GrantRequest,
     GrantsAnswer,
     MissionsAnswer,
+    MissionStatus,
     OccurrenceInfo,
     RevokeGrant,
     RunnerInfo,
@@ -20,6 +21,7 @@ from mana.protocol.messages import (
 
 COMPLETION_BYTES_MAX = 5 * 1024 * 1024
 GRANT = "/api/v1/me/ai-mission-grant"
+MISSION = "/api/v1/spaces/{spaceId}/missions/{missionId}"
 
 
 def grants_endpoints(service: GrantService) -> tuple[Endpoint, ...]:
@@ -50,6 +52,12 @@ def grants_endpoints(service: GrantService) -> tuple[Endpoint, ...]:
 
     async def run_now(call: Call) -> OccurrenceInfo:
         return await service.run_now(call.tenant, call.path["spaceId"], call.path["missionId"])
+
+    async def stop(call: Call) -> MissionStatus:
+        return await service.stop(call.tenant, call.path["spaceId"], call.path["missionId"])
+
+    async def resume(call: Call) -> MissionStatus:
+        return await service.resume(call.tenant, call.path["spaceId"], call.path["missionId"])
 
     async def audit(call: Call) -> AuditAnswer:
         return await service.audit(call)
@@ -95,11 +103,21 @@ def grants_endpoints(service: GrantService) -> tuple[Endpoint, ...]:
         ),
         Endpoint(
             "POST",
-            "/api/v1/spaces/{spaceId}/missions/{missionId}/run",
+            f"{MISSION}/run",
             run_now,
             "Run a mission now",
             answer=OccurrenceInfo,
             status=202,
+        ),
+        Endpoint(
+            "POST", f"{MISSION}/stop", stop, "Stop what runs of a mission", answer=MissionStatus
+        ),
+        Endpoint(
+            "POST",
+            f"{MISSION}/resume",
+            resume,
+            "Let a mission that failed too often go on",
+            answer=MissionStatus,
         ),
         Endpoint(
             "GET",

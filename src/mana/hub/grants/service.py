@@ -6,8 +6,9 @@ runner will check again is checked here first, so that a person hears of it at o
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final
@@ -47,14 +48,17 @@ from mana.domain.ids import (
     require_space_id,
     require_uuid,
 )
+from mana.domain.occurrences import ERRORED
 from mana.hub.grants.store import GrantStore, Register
 from mana.hub.http.endpoints import Call
 from mana.hub.runner import audit, scheduling
 from mana.hub.runner.keys import CHAIN_FILE, read_chain, succession_to_wire
-from mana.hub.runner.ledger import RegisteredGrant
+from mana.hub.runner.ledger import MissionSnapshot, RegisteredGrant
+from mana.hub.runner.queue import status_of
 from mana.hub.tenants import Tenant
+from mana.hub.work.store import Work
 from mana.models.addresses import OwnModels, check_own_origin
-from mana.protocol.errors import ZeroKnowledgeActive
+from mana.protocol.errors import MissionErrored, WorkStopped, ZeroKnowledgeActive
 from mana.protocol.messages import (
     AuditAnswer,
     GrantCompletion,
@@ -345,41 +349,61 @@ class GrantService:
         async with self.store.register(tenant) as register:
             await register.expire_seen()
             ledger = register.ledger
-            statuses = [
-                MissionStatus(
-                    mission_id=mission.mission_id,
-                    space_id=mission.space_id,
-                    next_run_at=(
-                        None if mission.next_run_ms is None else iso_ms(mission.next_run_ms)
-                    ),
-                    hold=mission.hold,
-                    occurrences=await ledger.occurrences(
-                        mission.space_id, mission.mission_id, LEDGER_MAX
-                    ),
-                )
-                for mission in await ledger.missions()
-            ]
-            return MissionsAnswer(missions=statuses, tokens_today=await ledger.tokens_today())
+            return MissionsAnswer(
+                missions=await ledger.statuses(LEDGER_MAX),
+                tokens_today=await ledger.tokens_today(),
+                work=await Work(register.tx).state(),
+            )
 
     async def run_now(self, tenant: Tenant, space_id: str, mission_id: str) -> OccurrenceInfo:
         """Queue an occurrence of this moment, once however often it is asked in a millisecond."""
-        space, mission_key = require_space_id(space_id), require_record_id(mission_id)
-        async with self.store.register(tenant) as register:
+        async with self._mission(tenant, space_id, mission_id) as (register, mission):
             ledger = register.ledger
-            mission = await ledger.mission(space, MissionId(mission_key), lock=True)
+            if not mission.runs_here:
+                raise Conflict("the mission is not active on the hub")
+            if mission.hold == ERRORED:
+                raise MissionErrored("the mission failed too often in a row")
+            work = await Work(register.tx).state()
+            if work.hub_stopped or work.stopped_at is not None:
+                raise WorkStopped("no mission runs while the work is stopped")
+            now_ms = await ledger.now_ms()
+            await ledger.enqueue(mission, now_ms, "manual")
+            found = await ledger.occurrence_at(*mission.key, now_ms)
+        if found is None:
+            raise NotFound("there is no such occurrence")
+        return found
+
+    async def stop(self, tenant: Tenant, space_id: str, mission_id: str) -> MissionStatus:
+        """Stop what runs of a mission now, and what waits by hand or for a retry."""
+        async with self._mission(tenant, space_id, mission_id) as (register, mission):
+            await register.ledger.stop_mission(*mission.key)
+            return await self._status(register, mission)
+
+    async def resume(self, tenant: Tenant, space_id: str, mission_id: str) -> MissionStatus:
+        """Forget a mission's failures; one that they held is scheduled again."""
+        async with self._mission(tenant, space_id, mission_id) as (register, mission):
+            await scheduling.resume(register.ledger, mission)
+            return await self._status(register, mission)
+
+    async def _status(self, register: Register, before: MissionSnapshot) -> MissionStatus:
+        ledger = register.ledger
+        mission = await ledger.mission(*before.key) or before
+        return status_of(mission, await ledger.occurrences(*mission.key, LEDGER_MAX))
+
+    @contextlib.asynccontextmanager
+    async def _mission(
+        self, tenant: Tenant, space_id: str, mission_id: str
+    ) -> AsyncIterator[tuple[Register, MissionSnapshot]]:
+        """Lend a mission that nobody else changes meanwhile; raise NotFound or Forbidden."""
+        space, key = require_space_id(space_id), MissionId(require_record_id(mission_id))
+        async with self.store.register(tenant) as register:
+            mission = await register.ledger.mission(space, key, lock=True)
             role = await register.role(space)
             if mission is None or mission.deleted or role is None:
                 raise NotFound("there is no such mission in this space")
             if role == "viewer":
                 raise Forbidden("the role may not run missions in this space")
-            if not mission.runs_here:
-                raise Conflict("the mission is not active on the hub")
-            now_ms = await ledger.now_ms()
-            await ledger.enqueue(mission, now_ms, "manual")
-            found = await ledger.occurrence_at(space, mission.mission_id, now_ms)
-        if found is None:
-            raise NotFound("there is no such occurrence")
-        return found
+            yield register, mission
 
     async def audit(self, call: Call) -> AuditAnswer:
         """Return the page of the account's audit that a call asks for, newest first."""

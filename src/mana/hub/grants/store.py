@@ -80,6 +80,8 @@ class Register:
 
     async def one_locked(self, grant_id: str) -> RegisteredGrant | None:
         """Return a grant of a space of the account; nobody else changes it meanwhile."""
+        # The mission before the grant, as the runner locks them, so that neither waits for the other.
+        await self.tx.one(_QUERIES["mission_locked"], grant_id)
         row = await self.tx.one(_QUERIES["one_locked"], grant_id)
         return None if row is None else registered_grant(row)
 

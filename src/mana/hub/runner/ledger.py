@@ -8,14 +8,17 @@ from typing import Literal
 from mana.domain.agents import AgentState
 from mana.domain.cadences import MANUAL, Cadence
 from mana.domain.ids import AccountId, AgentId, GrantId, MissionId, OccurrenceId, SpaceId
-from mana.domain.missions import RUNS_ON_HUB, MissionState
+from mana.domain.missions import RUNS_ON_HUB, IfMissed, MissionState
 
-OccurrenceKind = Literal["scheduled", "manual"]
+OccurrenceKind = Literal["scheduled", "manual", "change"]
 
 
 @dataclass(frozen=True, slots=True)
 class MissionSnapshot:
-    """What the hub may read of a mission, and where its schedule stands."""
+    """What the hub may read of a mission, and where its schedule stands.
+
+    `failures`: occurrences that failed in a row; `failure`: why the last of them did.
+    """
 
     space_id: SpaceId
     mission_id: MissionId
@@ -29,6 +32,16 @@ class MissionSnapshot:
     deleted: bool = False
     next_run_ms: int | None = None
     hold: str | None = None
+    if_missed: IfMissed = "once"
+    tokens_per_day_max: int | None = None
+    cost_per_day_max: int | None = None
+    failures: int = 0
+    failure: str | None = None
+
+    @property
+    def key(self) -> tuple[SpaceId, MissionId]:
+        """Return what tells this mission from every other of the hub."""
+        return self.space_id, self.mission_id
 
     @property
     def runs_here(self) -> bool:
@@ -52,11 +65,16 @@ class AgentSnapshot:
     tokens_per_day_max: int | None = None
     concurrent_max: int = 1
     deleted: bool = False
+    cost_per_day_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A runner's short claim on one occurrence. `fence` tells it from every other claim."""
+    """A runner's short claim on one occurrence. `fence` tells it from every other claim.
+
+    `tries`: how often it ran to a failure that is tried again. `stop`: somebody stopped it while it
+    waited or ran; it ends as `failed(stopped)`.
+    """
 
     occurrence_id: OccurrenceId
     space_id: SpaceId
@@ -66,6 +84,8 @@ class Lease:
     scheduled_ms: int
     fence: int
     attempts: int
+    tries: int = 0
+    stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The plain side of missions and agents, written in the transaction that pushes them.
 
-A snapshot is a pure function of its merged record, so it can be made anew from the records;
-only where a schedule stands (`next_run_at`, `hold`) is the ledger's.
+A snapshot is a pure function of its merged record, so it can be made anew from the records
+(`rebuilding`); only where a schedule stands (next run, hold, failures) is the ledger's.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from mana.domain.clock import parse_stamp
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 from mana.domain.ids import AccountId, AgentId, MissionId, SpaceId
-from mana.domain.missions import MISSION_STATES, MISSIONS, RUNS_ON_HUB
-from mana.domain.occurrences import HOLDING
+from mana.domain.missions import IF_MISSED, MISSION_STATES, MISSIONS, RUNS_ON_HUB
 from mana.domain.tables import DELETED_AT
 from mana.hub.runner.ledger import AgentSnapshot, MissionSnapshot
 from mana.hub.runner.scheduling import reschedule
@@ -78,31 +77,21 @@ async def project(tx: Transaction, space: SpaceId, records: Iterable[MergedFacts
             made = mission_snapshot(space, record)
             old = await ledger.mission(space, made.mission_id, lock=True)
             if old is not None:
-                made = replace(
-                    made, account_id=old.account_id, next_run_ms=old.next_run_ms, hold=old.hold
-                )
+                made = standing_as(old, made)
             await ledger.put_mission(made)
             await reschedule(ledger, old, made)
 
 
-async def rebuild(tx: Transaction, space: SpaceId) -> None:
-    """Make the snapshots of a space anew from its records, its register and its ledger."""
-    ledger = Ledger(tx)
-    for state in await ledger.records_of(space, sorted(PROJECTED)):
-        record = MergedFacts(state.table, state.id, state.author_id, state.fields)
-        if record.table == AGENTS.name:
-            await ledger.put_agent(agent_snapshot(space, record))
-            continue
-        made = mission_snapshot(space, record)
-        grant = await ledger.latest_grant(space, made.mission_id)
-        lines = await ledger.occurrences(space, made.mission_id, 200)
-        reason = next((line.reason for line in lines if line.state == "skipped"), None)
-        if grant is not None:
-            made = replace(made, account_id=grant.account_id)
-        if reason in HOLDING and (grant is None or grant.state != "active"):
-            made = replace(made, hold=reason)
-        queued = await ledger.queued_ms(space, made.mission_id)
-        await ledger.put_mission(replace(made, next_run_ms=queued))
+def standing_as(old: MissionSnapshot, made: MissionSnapshot) -> MissionSnapshot:
+    """Return a snapshot with the schedule of the one before it."""
+    return replace(
+        made,
+        account_id=old.account_id,
+        next_run_ms=old.next_run_ms,
+        hold=old.hold,
+        failures=old.failures,
+        failure=old.failure,
+    )
 
 
 def mission_snapshot(space: SpaceId, record: MergedFacts) -> MissionSnapshot:
@@ -114,7 +103,7 @@ def mission_snapshot(space: SpaceId, record: MergedFacts) -> MissionSnapshot:
         zone(zone_name)
     except Invalid:
         zone_name, cadence = "UTC", MANUAL
-    agent_id = _text(record, "agentId")
+    agent_id, if_missed = _text(record, "agentId"), _text(record, "ifMissed")
     return MissionSnapshot(
         space_id=space,
         mission_id=MissionId(record.id),
@@ -126,21 +115,24 @@ def mission_snapshot(space: SpaceId, record: MergedFacts) -> MissionSnapshot:
         runs_on=_text(record, "runsOn") or RUNS_ON_HUB,
         anchor_ms=anchor_ms,
         deleted=_value(record, DELETED_AT) is not None,
+        if_missed=if_missed if if_missed in IF_MISSED else "once",  # type: ignore[arg-type]
+        tokens_per_day_max=_whole(record, "maxTokensPerDay"),
+        cost_per_day_max=_whole(record, "maxCostPerDay"),
     )
 
 
 def agent_snapshot(space: SpaceId, record: MergedFacts) -> AgentSnapshot:
     """Return what the hub may read of an agent."""
     state = _text(record, "state") or "active"
-    cap = _value(record, "maxTokensPerDay")
-    concurrent = _value(record, "maxConcurrentMissions")
+    concurrent = _whole(record, "maxConcurrentMissions")
     return AgentSnapshot(
         space_id=space,
         agent_id=AgentId(record.id),
         account_id=AccountId(record.author_id),
         state=state if state in AGENT_STATES else "archived",  # type: ignore[arg-type]
-        tokens_per_day_max=cap if isinstance(cap, int) else None,
-        concurrent_max=concurrent if isinstance(concurrent, int) else 1,
+        tokens_per_day_max=_whole(record, "maxTokensPerDay"),
+        cost_per_day_max=_whole(record, "maxCostPerDay"),
+        concurrent_max=1 if concurrent is None else concurrent,
         deleted=_value(record, DELETED_AT) is not None,
     )
 
@@ -158,6 +150,11 @@ def _cadence(record: MergedFacts) -> tuple[Cadence, int | None]:
 def _value(record: MergedFacts, path: str) -> Json:
     entry = record.entries.get(path)
     return None if entry is None else entry.value
+
+
+def _whole(record: MergedFacts, path: str) -> int | None:
+    value = _value(record, path)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _text(record: MergedFacts, path: str) -> str:

@@ -83,7 +83,9 @@ with logged as (
 ), advanced as (
   update mana.space_heads set seq = $2 where space_id = $1
 )
-select pg_notify('mana_live', $29)
+select pg_notify('mana_live', $29),
+  case when exists (select from mana_ai.watched w where w.space_id = $1)
+    then mana_ai.changed($1, $8, $9, $11, $12, $16, $17) end
 
 -- name: show
 delete from mana.hidden_records h

@@ -1,0 +1,1 @@
+"""Whether anything runs for an account, and what a day of its work may cost."""
