@@ -10,7 +10,8 @@ import pytest
 
 from mana.domain.errors import Invalid
 from mana.domain.money import FREE, Price
-from mana.hub.db import AccessRefused, Role
+from mana.hub.db import AccessRefused, Role, migrate, read_migrations
+from mana.hub.db.urls import url_as
 from mana.hub.money.store import Granted, Refusal, Run, agent_today, caps_of
 from mana.hub.money.store import reserve as reserve_in
 from mana.hub.tenants import Tenant
@@ -23,8 +24,9 @@ from mana.planning.ports import (
     PriceUnknown,
     Usage,
 )
-from mana.testing.postgres import Database, opened_tenancy
-from tests.runner.bank import Bank, bank
+from mana.testing.postgres import Database, connected, opened_tenancy
+from tests.runner.bank import HUBS_SUMS, SUMS, Bank, bank
+from tests.upgrade.before import FOLDERS, read, restore
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -473,3 +475,54 @@ async def test_nobody_writes_down_what_was_spent(
                 pass
         assert await made.used() == 40
         await made.check()
+
+
+OWNED = """
+do $$
+declare
+  name text;
+begin
+  if not exists (select from pg_roles where rolname = 'plain_owner') then
+    create role plain_owner login;
+  end if;
+  execute format('grant connect, create on database %I to plain_owner', current_database());
+  for name in select format('%I.%I', schemaname, tablename) from pg_tables
+               where schemaname in ('mana', 'mana_ai')
+  loop
+    execute format('alter table %s owner to plain_owner', name);
+  end loop;
+  alter schema mana owner to plain_owner;
+  alter schema mana_ai owner to plain_owner;
+end
+$$
+"""
+USED = """
+insert into mana_ai.token_usage
+  (account_id, space_id, agent_id, mission_id, occurrence_id, reserved, spent, ts)
+select a.account_id, (select min(space_id) from mana.spaces), 'agent-' || n % 2, 'mission-' || n % 3,
+       'occurrence', 100, 10 * n, now() - n * interval '5 hours'
+  from mana.accounts a cross join generate_series(1, 20) n
+"""
+
+
+@pytest.mark.parametrize("is_superuser", [True, False])
+async def test_sums_are_made_of_what_was_used_before(
+    empty_database: Database, is_superuser: bool
+) -> None:
+    """A hub of a version without sums has them after the upgrade, whoever owns the database."""
+    before, url = read(FOLDERS[0]), empty_database.owner_url
+    await restore(url, before)
+    migrations = read_migrations()
+    await migrate(url, [one for one in migrations if one.number < 11])
+    async with connected(url) as owner:
+        await owner.execute(USED)
+        if not is_superuser:
+            await owner.execute(OWNED)
+    await migrate(
+        url if is_superuser else url_as(url, "plain_owner"),
+        [one for one in migrations if one.number <= 11],
+    )
+    async with connected(url) as owner:
+        assert await owner.fetchval("select sum(tokens) from mana_ai.hub_spend") > 0
+        assert await owner.fetchval(SUMS) == 0
+        assert await owner.fetchval(HUBS_SUMS) == 0
