@@ -18,7 +18,7 @@ from mana.hub.money.store import Granted
 from mana.hub.settings import HubSettings
 from mana.planning.budget import Cap
 from mana.planning.ports import Usage
-from mana.protocol.messages import ReservedTokens, UsageAnswer
+from mana.protocol.messages import MissionsAnswer, ReservedTokens, UsageAnswer, WorkState
 from mana.testing.postgres import Database
 from tests.hub.client import Person, Tokens
 from tests.runner.bank import Bank, bank
@@ -338,6 +338,26 @@ async def test_a_cap_that_a_device_used_is_seen_by_the_runner(database: Database
         async with made.bank.work() as tx:
             from_hub = await made.bank.caps(tx)
         assert from_hub == (Cap("agent", "tokens", 1_000, 400),)
+
+
+async def test_today_is_told_with_the_caps(database: Database) -> None:
+    """Beside the caps stand the day's tokens and costs, of the account and of each agent."""
+    async with devices(database) as made:
+        await made.reserve(300, prices=(2_000_000, 1))
+        await made.bank.granted(100, 50, run=made.bank.run(2, 2))
+        await made.reserve(40, person=made.bank.bob)
+        caps = {"tokensPerDayMax": 5_000, "costPerDayMax": -1}
+        answer = await made.bank.ada.call("PUT", "/api/v1/me/ai-work", caps)
+        work = msgspec.json.decode(answer.content, type=WorkState)
+        assert (work.tokens_today, work.cost_today, work.currency) == (450, 600, "USD")
+        assert (work.tokens_per_day_max, work.cost_per_day_max) == (5_000, None)
+        answer = await made.bank.ada.call("GET", "/api/v1/me/missions")
+        missions = msgspec.json.decode(answer.content, type=MissionsAnswer)
+        assert missions.work == work
+        # An agent's day is everybody's who lets it work.
+        assert missions.tokens_today == {"agent-1": 340, "agent-2": 150}
+        assert missions.cost_today == {"agent-1": 600, "agent-2": 0}
+        assert code(await made.ask(4_551, 4_551)) == "409 BUDGET_EXCEEDED"
 
 
 @pytest.mark.parametrize("currency", ["EU", "EURO", "12A", "€€€"])

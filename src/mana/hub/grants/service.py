@@ -158,6 +158,7 @@ class GrantService:
     hub_key: SigningKey = field(repr=False)
     models: tuple[ModelInfo, ...] = ()
     own_models: OwnModels = "off"
+    currency: str = "USD"
 
     async def runner_info(self) -> RunnerInfo:
         """Return the runner's public keys and models; raise GrantNotConfigured without one."""
@@ -345,14 +346,16 @@ class GrantService:
             raise GrantRefused("the word does not verify", detail={"cause": error.code}) from None
 
     async def missions(self, tenant: Tenant) -> MissionsAnswer:
-        """Return the schedules of the account's missions and today's use of tokens."""
+        """Return the schedules of the account's missions and today's use of tokens and money."""
         async with self.store.register(tenant) as register:
             await register.expire_seen()
             ledger = register.ledger
+            spent = await ledger.spent_today()
             return MissionsAnswer(
                 missions=await ledger.statuses(LEDGER_MAX),
-                tokens_today=await ledger.tokens_today(),
-                work=await Work(register.tx).state(),
+                tokens_today={agent: one.tokens for agent, one in spent.items()},
+                cost_today={agent: one.cost for agent, one in spent.items()},
+                work=await Work(register.tx, self.currency).state(),
             )
 
     async def run_now(self, tenant: Tenant, space_id: str, mission_id: str) -> OccurrenceInfo:
@@ -363,7 +366,7 @@ class GrantService:
                 raise Conflict("the mission is not active on the hub")
             if mission.hold == ERRORED:
                 raise MissionErrored("the mission failed too often in a row")
-            work = await Work(register.tx).state()
+            work = await Work(register.tx, self.currency).state()
             if work.hub_stopped or work.stopped_at is not None:
                 raise WorkStopped("no mission runs while the work is stopped")
             now_ms = await ledger.now_ms()

@@ -4,10 +4,6 @@ select pg_advisory_xact_lock(hashtextextended($1, 1835101793))
 -- name: role
 select role from mana.memberships where space_id = $1 and account_id = $2
 
--- name: tokens_today
-select agent_id, sum(spent) as spent from mana_ai.token_usage
- where ts > clock_timestamp() - interval '24 hours' group by agent_id
-
 -- name: audit_rows
 select * from mana_ai.decrypt_audit
  where account_id = mana.current_account()
@@ -73,10 +69,6 @@ union all
 select r.* from newest n cross join generate_series(0, 24) as place
   join mana.records r on r.record_id = n.iteration_id || '-' || place
  where r.space_id = $1 and r.table_name = 'aiSteps'
-
--- name: spent
-select coalesce(sum(spent), 0) from mana_ai.token_usage
- where space_id = $1 and agent_id = $2 and ts > clock_timestamp() - interval '24 hours'
 
 -- name: reserve
 insert into mana_ai.token_usage

@@ -25,6 +25,7 @@ from mana.hub.db import (
     load_queries,
     retried,
 )
+from mana.hub.money import store as money
 from mana.hub.runner.ledger import AuditFilter, Lease, RegisteredGrant
 from mana.hub.runner.queue import DUE, Queue, Turns
 from mana.hub.runner.rows import agent_of, from_ms, mission_of, to_ms
@@ -66,10 +67,9 @@ class Ledger(Queue):
         role: str | None = await self.tx.value(_QUERIES["role"], space, account)
         return role
 
-    async def tokens_today(self) -> dict[str, int]:
-        """Return the tokens of the last 24 hours by agent, reservations counted in full."""
-        rows = await self.tx.all(_QUERIES["tokens_today"])
-        return {row["agent_id"]: int(row["spent"]) for row in rows}
+    async def spent_today(self) -> dict[str, money.Spent]:
+        """Return the tokens and costs of the day by agent, reservations counted in full."""
+        return await money.agents_today(self.tx)
 
     async def audit_rows(
         self, wanted: AuditFilter, *, before: int | None, limit: int
@@ -141,8 +141,8 @@ class Ledger(Queue):
         return [_record(row) for row in rows]
 
     async def spent(self, space: SpaceId, agent: AgentId) -> int:
-        """Return an agent's tokens of the last 24 hours, open reservations in full."""
-        return int(await self.tx.value(_QUERIES["spent"], space, agent))
+        """Return an agent's tokens of the day, open reservations in full."""
+        return (await money.agent_today(self.tx, space, agent)).tokens
 
     async def reserve(self, lease: Lease, agent: AgentId, tokens: int) -> str:
         """Write a reservation and return its id."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from mana.domain.clock import iso_ms
 from mana.hub.db import Tenancy, Transaction, load_queries
+from mana.hub.money.store import account_today
 from mana.hub.runner.rows import to_ms
 from mana.hub.tenants import Tenant
 from mana.protocol.messages import SetWork, WorkState
@@ -21,14 +22,19 @@ class Work:
     """The statements about the work of the account whose transaction this is."""
 
     tx: Transaction
+    currency: str
 
     async def state(self) -> WorkState:
-        """Return whether anything runs for the account, and its caps."""
+        """Return whether anything runs for the account, its caps, and what its day has taken."""
         row = await self.tx.one(_Q["state"])
+        spent = await account_today(self.tx)
         if row is None:
-            return WorkState()
+            return WorkState(currency=self.currency)
         stopped = row["stopped_at"]
         return WorkState(
+            currency=self.currency,
+            tokens_today=spent.tokens,
+            cost_today=spent.cost,
             stopped_at=None if stopped is None else iso_ms(to_ms(stopped)),
             hub_stopped=row["hub_stopped"],
             tokens_per_day_max=row["tokens_per_day_max"],
@@ -52,11 +58,12 @@ class Work:
 class WorkStore:
     """Opens transactions about the work of an account."""
 
-    def __init__(self, tenancy: Tenancy) -> None:
+    def __init__(self, tenancy: Tenancy, currency: str) -> None:
         self._tenancy = tenancy
+        self._currency = currency
 
     @contextlib.asynccontextmanager
     async def work(self, tenant: Tenant) -> AsyncIterator[Work]:
         """Open the account's work."""
         async with self._tenancy.transaction(tenant) as tx:
-            yield Work(tx)
+            yield Work(tx, self._currency)
