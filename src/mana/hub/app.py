@@ -42,9 +42,17 @@ from mana.hub.http.server import serve_endpoints
 from mana.hub.invitations.routes import invitation_routes
 from mana.hub.invitations.service import InvitationService
 from mana.hub.invitations.store import InvitationStore
+from mana.hub.letters.post import Post, Send
+from mana.hub.letters.routes import letter_routes
+from mana.hub.letters.service import LetterService, letters_key
+from mana.hub.letters.store import CHANNEL as LETTERS
+from mana.hub.letters.store import LetterStore
 from mana.hub.links.routes import link_routes
 from mana.hub.links.service import LinkService
 from mana.hub.links.store import LinkStore
+from mana.hub.money.routes import money_routes
+from mana.hub.money.service import MoneyService
+from mana.hub.money.store import MoneyStore
 from mana.hub.operating.service import Operator
 from mana.hub.operating.store import KekStore
 from mana.hub.runner.keys import PUBLIC_FILE
@@ -67,7 +75,9 @@ from mana.hub.tenants import Tenant
 from mana.hub.vaults.routes import vault_routes
 from mana.hub.vaults.service import VaultService
 from mana.hub.vaults.store import VaultStore
-from mana.models.choose import model_from_settings, model_info
+from mana.hub.work.routes import work_routes
+from mana.hub.work.store import WorkStore
+from mana.models.choose import model_infos
 from mana.protocol.codec import encode
 from mana.registry.catalogue import load_catalogue
 
@@ -167,6 +177,7 @@ def build(
     security = SecurityService(
         kept_security, security_log, gate, life_ms=REFRESH_LIFE_MS, now_ms=clock
     )
+    letters = LetterService(LetterStore(tenancy), letters_key(kept.salt), _post(settings))
     endpoints = [
         *account_routes(accounts),
         *vault_routes(vaults),
@@ -176,7 +187,10 @@ def build(
         *space_routes(SpaceService(SpaceStore(tenancy), now_ms=clock)),
         *invitation_routes(InvitationService(InvitationStore(tenancy), now_ms=clock)),
         *sync_routes(SyncService(store, now_ms=clock), live),
+        *letter_routes(letters),
         *grants_endpoints(_grants(settings, kept, tenancy)),
+        *work_routes(WorkStore(tenancy, settings.currency)),
+        *money_routes(MoneyService(MoneyStore(tenancy), currency=settings.currency)),
     ]
     endpoints += _own_routes(endpoints)
 
@@ -193,13 +207,18 @@ def build(
     async def opened() -> AsyncIterator[None]:
         async with pool:
             await live.start(listen)
-            sweeping = asyncio.create_task(_sweep(links), name="hub-sweep")
+            await pool.listen(LETTERS, letters.wake)
+            aside = [
+                asyncio.create_task(_sweep(links), name="hub-sweep"),
+                asyncio.create_task(letters.work(), name="hub-letters"),
+            ]
             try:
                 yield
             finally:
-                sweeping.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await sweeping
+                letters.end()
+                for task in aside:
+                    task.cancel()
+                await asyncio.gather(*aside, return_exceptions=True)
                 await live.close()
 
     def lifespan(_app: Litestar) -> AbstractAsyncContextManager[None]:
@@ -213,6 +232,13 @@ def build(
         sockets={SOCKET_PATH: live.socket},
     )
     return Hub(settings, asgi, live, tuple(endpoints), opened)
+
+
+def _post(settings: HubSettings) -> Send | None:
+    """Return what sends letters, None where the operator set up none."""
+    if not settings.smtp_url:
+        return None
+    return Post.from_url(settings.smtp_url, settings.smtp_from).send
 
 
 async def _sweep(links: LinkService) -> None:
@@ -238,12 +264,13 @@ async def operator(
 
 
 def _grants(settings: HubSettings, kept: HubSecrets, tenancy: Tenancy) -> GrantService:
-    model = model_from_settings(settings.llm_url, settings.llm_key, settings.llm_model)
     return GrantService(
         GrantStore(tenancy),
         RunnerKeyFile(settings.secrets_dir / PUBLIC_FILE, pem=settings.runner_public_pem),
         kept.grant_key,
-        (model_info(model),),
+        model_infos(settings.models),
+        settings.models.own_models,
+        settings.currency,
     )
 
 

@@ -1,0 +1,1 @@
+"""Letters: that something waits for a decision, and never what."""

@@ -1,0 +1,58 @@
+-- name: one
+select * from mana.letters where account_id = mana.current_account()
+
+-- name: lock
+select * from mana.letters where account_id = mana.current_account() for update
+
+-- name: ask
+insert into mana.letters as l
+  (account_id, address, code_hash, code_until, codes_sent, codes_since)
+values (mana.current_account(), $1, $2, clock_timestamp() + interval '30 minutes', 1,
+        clock_timestamp())
+on conflict (account_id) do update set
+  address = excluded.address, code_hash = excluded.code_hash, code_until = excluded.code_until,
+  code_tries = 0, confirmed = false, enabled = false, waiting = false, due_at = null,
+  codes_sent = case when l.codes_since > clock_timestamp() - interval '1 hour'
+                    then l.codes_sent + 1 else 1 end,
+  codes_since = case when l.codes_since > clock_timestamp() - interval '1 hour'
+                     then l.codes_since else clock_timestamp() end
+where l.codes_sent < $3 or l.codes_since <= clock_timestamp() - interval '1 hour'
+returning true
+
+-- name: try
+update mana.letters set code_tries = code_tries + 1
+ where account_id = mana.current_account() and code_hash is not null
+   and code_until > clock_timestamp() and code_tries < $1
+returning code_hash
+
+-- name: confirm
+update mana.letters
+   set confirmed = true, enabled = true, code_hash = null, code_until = null
+ where account_id = mana.current_account()
+
+-- name: switch
+update mana.letters
+   set enabled = $1, waiting = waiting and $1, due_at = case when $1 then due_at end
+ where account_id = mana.current_account() and confirmed
+returning true
+
+-- name: forget
+delete from mana.letters where account_id = mana.current_account()
+
+-- name: wait
+with put as (
+  update mana.letters
+     set waiting = true,
+         due_at = greatest(clock_timestamp(), coalesce(sent_at, '-infinity') + interval '1 hour')
+   where account_id = mana.current_account() and enabled and not waiting
+  returning 1)
+select pg_notify('mana_letters', '') from put
+
+-- name: take
+select * from mana.take_letters($1)
+
+-- name: end
+select mana.end_letter($1, $2)
+
+-- name: next
+select (extract(epoch from mana.next_letter() - clock_timestamp()) * 1000)::bigint

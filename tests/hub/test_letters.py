@@ -1,0 +1,287 @@
+"""Letters: off until a person confirms an address, without content, and never lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from email import message_from_bytes
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mana.domain.errors import Invalid
+from mana.hub.letters.post import CODE, WAITS, Post, require_address
+from mana.hub.letters.store import letter_waits
+from mana.hub.tenants import Tenant
+from mana.protocol.messages import NotifyState, SetNotify
+from mana.testing.postgres import Database, Tenancy, connected, database_text
+from tests.hub.client import Person, Served, served_hub
+
+pytestmark = pytest.mark.anyio
+PATH = "/api/v1/me/notifications"
+ADDRESS = "ada@example.org"
+
+
+@dataclass
+class Mailbox:
+    """A mail server on loopback. `refuses`: how many letters it does not take yet."""
+
+    port: int = 0
+    refuses: int = 0
+    letters: list[Message] = field(default_factory=list)
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Speak as much SMTP as a client needs."""
+        writer.write(b"220 here\r\n")
+        while line := (await reader.readline()).upper():
+            if line.startswith(b"DATA"):
+                writer.write(b"354 go on\r\n")
+                raw = (await reader.readuntil(b"\r\n.\r\n"))[:-5]
+                if self.refuses:
+                    self.refuses -= 1
+                    writer.write(b"451 not now\r\n")
+                else:
+                    self.letters.append(message_from_bytes(raw))
+                    self.came.set()
+                    writer.write(b"250 taken\r\n")
+            elif line.startswith(b"QUIT"):
+                writer.write(b"221 bye\r\n")
+                break
+            else:
+                writer.write(b"250 yes\r\n")
+            await writer.drain()
+        writer.close()
+
+    async def next(self) -> Message:
+        """Return the next letter."""
+        async with asyncio.timeout(10):
+            while not self.letters:
+                self.came.clear()
+                await self.came.wait()
+        return self.letters.pop(0)
+
+
+@contextlib.asynccontextmanager
+async def mailbox() -> AsyncIterator[Mailbox]:
+    """Lend a mail server."""
+    box = Mailbox()
+    server = await asyncio.start_server(box.talk, "127.0.0.1", 0)
+    box.port = server.sockets[0].getsockname()[1]
+    try:
+        yield box
+    finally:
+        server.close()
+
+
+@contextlib.asynccontextmanager
+async def posting_hub(database: Database, box: Mailbox) -> AsyncIterator[Served]:
+    """Lend a hub that sends its letters to a mailbox."""
+    with tempfile.TemporaryDirectory(prefix="mana-letters-") as folder:
+        async with served_hub(
+            database,
+            home=Path(folder),
+            smtp_url=f"smtp://127.0.0.1:{box.port}",
+            smtp_from="mana@example.org",
+        ) as served:
+            yield served
+
+
+async def put(person: Person, status: int = 200, **wanted: object) -> NotifyState:
+    """Change what a person wants."""
+    answer = await person.call("PUT", PATH, SetNotify(**wanted))  # type: ignore[arg-type]
+    assert answer.status_code == status, answer.text
+    return msgspec.json.decode(answer.content, type=NotifyState) if status == 200 else _NONE
+
+
+_NONE = NotifyState(available=False)
+
+
+def text_of(letter: Message) -> str:
+    """Return what a letter says."""
+    raw = letter.get_payload(decode=True)
+    assert isinstance(raw, bytes)
+    return raw.decode("utf-8").replace("\r\n", "\n").strip() + "\n"
+
+
+def code_of(letter: Message) -> str:
+    """Return the code in a letter."""
+    found = re.search(r"\b\d{8}\b", text_of(letter))
+    assert found is not None
+    return found[0]
+
+
+async def confirmed(person: Person, box: Mailbox) -> None:
+    """Give and confirm an address."""
+    await put(person, address=ADDRESS)
+    state = await put(person, code=code_of(await box.next()))
+    assert state == NotifyState(available=True, address=ADDRESS, confirmed=True, enabled=True)
+
+
+async def something_waits(runner_tenancy: Tenancy, person: Person) -> None:
+    """Do what a runner does when it wrote a proposal."""
+    async with runner_tenancy.transaction(Tenant(person.account.account_id)) as tx:
+        await letter_waits(tx)
+
+
+async def until(owner: Any, question: str) -> None:
+    """Wait until the database answers yes."""
+    for _ in range(1_000):
+        if await owner.fetchval(question):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(question)
+
+
+async def test_nothing_is_sent_before_an_address_is_confirmed(
+    database: Database, runner_tenancy: Tenancy
+) -> None:
+    """Letters are off at first, a code goes to the address, and only the code switches them on."""
+    async with mailbox() as box, posting_hub(database, box) as served:
+        ada = await served.sign_up("ada")
+        await something_waits(runner_tenancy, ada)
+        state = await put(ada, address=ADDRESS)
+        assert (state.confirmed, state.enabled) == (False, False)
+        letter = await box.next()
+        assert letter["To"] == ADDRESS
+        assert letter["Subject"] == CODE[0]
+        await something_waits(runner_tenancy, ada)
+        await put(ada, status=400, enabled=True)
+        await put(ada, status=400, code="00000000")
+        await put(ada, code=code_of(letter))
+        await something_waits(runner_tenancy, ada)
+        assert (await box.next())["Subject"] == WAITS[0]
+
+
+async def test_a_letter_says_nothing_of_what_waits(
+    database: Database, runner_tenancy: Tenancy
+) -> None:
+    """The letter is the same text for everybody, and the database holds no address."""
+    async with mailbox() as box, posting_hub(database, box) as served:
+        ada = await served.sign_up("ada")
+        await confirmed(ada, box)
+        await something_waits(runner_tenancy, ada)
+        letter = await box.next()
+        assert text_of(letter) == WAITS[1]
+        assert ada.account.account_id not in letter.as_string()
+        assert ADDRESS not in await database_text(database.owner_url)
+
+
+async def test_one_letter_an_hour(database: Database, runner_tenancy: Tenancy) -> None:
+    """However much waits, an hour lies between two letters."""
+    async with mailbox() as box, posting_hub(database, box) as served:
+        ada = await served.sign_up("ada")
+        await confirmed(ada, box)
+        for _ in range(5):
+            await something_waits(runner_tenancy, ada)
+        await box.next()
+        await something_waits(runner_tenancy, ada)
+        async with connected(database.owner_url) as owner:
+            left = await owner.fetchval(
+                "select extract(epoch from due_at - clock_timestamp()) from mana.letters"
+            )
+        assert 3_400 < left <= 3_600
+        assert box.letters == []
+
+
+async def test_a_letter_that_fails_is_tried_again(
+    database: Database, runner_tenancy: Tenancy
+) -> None:
+    """A mail server that is away loses no letter, and sends none twice."""
+    async with mailbox() as box, posting_hub(database, box) as served:
+        ada = await served.sign_up("ada")
+        await confirmed(ada, box)
+        box.refuses = 1
+        await something_waits(runner_tenancy, ada)
+        async with connected(database.owner_url) as owner:
+            await until(owner, "select attempts > 0 from mana.letters")
+            await owner.execute("update mana.letters set due_at = clock_timestamp()")
+            await owner.execute("select pg_notify('mana_letters', '')")
+            assert (await box.next())["Subject"] == WAITS[0]
+            await until(owner, "select not waiting from mana.letters")
+        assert box.letters == []
+
+
+async def test_codes_are_few_and_tried_a_few_times(database: Database) -> None:
+    """Nobody makes the hub write to a stranger often, or guesses a code."""
+    async with mailbox() as box, posting_hub(database, box) as served:
+        ada = await served.sign_up("ada")
+        await put(ada, address=ADDRESS)
+        code = code_of(await box.next())
+        wrong = f"{(int(code) + 1) % 10**8:08d}"
+        for _ in range(5):
+            await put(ada, status=400, code=wrong)
+        await put(ada, status=400, code=code)
+        for _ in range(2):
+            await put(ada, address=ADDRESS)
+            await box.next()
+        await put(ada, status=429, address="other@example.org")
+        assert box.letters == []
+
+
+async def test_switching_off_and_forgetting(database: Database, runner_tenancy: Tenancy) -> None:
+    """Off means off at once, and an empty address leaves nothing behind."""
+    async with mailbox() as box, posting_hub(database, box) as served:
+        ada = await served.sign_up("ada")
+        await confirmed(ada, box)
+        assert not (await put(ada, enabled=False)).enabled
+        await something_waits(runner_tenancy, ada)
+        assert (await put(ada, address="")) == NotifyState(available=True)
+        async with connected(database.owner_url) as owner:
+            assert await owner.fetchval("select count(*) from mana.letters") == 0
+        assert box.letters == []
+
+
+async def test_without_a_mail_server_there_are_no_letters(database: Database) -> None:
+    """A hub that was not set up for mail says so, and keeps no address."""
+    async with served_hub(database) as served:
+        ada = await served.sign_up("ada")
+        await put(ada, status=409, address=ADDRESS)
+        answer = await ada.call("GET", PATH)
+        assert msgspec.json.decode(answer.content, type=NotifyState) == NotifyState(available=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "security", "port"),
+    [
+        ("smtps://ada:p%40ss@mail.example.org", "tls", 465),
+        ("smtp://mail.example.org", "starttls", 587),
+        ("smtp://127.0.0.1:2525", "none", 2525),
+        ("smtp://ada:secret@localhost", "starttls", 587),
+    ],
+)
+def test_mail_is_encrypted_on_the_way(url: str, security: str, port: int) -> None:
+    """Only a server on this machine, without a password, is spoken to in plain."""
+    post = Post.from_url(url, "mana@example.org")
+    assert (post.security, post.port) == (security, port)
+    assert "p@ss" not in repr(post)
+
+
+@pytest.mark.parametrize(
+    "url", ["mail.example.org", "http://mail.example.org", "smtp://", "smtp://a:b"]
+)
+def test_an_address_of_no_mail_server_is_refused(url: str) -> None:
+    """A wrong setting is told at the start, by its name."""
+    with pytest.raises(Invalid, match="MANA_SMTP_URL"):
+        Post.from_url(url, "mana@example.org")
+
+
+@given(st.text(max_size=60) | st.emails())
+def test_no_address_smuggles_a_header(text: str) -> None:
+    """What is taken as an address is one line, one address, and nothing else."""
+    try:
+        address = require_address(text)
+    except Invalid:
+        return
+    assert address.isprintable()
+    assert not set(address) & set(" \r\n,;<>")
+    assert address.count("@") == 1 or address.rpartition("@")[0]
