@@ -803,9 +803,7 @@ begin
              pg_catalog.count(*) over () as number
         from turn t)
     select pg_catalog.array_agg(p.account_id order by p.place),
-           pg_catalog.array_agg(
-             least(p.room, v_free / p.number + (p.place <= v_free % p.number)::integer)::integer
-             order by p.place)
+           pg_catalog.array_agg(least(p.room, v_free / p.number)::integer order by p.place)
       into v_accounts, v_shares from placed p;
     exit when v_accounts is null;
 
