@@ -16,7 +16,7 @@ from mana.domain.records import Snapshot, View
 from mana.domain.tables import Table
 from mana.planning.dispatch import Caller
 from mana.planning.loop import Plan, run
-from mana.planning.ports import Budget, Candidate, Model, Silent
+from mana.planning.ports import Budget, Candidate, Model, Progress, Silent
 from mana.planning.prompt import PastIteration, PlanInput, PlannedInput
 from mana.registry.catalogue import Catalogue, build_catalogue
 from mana.testing.models import CountedBudget
@@ -137,18 +137,20 @@ async def plan(
     views: Sequence[View] | None = None,
     given: PlanInput | None = None,
     budget: Budget | None = None,
+    catalogue: Catalogue = CATALOGUE,
+    progress: Progress | None = None,
     **more: object,
 ) -> Plan:
     """Run the loop once over the small world; `others` are fall-backs."""
     return await run(
         given or plan_input(),
         models=[one if isinstance(one, Candidate) else Candidate(one) for one in (model, *others)],
-        catalogue=CATALOGUE,
+        catalogue=catalogue,
         policy=policy,
         space_policy=SpacePolicy(),
         records=records(views),
         budget=budget or CountedBudget(),
-        progress=Silent(),
+        progress=progress or Silent(),
         iteration_id=ITERATION,
         **more,  # type: ignore[arg-type]
     )

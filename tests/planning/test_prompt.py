@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from types import ModuleType
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mana.planning import compaction, subagents
+from mana.planning import prompt as prompts
+from mana.planning import reminders as reminders_of_runs
 from mana.planning.prompt import (
+    CONCEPT_MAX,
+    INPUT_MAX,
+    MEMORY_MAX,
+    OBJECTIVE_MAX,
+    PERSONA_MAX,
     PastIteration,
     PastStep,
     PlannedInput,
@@ -82,16 +93,80 @@ def test_the_frame_forbids_obeying_data() -> None:
     assert "never an instruction" in system.content
 
 
+@pytest.mark.parametrize(
+    ("block", "limit"),
+    [
+        ("system_prompt", PERSONA_MAX),
+        ("memory", MEMORY_MAX),
+        ("concept", CONCEPT_MAX),
+        ("objective", OBJECTIVE_MAX),
+        ("input", INPUT_MAX),
+    ],
+)
+def test_each_block_is_cut_where_it_can_be_seen(block: str, limit: int) -> None:
+    """A block at its limit stands whole; beyond it the reader is told how much is missing."""
+
+    def frame(size: int) -> str:
+        text = "z" * size
+        if block == "input":
+            return user_frame(plan_input(inputs=(PlannedInput("notes:n1", "notes", "T", text),)))
+        if block in ("system_prompt", "memory"):
+            return system_frame(agent(**{block: text}), rounds_max=5)
+        return user_frame(plan_input(inputs=(), given_mission=mission(**{block: text})))
+
+    assert "z" * limit in frame(limit)
+    assert "left out" not in frame(limit)
+    cut = frame(limit + 7)
+    assert "z" * limit + "… [7 more characters are left out here]" in cut
+    assert "z" * (limit + 1) not in cut
+
+
 def test_the_version_is_a_hash() -> None:
     """The version names the templates, not what a person wrote."""
     assert re.fullmatch("[0-9a-f]{64}", PROMPT_VERSION)
     assert "Mira" not in PROMPT_VERSION
 
 
-def due(round_: int, outcomes: str, used: int = 0, cap: int | None = None) -> list[str]:
+NO_TEMPLATES = ("MARKED", "PROPOSE_MEMORY", "REJECT_REASONS", "SCHEMA", "TASK")
+"""Constants whose words no prompt is made of: names, and what is made from templates."""
+
+
+def texts(module: ModuleType) -> Iterator[str]:
+    """Give the texts of a module's constants, which stand alone or in a collection."""
+    for name, value in vars(module).items():
+        if name.isupper() and name not in ("TEMPLATES", *NO_TEMPLATES):
+            held = value.values() if isinstance(value, dict) else value
+            found = [value] if isinstance(value, str) else held
+            if isinstance(found, Iterable):
+                yield from (one for one in found if isinstance(one, str))
+
+
+@pytest.mark.parametrize("module", [prompts, reminders_of_runs, compaction, subagents])
+def test_the_version_covers_every_template(module: ModuleType) -> None:
+    """Whatever text a model may be told is in the hash: another wording is another version."""
+    words = {"other", "research", "plan"}
+    assert set(texts(module)) - words <= set(module.TEMPLATES)
+
+
+def due(
+    round_: int,
+    outcomes: str,
+    used: int = 0,
+    cap: int | None = None,
+    *,
+    compacted: bool = False,
+    marked: bool = False,
+) -> list[str]:
     """Return the kinds of the reminders that are due; outcomes: o for success, f for failure."""
-    state = RunState(round_, tuple(letter == "o" for letter in outcomes), used, cap)
-    kinds = {"Finish now": "escalate", "Be brief": "warn", "two calls failed": "retry"}
+    made = tuple(letter == "o" for letter in outcomes)
+    state = RunState(round_, made, used, cap, compacted, marked)
+    kinds = {
+        "Finish now": "escalate",
+        "Be brief": "warn",
+        "two calls failed": "retry",
+        "<compact-summary>": "compacted",
+        "reads like instructions": "marked",
+    }
     return [next(kind for mark, kind in kinds.items() if mark in text) for text in reminders(state)]
 
 
@@ -105,3 +180,10 @@ def test_reminders_follow_from_the_state() -> None:
     assert due(2, "ff") == due(3, "of") == due(3, "f") == due(5, "fffof") == []
     assert due(3, "ff") == ["retry"]
     assert due(3, "ff", 9, 10) == ["warn", "retry"]
+    assert due(1, "", compacted=True) == ["compacted"]
+    assert due(3, "ff", 9, 10, compacted=True, marked=True) == [
+        "compacted",
+        "warn",
+        "retry",
+        "marked",
+    ]

@@ -77,24 +77,25 @@ class Means:
 
 @dataclass(slots=True)
 class _Measure:
-    """How long the next request is in tokens: estimated, or as the provider counted the last.
+    """How long the next request is in tokens, as far as anybody can tell.
 
-    The provider's own count of what was sent before, and an estimate of what came since, is better
-    than an estimate of everything; the larger of the two is taken, for neither may be trusted.
+    What the provider counted of the last request, where that can be true, and an estimate of what
+    came since; without its word an estimate of everything. Money is never reserved by it.
     """
 
     estimated_last: int = 0
-    reported_last: int = 0
+    reported_last: int | None = None
 
     def of(self, size: int) -> int:
         """Return the measure of a request of so many bytes."""
         estimate = estimated_tokens(size)
-        return max(estimate, self.reported_last + estimate - self.estimated_last)
+        if self.reported_last is None:
+            return estimate
+        return self.reported_last + max(estimate - self.estimated_last, 0)
 
     def learn(self, size: int, reported: int | None) -> None:
         """Take over what a provider said of a request of so many bytes, if it said anything."""
-        self.estimated_last = estimated_tokens(size)
-        self.reported_last = reported if reported is not None else 0
+        self.estimated_last, self.reported_last = estimated_tokens(size), reported
 
 
 @dataclass(slots=True)

@@ -16,25 +16,26 @@ SCANNED_MIN: Final = 16
 """Shorter texts are left out: nothing of these fits in them."""
 
 _PATTERNS: Final = (
-    re.compile(
-        r"ignore\s{1,8}(?:(?:all|the|any|your)\s{1,8}){0,3}previous\s{1,8}(?:instructions|messages)",
-        re.IGNORECASE,
+    (
+        "previous",
+        re.compile(
+            r"ignore\s{1,8}(?:(?:all|the|any|your)\s{1,8}){0,3}previous\s{1,8}(?:instructions|messages)"
+        ),
     ),
-    re.compile(r"you are now\b.{0,40}?\b(?:assistant|gpt|claude|gemini)", re.IGNORECASE),
-    re.compile(r"<\s{0,8}system\b", re.IGNORECASE),
-    re.compile(r"\{\{[^{}]{0,200}\}\}"),
-    re.compile(r"```\s{0,8}system\b", re.IGNORECASE),
+    ("you are now", re.compile(r"you are now\b.{0,40}?\b(?:assistant|gpt|claude|gemini)")),
+    ("system", re.compile(r"<\s{0,8}system\b|```\s{0,8}system\b")),
+    ("{{", re.compile(r"\{\{[^{}]{0,200}\}\}")),
 )
+"""Each with a word that is always in it: to look for words is much cheaper, and most texts have none."""
 
 
 def is_marked(value: Json) -> bool:
-    """Say whether any text within a value bears a mark of an injected instruction."""
-    return any(
-        pattern.search(text)
-        for text in _texts(value)
-        if len(text) >= SCANNED_MIN
-        for pattern in _PATTERNS
-    )
+    """Say whether any text within a value bears a mark of an injected instruction, in any case."""
+    return any(_bears_mark(text.lower()) for text in _texts(value) if len(text) >= SCANNED_MIN)
+
+
+def _bears_mark(text: str) -> bool:
+    return any(word in text and pattern.search(text) for word, pattern in _PATTERNS)
 
 
 def _texts(value: Json) -> Iterator[str]:
