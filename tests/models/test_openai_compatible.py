@@ -15,9 +15,10 @@ import pytest
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 from mana.models.addresses import endpoint
-from mana.models.choose import model_info
+from mana.models.choose import model_infos
 from mana.models.connections import Connections
 from mana.models.openai_compatible import OpenAiCompatible
+from mana.models.settings import ModelSetting, ModelSettings
 from mana.planning.ports import (
     FunctionCall,
     Message,
@@ -461,7 +462,8 @@ async def test_an_endless_line_is_cut() -> None:
 async def test_what_is_compressed_is_not_unpacked() -> None:
     """A small body that would become a huge one is refused as it is; none is asked for."""
     bomb = gzip.compress(b" " * 50_000_000)
-    assert (await failure(body(bomb, 200, "Content-Encoding: gzip"))).kind == "refused-reply"
+    failed = await failure(body(bomb, 200, "Content-Encoding: gzip"))
+    assert (failed.kind, failed.message) == ("refused-reply", "the model's reply is compressed")
     async with model_server(says("Hi")) as server:
         await OpenAiCompatible(server.url, model="m").complete(request())
     assert "accept-encoding: identity" in server.asked[0].head.lower()
@@ -551,8 +553,7 @@ async def test_a_model_alone_keeps_no_connection() -> None:
 )
 def test_the_description_says_where_text_goes(base: str, origin: str, local: bool) -> None:
     """The name in a grant is the origin; the sentence names the host, or this machine."""
-    model = OpenAiCompatible(base, model="m")
-    info = model_info(model)
+    [info] = model_infos(ModelSettings((ModelSetting("a", base, "m"),)))
     assert (info.endpoint, info.local) == (origin, local)
     assert ("stays on this machine" in info.description) == local
     if not local:
