@@ -54,7 +54,9 @@ class Household:
     device_id: str = ""
     factor_id: str = ""
     link_id: str = "5" * 32
-    """Ada's: a session that nobody uses, its device, a second factor and a link that wait."""
+    reservation_id: str = ""
+    """Ada's: a session that nobody uses, its device, a second factor and a link that wait, and
+    tokens that a device of hers holds."""
 
     def in_space(self, name: str) -> World:
         """Return a person who acts in the shared space as if it were their own."""
@@ -190,6 +192,11 @@ async def working(made: Household) -> None:
     async with world.runner() as runner:
         stats = await runner.scheduler.tick()
     assert (stats.errors, stats.plans_written_back) == ([], 1)
+    path = f"/api/v1/spaces/{made.space.space_id}/missions/{MISSION}/reservations"
+    body = {"agentId": AGENT, "tokens": 10, "tokensMin": 10}
+    answer = await made.people["ada"].call("POST", path, body)
+    assert answer.status_code == 201, answer.text
+    made.reservation_id = answer.json()["reservationId"]
 
 
 async def secrets_of(made: Household, name: str) -> set[str]:
@@ -215,6 +222,7 @@ async def secrets_of(made: Household, name: str) -> set[str]:
             "select session_id from mana.sessions where account_id <> $1",
             "select factor_id from mana.second_factors where account_id <> $1",
             "select link_id from mana.links where account_id <> $1",
+            "select usage_id from mana_ai.token_usage where account_id <> $1",
         ):
             asked = (person.account_id,) if "$1" in query else ()
             found |= {str(row[0]) for row in await owner.fetch(query, *asked)}

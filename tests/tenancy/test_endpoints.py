@@ -32,6 +32,7 @@ from mana.testing.spaces import private_keys as signed_private_keys
 from tests.hub.client import codes
 from tests.runner.world import now_ms
 from tests.tenancy.household import (
+    AGENT,
     MISSION,
     NAMES,
     PRIVATE_TASK,
@@ -170,6 +171,15 @@ NAMED: dict[str, Named] = {
     # Whoever holds the link accepts; without it the invitation is not there for anybody.
     "POST /api/v1/invitations/{invitationId}": Named(wrong_token, ("404 NOT_FOUND",) * 3),
     f"POST {SPACE}/missions/{{missionId}}/run": Named(None, ("202", "202", "403 FORBIDDEN")),
+    f"POST {SPACE}/missions/{{missionId}}/reservations": Named(
+        lambda *_: {"agentId": AGENT, "tokens": 10, "tokensMin": 0},
+        ("201", "201", "403 FORBIDDEN"),
+    ),
+    # A reservation concerns nobody but whose device made it.
+    f"POST {SPACE}/missions/{{missionId}}/reservations/{{reservationId}}/settle": Named(
+        lambda *_: {"promptTokens": 1, "completionTokens": 1},
+        ("204", "404 NOT_FOUND", "404 NOT_FOUND"),
+    ),
     # Another member's grant that is not finished concerns nobody but its maker.
     f"POST {GRANT}/{{grantId}}/complete": Named(
         completion, ("400 GRANT_REFUSED", "404 NOT_FOUND", "404 NOT_FOUND")
@@ -199,6 +209,7 @@ OWN = frozenset(
         "me/missions",
         "me/ai-mission-grants",
         "me/ai-audit",
+        "me/ai-usage",
         "me/invitations",
         "spaces",
         "runner",
@@ -267,6 +278,7 @@ def names_of(template: str, made: Household, **other: str) -> dict[str, str]:
         "deviceId": made.device_id,
         "factorId": made.factor_id,
         "linkId": made.link_id,
+        "reservationId": made.reservation_id,
         "key": "s1",
         **other,
     }
@@ -322,6 +334,7 @@ async def test_others_things_are_not_there(made: Household) -> None:
         "deviceId": UNKNOWN,
         "factorId": UNKNOWN,
         "linkId": "0" * 32,
+        "reservationId": UNKNOWN,
     }
     for operation, declared in NAMED.items():
         for name in ("rem", "out"):
@@ -461,6 +474,7 @@ RUNNERS = {
     "GET /health": "200",
     "GET /metrics": "200",
     "POST /internal/tick": "401 UNAUTHENTICATED",
+    "GET /internal/missions/{userId}": "401 UNAUTHENTICATED",
     "GET /api/v1/me/ai-audit": "200",
 }
 """The runner's own endpoints, and what an account gets that has no service key."""
