@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import gc
 import pstats
 import time
 import uuid
@@ -81,7 +82,9 @@ class Instant:
         """Return one call, then a closing reply."""
         if request.messages[-1].role == "tool":
             return says("One task is proposed.")
-        return says("", calling("create_task", {"title": "Call the plumber", "rationale": "It drips."}))
+        return says(
+            "", calling("create_task", {"title": "Call the plumber", "rationale": "It drips."})
+        )
 
 
 @dataclass
@@ -340,12 +343,18 @@ def measured(runs: int, missions: int, profile: cProfile.Profile) -> list[float]
         except WorkerLost:
             return
 
+    # As in the warm parent: what is loaded is no collector's any more.
+    gc.collect()
+    gc.freeze()
     asyncio.run(session())
+    gc.unfreeze()
     profile.disable()
     if channel.stopped:
         raise RuntimeError(f"runs ended otherwise: {channel.stopped[0]}")
     spent = channel.spent_s
-    return [after - before for before, after in zip(spent[first - 1 :], spent[first:], strict=False)]
+    return [
+        after - before for before, after in zip(spent[first - 1 :], spent[first:], strict=False)
+    ]
 
 
 PARTS: Final = (
@@ -376,7 +385,12 @@ def main(options: Sequence[str] = ()) -> None:
     runs, missions = int(numbers.get("runs", 256)), int(numbers.get("missions", 16))
     spent = sorted(measured(runs, missions, _Unseen()))
     print(f"{'a run in its worker':<28}{'ms of CPU':>10}")
-    for name, place in (("median", runs // 2), ("9 of 10", runs * 9 // 10), ("worst", runs - 1)):
+    for name, place in (
+        ("1 of 10", runs // 10),
+        ("median", runs // 2),
+        ("9 of 10", runs * 9 // 10),
+        ("worst", runs - 1),
+    ):
         print(f"{name:<28}{spent[place] * 1_000:>10.2f}")
     print(f"{'mean':<28}{sum(spent) / runs * 1_000:>10.2f}\n")
     profile = cProfile.Profile(time.process_time)

@@ -140,13 +140,28 @@ def seal_field(
     random: Random = os.urandom,
 ) -> str:
     """Seal one value for one place. Two seals of one value differ."""
+    bound = binding.associated_data()
+    return seal_value(
+        key, cls=cls, version=version, associated_data=bound, value=value, random=random
+    )
+
+
+def seal_value(
+    key: RecordKey,
+    *,
+    cls: KeyClass,
+    version: int,
+    associated_data: bytes,
+    value: Json,
+    random: Random = os.urandom,
+) -> str:
+    """Seal one value for the place that the associated data of a `RecordBinding` names."""
     if cls not in ("s", "p", "m") or not 1 <= version <= VERSION_MAX:
         raise Malformed("unknown key class or key version")
     plaintext = canonical_json(value)
     padded = plaintext.ljust(size_class(len(plaintext)), b" ")
     iv = random(IV_BYTES)
-    ciphertext = key.aead.seal(iv, padded, binding.associated_data())
-    return f"enc:2:{cls}{version}:{b64(iv)}.{b64(ciphertext)}"
+    return f"enc:2:{cls}{version}:{b64(iv)}.{b64(key.aead.seal(iv, padded, associated_data))}"
 
 
 def open_field(key: RecordKey, text: str, *, binding: Binding) -> Json:

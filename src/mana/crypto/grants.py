@@ -133,6 +133,51 @@ def verify_countersignature(
     hub.verify(countersignature, "mana-grant-hub:v2", header, grant.signature)
 
 
+@dataclass(frozen=True, slots=True)
+class VerifiedGrant:
+    """A grant that its device made and the hub's register took. Made by `verified_grant` alone."""
+
+    header: bytes
+    sealed: SealedGrant
+
+
+def verified_grant(
+    header: bytes,
+    grant: SealedGrant,
+    countersignature: bytes,
+    *,
+    device: VerifyKey,
+    hub: VerifyKey,
+) -> VerifiedGrant:
+    """Return the grant as one that may be opened; raise SignatureRejected or Malformed."""
+    verify_grant(header, grant, device=device)
+    verify_countersignature(header, grant, countersignature, hub=hub)
+    return VerifiedGrant(header, grant)
+
+
+def open_verified(
+    grant: VerifiedGrant, mission_id: str, *, runner: WrapPrivateKey
+) -> dict[str, Json]:
+    """Return the payload: the record keys and the mission key.
+
+    Raises WrapRejected or Malformed: the reasons `wrap-rejected` and `malformed`. Whether the
+    grant is the right one, in force and audited is for the caller to settle first.
+    """
+    secret = runner.unwrap(grant.sealed.wrapped_key, _wrap_info(grant.header))
+    mission_data_key = derive_mission_data_key(secret, mission_id, grant.header)
+    try:
+        plaintext = open_text(
+            _SEALED_PREFIX, mission_data_key, grant.sealed.sealed_keys, grant.header
+        )
+    except SealRejected:
+        # The secret is not the one of this header: to the runner, a key that does not fit.
+        raise WrapRejected("the keys of the grant do not open") from None
+    payload = parse_json(plaintext)
+    if not isinstance(payload, dict):
+        raise Malformed("the payload of a grant is an object")
+    return payload
+
+
 def open_grant(
     header: bytes,
     mission_id: str,
@@ -143,25 +188,9 @@ def open_grant(
     device: VerifyKey,
     hub: VerifyKey,
 ) -> dict[str, Json]:
-    """Return the payload: the record keys and the mission key.
-
-    Raises SignatureRejected, WrapRejected or Malformed: the reasons `signature-rejected`,
-    `wrap-rejected` and `malformed`. Whether the grant is the right one, in force and audited
-    is for the caller to settle first.
-    """
-    verify_grant(header, grant, device=device)
-    verify_countersignature(header, grant, countersignature, hub=hub)
-    secret = runner.unwrap(grant.wrapped_key, _wrap_info(header))
-    mission_data_key = derive_mission_data_key(secret, mission_id, header)
-    try:
-        plaintext = open_text(_SEALED_PREFIX, mission_data_key, grant.sealed_keys, header)
-    except SealRejected:
-        # The secret is not the one of this header: to the runner, a key that does not fit.
-        raise WrapRejected("the keys of the grant do not open") from None
-    payload = parse_json(plaintext)
-    if not isinstance(payload, dict):
-        raise Malformed("the payload of a grant is an object")
-    return payload
+    """Verify a grant and open it; raises as `verified_grant` and `open_verified`."""
+    verified = verified_grant(header, grant, countersignature, device=device, hub=hub)
+    return open_verified(verified, mission_id, runner=runner)
 
 
 def mission_data_key_v1(

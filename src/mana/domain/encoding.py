@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from mana.domain.errors import Invalid
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+# Made once: a run and a page of changes ask a hundred times. What holds itself ends as too deep.
+_CANONICAL: Final = json.JSONEncoder(
+    sort_keys=True,
+    separators=(",", ":"),
+    ensure_ascii=False,
+    allow_nan=False,
+    check_circular=False,
+)
 
 
 def canonical_json(value: object) -> bytes:
@@ -22,10 +31,7 @@ def canonical_json(value: object) -> bytes:
     Raises Invalid for NaN, infinities, lone surrogates and anything that JSON cannot hold.
     """
     try:
-        text = json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        )
-        return text.encode("utf-8")
+        return _CANONICAL.encode(value).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise Invalid("not a JSON value that can be written in canonical form") from error
 

@@ -30,6 +30,12 @@ def runner_key(pem: str) -> RunnerPrivateKey:
     return RunnerPrivateKey.from_pem(pem, tested=True)
 
 
+@lru_cache(maxsize=KEYS_MAX)
+def key_id(key: RunnerPrivateKey) -> str:
+    """Return the id of the runner's key, which every run checks and signs with."""
+    return key.public().key_id()
+
+
 def warm_up() -> None:
     """Load what the first run would load otherwise. Opens nothing that stays open."""
     canonical_json([tool.name for tool in catalogue().tools])
