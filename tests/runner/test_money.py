@@ -399,17 +399,23 @@ async def test_many_at_once_never_pass_a_cap(database: Database, scope: CapScope
         )
 
 
-async def test_a_sum_is_read_under_its_lock(database: Database) -> None:
+@pytest.mark.parametrize("scope", CAP_SCOPES)
+async def test_a_sum_is_read_under_its_lock(database: Database, scope: CapScope) -> None:
     """Of two that reserve at the same moment what only one may have, one is refused."""
     async with bank(database, runners=2) as made:
-        await made.cap("agent", "tokens", 1_000)
+        await made.cap(scope, "tokens", 1_000)
+        # They have nothing in common but what the cap is of.
+        person = made.ada if scope == "account" else made.bob
+        other_run = made.run(1 if scope == "mission" else 2, 1 if scope == "agent" else 2)
         async with made.work() as tx:
             (first,) = await reserve_in(tx, [made.ask(500, 300)])
-            other = asyncio.create_task(made.reserve(made.ask(500, 300), person=made.bob, runner=1))
+            other = asyncio.create_task(
+                made.reserve(made.ask(500, 300, run=other_run), person=person, runner=1)
+            )
             done, _ = await asyncio.wait([other], timeout=0.3)
             assert not done
         assert isinstance(first, Granted)
-        assert await other == [Refusal("budget:agent:tokens:200/1000")]
+        assert await other == [Refusal(f"budget:{scope}:tokens:200/1000")]
 
 
 async def test_nobody_waits_for_an_hub_without_a_cap(database: Database) -> None:
