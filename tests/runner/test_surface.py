@@ -303,3 +303,30 @@ def lied(message: Message, lie: str) -> Message:
             first = msgspec.structs.replace(first, actor={**first.actor, "principalId": "other"})
         return msgspec.structs.replace(message, changes=[first, *rest])
     return message
+
+
+@pytest.mark.postgres
+@pytest.mark.anyio
+async def test_operators_see_states_and_times(database: Database) -> None:
+    """Whoever has the service key sees where missions stand; no sealed value, title or note."""
+    async with world(database) as made:
+        await made.ready()
+        await made.run_now()
+        async with made.runner() as runner, client(runner) as http:
+            key = {"x-service-key": "service"}
+            await http.post("/internal/tick", headers=key)
+            path = f"/internal/missions/{made.ada.account.account_id}"
+            assert (await http.get(path)).status_code == 401
+            assert (await http.get("/internal/missions/ada", headers=key)).status_code == 400
+            answer = await http.get(path, headers=key)
+            found = answer.json()["missions"]
+            assert [(one["missionId"], one["runs"][0]["state"]) for one in found] == [
+                ("mission-1", "done")
+            ]
+            assert set(found[0]) <= {
+                "missionId", "nextRunAt", "hold", "failures", "failure", "runs",
+            }  # fmt: skip
+            assert set(found[0]["runs"][0]) <= {
+                "scheduledFor", "kind", "state", "reason", "startedAt", "finishedAt",
+            }  # fmt: skip
+            assert "enc:" not in answer.text

@@ -12,15 +12,17 @@ from typing import Final
 import msgspec
 
 from mana.domain.errors import ManaError, Unauthenticated
+from mana.domain.ids import require_uuid
 from mana.hub.http.endpoints import Call, Document, Endpoint, Reply
 from mana.hub.http.problems import status_of
 from mana.hub.runner.audit import AUDIT_QUERY, answer
 from mana.hub.runner.metrics import CONTENT_TYPE, Metrics
 from mana.hub.runner.scheduler import Scheduler
 from mana.hub.runner.store import RunnerStore
-from mana.protocol.messages import Answer, AuditAnswer
+from mana.protocol.messages import Answer, AuditAnswer, MissionStatus
 
 SERVICE_HEADER: Final = "x-service-key"
+RUNS_SHOWN: Final = 5
 
 
 class TickHealth(msgspec.Struct, frozen=True):
@@ -50,6 +52,34 @@ class TickAnswer(Answer, frozen=True):
     errors: list[str]
 
 
+class RunState(Answer, frozen=True):
+    """One line of a ledger, for operators: when, and how it ended."""
+
+    scheduled_for: str
+    kind: str
+    state: str
+    reason: str | None
+    started_at: str | None
+    finished_at: str | None
+
+
+class MissionState(Answer, frozen=True):
+    """Where a mission stands, for operators: its id, states and times."""
+
+    mission_id: str
+    next_run_at: str | None
+    hold: str | None
+    failures: int
+    failure: str | None
+    runs: list[RunState]
+
+
+class MissionStates(Answer, frozen=True):
+    """The missions of one account."""
+
+    missions: list[MissionState]
+
+
 def runner_endpoints(
     store: RunnerStore,
     scheduler: Scheduler,
@@ -71,10 +101,21 @@ def runner_endpoints(
     async def figures(_call: Call) -> Reply:
         return Document(metrics.text(), CONTENT_TYPE)
 
-    async def tick(call: Call) -> Reply:
+    def require_service(call: Call) -> None:
         given = call.headers.get(SERVICE_HEADER, "").encode("utf-8")
         if not hmac.compare_digest(given, service_key.encode("utf-8")):
             raise Unauthenticated("the service key is missing or wrong")
+
+    async def missions(call: Call) -> Reply:
+        require_service(call)
+        account = require_uuid(call.path["userId"], "account id")
+        async with store.work(account) as ledger:
+            return MissionStates(
+                missions=[_mission_state(one) for one in await ledger.statuses(RUNS_SHOWN)]
+            )
+
+    async def tick(call: Call) -> Reply:
+        require_service(call)
         stats = await scheduler.tick()
         return TickAnswer(
             scanned_at=stats.scanned_at,
@@ -104,6 +145,15 @@ def runner_endpoints(
         ),
         Endpoint(
             "GET",
+            "/internal/missions/{userId}",
+            missions,
+            "Where the missions of an account stand: states and times",
+            answer=MissionStates,
+            signed_in=False,
+            headers=(SERVICE_HEADER,),
+        ),
+        Endpoint(
+            "GET",
             "/api/v1/me/ai-audit",
             audit,
             "What the runner has opened",
@@ -112,6 +162,27 @@ def runner_endpoints(
         ),
     )
     return tuple(_counted(endpoint, metrics) for endpoint in endpoints)
+
+
+def _mission_state(status: MissionStatus) -> MissionState:
+    return MissionState(
+        mission_id=status.mission_id,
+        next_run_at=status.next_run_at,
+        hold=status.hold,
+        failures=status.failures,
+        failure=status.failure,
+        runs=[
+            RunState(
+                scheduled_for=run.scheduled_for,
+                kind=run.kind,
+                state=run.state,
+                reason=run.reason,
+                started_at=run.started_at,
+                finished_at=run.finished_at,
+            )
+            for run in status.occurrences
+        ],
+    )
 
 
 def _counted(endpoint: Endpoint, metrics: Metrics) -> Endpoint:
