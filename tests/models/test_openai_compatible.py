@@ -42,6 +42,7 @@ from mana.testing.endpoints import (
     raw,
     redirects,
     says,
+    silent,
     stalls,
     streams,
     whole,
@@ -404,6 +405,11 @@ async def test_an_unreachable_endpoint_fails() -> None:
     assert failed.value.__context__ is None
 
 
+async def test_no_answer_ends_at_the_limit() -> None:
+    """A server that takes a request and never answers is given up."""
+    assert (await failure(silent, timeout_s=0.3)).kind == "timeout"
+
+
 @pytest.mark.parametrize("data", [b" ", b": still here\n\n"])
 async def test_a_drip_ends_at_the_limit(data: bytes) -> None:
     """A server that sends a byte now and then cannot hold the run for ever."""
@@ -506,7 +512,9 @@ async def test_arguments_that_are_no_json_stay_text(written: Json, read: Json) -
     assert reply.finish == "other"
 
 
-@pytest.mark.parametrize("answer", [stalls(), stalls(delta(content="Hi")), drips(b": x\n\n")])
+@pytest.mark.parametrize(
+    "answer", [silent, stalls(), stalls(delta(content="Hi")), drips(b": x\n\n")]
+)
 async def test_to_cancel_closes_the_connection(answer: Answer) -> None:
     """A run that is stopped is cut off at the endpoint too, so that it need not go on."""
     async with model_server(answer) as server, Connections() as connections:

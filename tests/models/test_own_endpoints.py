@@ -291,6 +291,24 @@ async def test_the_certificate_is_the_name_s(host: str, ok: bool, tmp_path: Path
             assert server.asked == []
 
 
+async def test_the_operator_s_authorities_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endpoint in the operator's network may have a certificate of their own authority."""
+    theirs, _ = certified(tmp_path, "localhost")
+    async with model_server(says("Hi"), tls=theirs) as server:
+        port = server.url.rsplit(":", 1)[1]
+        for path, ok in ((None, False), (tmp_path / "server.pem", True)):
+            if path is not None:
+                monkeypatch.setenv("SSL_CERT_FILE", str(path))
+            model = OpenAiCompatible(f"https://localhost:{port}", model="m")
+            if ok:
+                assert (await model.complete(REQUEST)).content == "Hi"
+            else:
+                with pytest.raises(ModelFailed):
+                    await model.complete(REQUEST)
+
+
 async def test_a_resolver_that_is_silent_is_given_up() -> None:
     """A name that is never answered ends at the limit of the call."""
 

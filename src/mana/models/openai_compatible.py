@@ -116,8 +116,6 @@ class OpenAiCompatible:
             failed = ModelFailed("provider", "the model's endpoint is not on the public internet")
         except (httpx.HTTPError, httpx.StreamError):
             failed = ModelFailed("provider", "the model's endpoint is not reachable")
-        except ModelFailed as error:
-            failed = error.with_traceback(None)
         # Raised here, it has no other error behind it: those of the transport hold the request.
         raise failed
 

@@ -82,7 +82,7 @@ class ModelServer:
     """A server that is up.
 
     `asked` holds its requests in order, `connections` counts what connected. `begun` is set when a
-    request has come, `left` when the other side went away from an answer that does not end.
+    request has come, `left` when a connection has ended.
     """
 
     url: str
@@ -117,8 +117,7 @@ async def model_server(
             writer.close()
             with contextlib.suppress(ConnectionError, ssl.SSLError):
                 await writer.wait_closed()
-            if not line.is_kept:
-                served.left.set()
+            served.left.set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(talk(reader, writer))
@@ -236,6 +235,11 @@ def raw(data: bytes) -> Answer:
 def stalls(*events: Json) -> Answer:
     """Begin a stream with these events, and say nothing more."""
     return streams(*events, done=False, ends=False)
+
+
+async def silent(_asked: Asked, line: Line) -> None:
+    """Never say anything."""
+    await line.until_left()
 
 
 def drips(data: bytes, *, every_s: float = 0.01) -> Answer:
