@@ -26,7 +26,7 @@ from mana.models.addresses import (
     is_public,
 )
 from mana.models.choose import ModelUnknown, candidates
-from mana.models.connections import Connections
+from mana.models.connections import Connections, authorities
 from mana.models.openai_compatible import OpenAiCompatible
 from mana.models.settings import OFFLINE, ModelSettings
 from mana.planning.ports import Message, ModelFailed, ModelRequest
@@ -301,12 +301,14 @@ async def test_the_operator_s_authorities_count(
         for path, ok in ((None, False), (tmp_path / "server.pem", True)):
             if path is not None:
                 monkeypatch.setenv("SSL_CERT_FILE", str(path))
+                authorities.cache_clear()
             model = OpenAiCompatible(f"https://localhost:{port}", model="m")
             if ok:
                 assert (await model.complete(REQUEST)).content == "Hi"
             else:
                 with pytest.raises(ModelFailed):
                     await model.complete(REQUEST)
+    authorities.cache_clear()
 
 
 async def test_a_resolver_that_is_silent_is_given_up() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -34,6 +35,15 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     """Return the addresses of a host, as the system's resolver gives them."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(address[4][0]) for address in found]
+
+
+@functools.cache
+def authorities() -> ssl.SSLContext:
+    """Return whose certificates are believed. Made once: it takes as long as some ten calls.
+
+    A process that is forked from one that called this has it already.
+    """
+    return httpx.create_ssl_context()
 
 
 class Connections:
@@ -99,12 +109,10 @@ class Connections:
         self._unstreamed.add((url, model))
 
     def _context(self, scheme: str) -> ssl.SSLContext:
-        """Return how certificates are judged; made once, because it reads all authorities."""
+        """Return how certificates are judged."""
         if scheme == "http":
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used, and trusts nobody
-        if self._tls is None:
-            self._tls = httpx.create_ssl_context()
-        return self._tls
+        return self._tls or authorities()
 
 
 class _Checked(httpx.AsyncBaseTransport):
