@@ -10,12 +10,15 @@ import builtins
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 
+from mana.device.acceptance import acceptance, rejections
 from mana.device.views import (
+    Acceptance,
     AgentView,
     Bucket,
     ConflictView,
     Consent,
     DataAccess,
+    EditForm,
     GrantView,
     HeldView,
     InvitationView,
@@ -24,8 +27,10 @@ from mana.device.views import (
     Notice,
     Proposal,
     RefusedChange,
+    RejectedFor,
     RevertPreview,
     RunView,
+    SpacePolicyView,
     SpaceView,
     Status,
     SyncStatus,
@@ -381,18 +386,88 @@ class Device:
         """Return one proposal in any state; raise NotFound."""
         return await self._of.inbox.get(step_id)
 
-    async def approve(self, step_id: str, *, feedback: str = "") -> Proposal:
+    async def edit_form(self, step_id: str) -> EditForm:
+        """Return the parameters of a proposed call, as the person may change them."""
+        return await self._of.inbox.edit_form(step_id)
+
+    async def edit_preview(self, step_id: str, arguments: Mapping[str, Json]) -> Proposal:
+        """Return what would happen with other arguments (`faults`: what is wrong with them).
+
+        Nothing is written. A parameter that is not named is not given.
+        """
+        return await self._of.inbox.edit_preview(step_id, arguments)
+
+    async def preview_all(self, step_ids: Sequence[str]) -> builtins.list[Proposal]:
+        """Return steps of one run as they would be done together, in their order."""
+        return await self._of.inbox.preview_all(step_ids)
+
+    async def approve(
+        self,
+        step_id: str,
+        *,
+        arguments: Mapping[str, Json] | None = None,
+        feedback: str = "",
+    ) -> Proposal:
         """Approve and execute exactly what was shown, once.
 
-        Raises Conflict: PROPOSAL_MOVED (shown again, approve the new preview),
-        PROPOSAL_DECIDED (by another device), PROPOSAL_UNVERIFIED, PROPOSAL_DENIED,
-        PROPOSAL_EXPIRED.
+        With `arguments` instead of those of the agent, as `edit_preview` showed it. Raises
+        Conflict: PROPOSAL_MOVED (shown again, approve the new preview), EDIT_UNSEEN (look at the
+        preview of the edit first), PROPOSAL_DECIDED (by another device), PROPOSAL_IMPOSSIBLE,
+        PROPOSAL_EXPIRED; Forbidden: PROPOSAL_UNVERIFIED, PROPOSAL_DENIED, PROPOSAL_FOR_OTHERS;
+        Invalid: EDIT_REFUSED.
         """
-        return await self._of.inbox.approve(step_id, feedback=feedback)
+        return await self._of.inbox.approve(step_id, arguments=arguments, feedback=feedback)
 
-    async def reject(self, step_id: str, *, reason: str = "") -> Proposal:
-        """Reject a proposal; the reason is the agent's feedback."""
-        return await self._of.inbox.reject(step_id, reason=reason)
+    async def approve_all(
+        self, step_ids: Sequence[str], *, feedback: str = ""
+    ) -> builtins.list[Proposal]:
+        """Approve steps of one run together, in its order: all of them happen, or none.
+
+        Raises as `approve`, and Invalid (NOT_ONE_RUN); `detail.stepId` names the step at fault.
+        """
+        return await self._of.inbox.approve_all(step_ids, feedback=feedback)
+
+    async def reject(self, step_id: str, *, reason_code: str = "", reason: str = "") -> Proposal:
+        """Reject a proposal; the reason is the agent's feedback.
+
+        `reason_code`: not-needed, wrong, too-much, not-now, style, other, or none.
+        """
+        return await self._of.inbox.reject(step_id, reason_code=reason_code, reason=reason)
+
+    async def reject_all(
+        self, step_ids: Sequence[str], *, reason_code: str = "", reason: str = ""
+    ) -> builtins.list[Proposal]:
+        """Reject steps of one run, all or none."""
+        return await self._of.inbox.reject_all(step_ids, reason_code=reason_code, reason=reason)
+
+    async def comment(self, iteration_id: str, text: str) -> None:
+        """Say something of a whole run to its agent; blank takes it back."""
+        await self._of.inbox.comment(iteration_id, text)
+
+    async def acceptance(self, agent_id: str) -> Acceptance:
+        """Return how the proposals of an agent fared: in all, by tool, by week."""
+        return await acceptance(self._of.opened, agent_id)
+
+    async def rejections(self, mission_id: str) -> builtins.list[RejectedFor]:
+        """Return for which reasons proposals of a mission were rejected, counted."""
+        return await rejections(self._of.opened, mission_id)
+
+    # What agents may do in this space without asking
+
+    async def space_policy(self) -> SpacePolicyView:
+        """Return the tools that agents may use here without asking, by whom and since when."""
+        return await self._of.policies.view()
+
+    async def lift(self, tool: str, *, acknowledged: bool) -> None:
+        """Let agents use a destructive or external tool here without asking.
+
+        Owners and admins only. Raises NOT_LIFTABLE, NOT_ACKNOWLEDGED, MANAGERS_ONLY.
+        """
+        await self._of.policies.lift(tool, acknowledged=acknowledged)
+
+    async def unlift(self, tool: str) -> None:
+        """Let agents ask again before each use of a tool. Owners and admins only."""
+        await self._of.policies.unlift(tool)
 
     # Timeline
 

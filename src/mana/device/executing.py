@@ -119,7 +119,7 @@ class Executing:
         """Say whether policy is stricter than when it was planned; the stricter answer wins."""
         # What may run by itself follows from the sealed decision, not from the plain status.
         try:
-            word = case.caller.decision(self._opened.catalogue.tool(case.tool))
+            word = await self._steps.decision_now(case)
         except NotFound:
             await self._set(case, status, "skipped", "This version does not know the tool.")
             return True

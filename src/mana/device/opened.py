@@ -138,8 +138,15 @@ class Opened:
         return await self.book.view(table, record_id)
 
     async def titles(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """Return the titles of records by table and id; empty where there is none here."""
-        return {key: self.title(await self.find(*key)) for key in dict.fromkeys(keys)}
+        """Return the titles of records by table and id; empty where there is none here.
+
+        A memory is called as the agent whose it is.
+        """
+        found: dict[tuple[str, str], str] = {}
+        for table, record_id in dict.fromkeys(keys):
+            named = AGENTS.name if table == AGENT_MEMORY.name else table
+            found[table, record_id] = self.title(await self.find(named, record_id))
+        return found
 
     def may_be_input(self, view: View) -> bool:
         """Say whether a mission of this space may look at a record.

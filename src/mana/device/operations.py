@@ -24,6 +24,7 @@ from mana.device.locks import FileLock
 from mana.device.missions import Missions
 from mana.device.notices import Notices
 from mana.device.opened import Opened
+from mana.device.policies import Policies
 from mana.device.resealing import Resealing
 from mana.device.rotation import Rotation
 from mana.device.run_ledger import RunLedger
@@ -102,7 +103,9 @@ class Operations:
         self.grants = Grants(opened, self.news, self.trust)
         self.agents = Agents(opened, self.records, self.news)
         self.missions = Missions(opened, self.grants, self.news, self.ledger)
-        self.steps = Steps(opened, self.trust)
+        self.policies = Policies(opened)
+        self.agents = Agents(opened, self.records, self.news, self.policies.space_policy)
+        self.steps = Steps(opened, self.trust, self.policies)
         self.inbox = Inbox(opened, self.steps)
         self.journal = Journal(opened)
         self.timeline = Timeline(opened, self.steps, self.journal)

@@ -1,37 +1,41 @@
 """Steps as this device takes them: verified, opened, shown as they would be done now.
 
 What a step shows is bound: intent, preview and base stamps by a hash that the runner signed. If
-what it would change has moved since, the preview is made anew by the same tool on the records
-of now, and is another binding, which a person has not seen.
+what it would change has moved since, or the person changes its arguments, the preview is made anew
+by the same tool on the records of now, and is another binding, which nobody has seen before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final
 
 from mana.device.diffs import preview_diffs
+from mana.device.forms import faults_of
 from mana.device.journal import (
     decide_change_id,
     images_before,
     journal_id,
     journal_write,
 )
-from mana.device.opened import Opened
+from mana.device.opened import Opened, stamp_ms
+from mana.device.policies import Policies
 from mana.device.trust import Trust
-from mana.device.views import Cited, Proposal, RecordDiff
+from mana.device.views import Cited, Fault, Proposal, Proposed, RecordDiff
 from mana.device.writing import Write
 from mana.domain.actors import agent_at_work
-from mana.domain.agents import AGENTS, Agent
+from mana.domain.agents import AGENT_MEMORY, AGENTS, Agent
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import iso_ms, parse_iso_ms
-from mana.domain.encoding import Json
+from mana.domain.encoding import Json, canonical_json
 from mana.domain.errors import Conflict, Invalid, ManaError, NotFound
 from mana.domain.ids import RecordId, StepId, derived_id
-from mana.domain.iterations import ITERATIONS, JOURNAL, STEPS, binding_hash
+from mana.domain.iterations import ITERATIONS, JOURNAL, STEPS, PathImage, binding_hash
 from mana.domain.missions import MISSIONS
-from mana.domain.records import Entry, Records, Snapshot, View
+from mana.domain.policy import Decision, SpacePolicy, is_too_often
+from mana.domain.records import Entry, Records, Snapshot, View, with_changes
+from mana.domain.tables import Table
 from mana.planning.dispatch import (
     Caller,
     Consent,
@@ -41,11 +45,19 @@ from mana.planning.dispatch import (
     changes_of_preview,
     check_decision,
     dispatch,
+    intent_of,
     moved_paths,
 )
 from mana.registry.catalogue import Catalogue
 
 FEEDBACK_MAX: Final = 2_000
+_UNDECIDED: Final = ("staged", "planned", "executing")
+_NOT_DONE: Final = {
+    "rejected": "was rejected",
+    "expired": "was not decided in time",
+    "skipped": "was denied",
+    "failed": "could not be done",
+}
 
 
 class StepNotFound(NotFound):
@@ -81,6 +93,9 @@ class Case:
     """Who granted the run, where it is the hub's and that is known."""
     for_others: bool = False
     """Another member granted the run, and it is for them, or a manager, to decide."""
+    space: SpacePolicy = field(default_factory=SpacePolicy)
+    mission_state: str = ""
+    """Empty where the mission is gone."""
 
     @property
     def id(self) -> str:
@@ -114,26 +129,94 @@ class Case:
             self.agent_id, self.step.text("missionId"), self.step.text("iterationId")
         )
         policy = self.agent.policy if self.agent is not None else None
-        return Caller(actor, policy, tainted=True)
+        return Caller(actor, policy, space=self.space, tainted=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a step would do now. `trouble` says why it cannot be done; then nothing is shown."""
+    """What a step would do now. `trouble` says why it cannot be done; then nothing is shown.
+
+    `waits`: it rests on an earlier step that nobody decided on yet. `params` are those of the
+    person, where they gave others than the agent, and `faults` what is wrong with them.
+    """
 
     preview: Json
     binding: str
     sentence: str
     moved: bool = False
     trouble: str = ""
+    waits: str = ""
+    base: Json = None
+    params: Mapping[str, Json] | None = None
+    faults: tuple[Fault, ...] = ()
+
+    def to_wire(self) -> dict[str, Json]:
+        """Return what is kept of an edit: `{params, sentence, preview, base, binding}`."""
+        return {
+            "params": dict(self.params or {}),
+            "sentence": self.sentence,
+            "preview": self.preview,
+            "base": self.base,
+            "binding": self.binding,
+        }
+
+
+@dataclass(slots=True)
+class Together:
+    """What earlier steps of the same decision are about to write, as later ones see it."""
+
+    changes: list[Change] = field(default_factory=list)
+    written: dict[tuple[str, str], dict[str, tuple[str, Json]]] = field(default_factory=dict)
+    """By table and record, and path: the step that writes last, and its value."""
+    made: dict[tuple[str, str], str] = field(default_factory=dict)
+    """By table and record the step that creates it."""
+
+    def add(self, step_id: str, change: Change) -> None:
+        """Note one change of an earlier step."""
+        key = (change.table, change.record_id)
+        self.changes.append(change)
+        if change.kind is ChangeKind.CREATE:
+            self.made[key] = step_id
+        paths = self.written.setdefault(key, {})
+        paths.update({path: (step_id, value) for path, value in change.values.items()})
+
+    def over(self, records: Snapshot) -> Snapshot:
+        """Return the records as they will be after these changes."""
+        if not self.changes:
+            return records
+
+        def load(table: Table) -> Sequence[View]:
+            return with_changes(records.load(table), table, self.changes)
+
+        return replace(records, load=load)
+
+    def before(self, change: Change, images: Mapping[str, PathImage]) -> dict[str, PathImage]:
+        """Return what a later change of the same decision replaces."""
+        key = (change.table, change.record_id)
+        written = self.written.get(key, {})
+        return {
+            path: PathImage(written[path][1], None) if path in written else images[path]
+            for path in change.values
+            if path in written or path in images
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """Whether a step stands on what it was planned on; else which earlier step it rests on."""
+
+    stands: bool
+    waits: str = ""
+    lost: str = ""
 
 
 class Steps:
     """Reads steps and says what they would do now."""
 
-    def __init__(self, opened: Opened, trust: Trust) -> None:
+    def __init__(self, opened: Opened, trust: Trust, policies: Policies) -> None:
         self._opened = opened
         self._trust = trust
+        self._policies = policies
 
     async def views(self) -> list[View]:
         """Return all steps."""
@@ -165,12 +248,13 @@ class Steps:
                 verified, reason = False, "What it shows is not what it is bound to."
         except Invalid:
             verified, reason = False, "What it would do cannot be read here."
+        mission = await opened.book.view(MISSIONS.name, step.text("missionId"))
         return Case(
             step=step,
             iteration=iteration,
             agent=await self._agent(agent_id),
             agent_id=agent_id or "unknown",
-            mission_title=await self._mission_title(step, iteration),
+            mission_title=_mission_title(mission, iteration),
             tool=tool,
             params=params,
             preview=preview,
@@ -180,6 +264,8 @@ class Steps:
             reason=reason,
             grantor="" if iteration is None else await self._trust.grantor(iteration),
             for_others=await self.is_for_others(step),
+            space=await self._policies.space_policy(),
+            mission_state=_mission_state(mission),
         )
 
     async def is_for_others(self, step: View) -> bool:
@@ -189,10 +275,38 @@ class Steps:
         iteration = await self._opened.book.view(ITERATIONS.name, step.text("iterationId"))
         return iteration is not None and await self._trust.is_for_others(iteration)
 
-    async def shown(self, case: Case, records: Records) -> Shown:
-        """Return what a step would do now: as it was planned, or anew where its base moved."""
-        stands, waits = await self._base_stands(case)
-        if stands:
+    async def decision_now(self, case: Case) -> Decision:
+        """Return what may become of a step without a person, by all that holds now.
+
+        Raises UnknownTool. What would come too often, or whose agent or mission is not at work any
+        more, is the person's to decide.
+        """
+        word = case.caller.decision(self._opened.catalogue.tool(case.tool))
+        if word != "auto":
+            return word
+        at_work = case.agent is not None and case.agent.state == "active"
+        if not at_work or case.mission_state != "active":
+            return "propose"
+        moments = [
+            stamp_ms(view.stamps.get("status"))
+            for view in await self.views()
+            if view.text("status") == "approved"
+            and not view.text("decidedAt")
+            and written_by(view) == case.agent_id
+            and tool_of(view) == case.tool
+        ]
+        return "propose" if is_too_often(moments, self._opened.now_ms()) else "auto"
+
+    async def shown(self, case: Case, records: Snapshot, together: Together | None = None) -> Shown:
+        """Return what a step would do now: as it was planned, or anew where its base moved.
+
+        `together`: what earlier steps write in the same decision.
+        """
+        together = together or Together()
+        over = together.over(records)
+        base = await self._stands(case, together)
+        sentence = case.step.text("sentence")
+        if base.stands:
             try:
                 changes_of_preview(
                     case.preview,
@@ -200,18 +314,33 @@ class Steps:
                     step=StepId(case.id),
                     caller=case.caller,
                     catalogue=self._opened.catalogue,
-                    records=records,
+                    records=over,
                 )
-                return Shown(case.preview, case.binding, case.step.text("sentence"))
+                return Shown(case.preview, case.binding, sentence, base=case.base)
             except ManaError:
                 # The record is gone, or the module has changed: only the tool can say.
                 pass
-        again = _plan_again(case, self._opened.catalogue, records)
-        if again.trouble and waits:
-            return Shown([], "", case.step.text("sentence"), trouble=waits)
+        again = _plan(case, case.params, self._opened.catalogue, over)
+        if again.trouble and (base.waits or base.lost):
+            trouble = base.waits or base.lost
+            return Shown([], "", sentence, trouble=trouble, waits=base.waits)
         if again.binding == case.binding:
-            return Shown(case.preview, case.binding, case.step.text("sentence"))
-        return again
+            return Shown(case.preview, case.binding, sentence, base=case.base)
+        return replace(again, moved=True, waits=base.waits)
+
+    def edited(self, case: Case, arguments: Mapping[str, Json], records: Snapshot) -> Shown:
+        """Return what a step would do now with arguments of the person; nothing is applied."""
+        given = {name: value for name, value in arguments.items() if value is not None}
+        sentence = case.step.text("sentence")
+        try:
+            tool = self._opened.catalogue.tool(case.tool)
+        except NotFound:
+            return Shown([], "", sentence, trouble="This version does not know the tool.")
+        faults = faults_of(tool, given)
+        if faults:
+            trouble = "Some of it cannot be taken as it is."
+            return Shown([], "", sentence, trouble=trouble, params=given, faults=faults)
+        return _plan(case, given, self._opened.catalogue, records, by_person=True)
 
     async def effects(
         self,
@@ -220,15 +349,16 @@ class Steps:
         decision: Change,
         *,
         consent: Consent,
-        records: Records,
+        records: Snapshot,
         decision_id: str,
+        together: Together | None = None,
     ) -> list[Write]:
         """Return the whole group of a step that happens: decision, effects and journal.
 
         The policy is asked again here: raises ToolDenied, NeedsApproval or UnknownTool; raises
-        StepDone if it was executed before.
+        StepDone if it was executed before. What it changes is added to `together`.
         """
-        opened = self._opened
+        opened, together = self._opened, together or Together()
         check_decision(case.tool, caller=case.caller, catalogue=opened.catalogue, consent=consent)
         changes = changes_of_preview(
             shown.preview,
@@ -236,14 +366,17 @@ class Steps:
             step=StepId(case.id),
             caller=case.caller,
             catalogue=opened.catalogue,
-            records=records,
+            records=together.over(records),
         )
         writes = [Write(decision, opened.person, change_id=decision_id)]
         for change in changes:
             key = (case.id, change.table, change.record_id)
             record = await opened.book.record(change.table, change.record_id)
             paths = await opened.book.opened_paths(change.table, change.record_id)
-            writes.append(Write(change, case.caller.actor, change_id=decide_change_id(*key)))
+            # What decides over agents is never written in an agent's name.
+            decides = opened.catalogue.table(change.table).authority
+            actor = opened.person if decides else case.caller.actor
+            writes.append(Write(change, actor, change_id=decide_change_id(*key)))
             entry_id = journal_id(*key)
             if await opened.book.view(JOURNAL.name, entry_id) is not None:
                 # Whatever the hub says of its status: what was done once is not done again.
@@ -253,24 +386,33 @@ class Steps:
                     entry_id=entry_id,
                     step=case.step,
                     change=change,
-                    before=images_before(change, paths, record),
+                    before=together.before(change, images_before(change, paths, record)),
                     sentence=shown.sentence,
                     author=opened.person,
                     change_id=derived_id("change", case.id, "aiJournal", entry_id, "decide"),
                     created=change.kind is ChangeKind.CREATE,
                 )
             )
+            together.add(case.id, change)
         return writes
 
     async def snapshot(self, case: Case) -> Snapshot:
         """Return the records of now, in the mission's own day."""
         mission = await self._opened.book.view(MISSIONS.name, case.step.text("missionId"))
-        return await self._opened.snapshot(mission.text("timeZone") if mission else None)
+        records = await self._opened.snapshot(mission.text("timeZone") if mission else None)
+        memories = await self._opened.book.views(AGENT_MEMORY.name)
+
+        def load(table: Table) -> Sequence[View]:
+            return memories if table.name == AGENT_MEMORY.name else records.load(table)
+
+        return replace(records, load=load)
 
     async def proposal(self, case: Case, shown: Shown | None) -> Proposal:
-        """Return a step as the person reads it. `shown` None: as it was planned."""
+        """Return a step as the person reads it. `shown` None: as it was planned, or approved."""
         opened, step, iteration = self._opened, case.step, case.iteration
-        preview = case.preview if shown is None else shown.preview
+        edit = _approved_edit(case) if shown is None else shown if shown.params else None
+        now = edit or shown
+        preview = case.preview if now is None else now.preview
         state, expires_ms = case.status, case.expires_ms
         if state == "staged" and expires_ms is not None and expires_ms <= opened.now_ms():
             state = "expired"
@@ -285,8 +427,8 @@ class Steps:
             planned_ms=planned_ms(step, iteration),
             state=state,
             tool=case.tool,
-            params=case.params,
-            sentence=step.text("sentence") if shown is None else shown.sentence,
+            params=case.params if edit is None else edit.params or {},
+            sentence=step.text("sentence") if now is None else now.sentence,
             diffs=await self.diffs(preview),
             rationale=step.text("rationale"),
             cited=named_first(await self.cited(iteration), step.text("rationale")),
@@ -299,7 +441,16 @@ class Steps:
             feedback=step.text("feedback"),
             trouble=self._trouble(case, shown),
             for_others=case.for_others,
+            note=_note(case, shown),
+            edited=edit is not None,
+            proposed=None if edit is None else await self._proposed(case),
+            faults=() if shown is None else shown.faults,
+            reject_reason=step.text("rejectReason"),
         )
+
+    async def _proposed(self, case: Case) -> Proposed:
+        diffs = await self.diffs(case.preview)
+        return Proposed(case.step.text("sentence"), case.params, diffs)
 
     async def diffs(self, preview: Json) -> tuple[RecordDiff, ...]:
         """Return a preview as differences, with the titles that records have now."""
@@ -348,46 +499,60 @@ class Steps:
             return None
         return agent
 
-    async def _mission_title(self, step: View, iteration: View | None) -> str:
-        view = await self._opened.book.view(MISSIONS.name, step.text("missionId"))
-        if view is not None and view.text("title"):
-            return view.text("title")
-        return iteration.text("missionTitle") if iteration is not None else ""
-
-    async def _base_stands(self, case: Case) -> tuple[bool, str]:
-        """Say whether what would change is as it was planned on, and what it waits for."""
+    async def _stands(self, case: Case, together: Together) -> _Base:
+        """Say whether what would change is as it was planned on, and else what it rests on."""
         entries: dict[tuple[str, str], Entry] = {}
+        opened: dict[tuple[str, str], Json] = {}
+        made_by: dict[str, set[str]] = {}
         for key in case.base if isinstance(case.base, dict) else ():
             table, _, record_id = key.partition(":")
             record = await self._opened.book.record(table, record_id)
             if record is not None:
+                values = await self._opened.book.opened_paths(table, record_id)
                 entries.update({(key, path): one for path, one in record.entries.items()})
-        undone: list[str] = []
+                opened.update({(key, path): value for path, value in values.items()})
+                made_by[key] = {one.change_id for one in record.entries.values()}
+        before = _before(case.preview)
+        earlier_steps: list[str] = []
 
         def stamp_of(key: str, path: str) -> str | None:
             entry = entries.get((key, path))
             return entry.at if entry is not None else None
 
         def is_of_step(key: str, path: str, earlier: StepId) -> bool:
-            entry = entries.get((key, path))
+            # Done otherwise than it was planned, an earlier step is another base: only what it
+            # was to leave there can be built on.
             table, _, record_id = key.partition(":")
+            written = together.written.get((table, record_id), {})
+            if path in written:
+                by, value = written[path]
+                return by == earlier and _same(value, before.get((key, path)))
+            if together.made.get((table, record_id)) == earlier:
+                return before.get((key, path)) is None
+            entry = entries.get((key, path))
             wanted = decide_change_id(earlier, table, record_id)
             if entry is not None and entry.change_id == wanted:
-                return True
-            undone.append(earlier)
+                return _same(opened.get((key, path)), before.get((key, path)))
+            if entry is None and wanted in made_by.get(key, ()):
+                return before.get((key, path)) is None
+            earlier_steps.append(earlier)
             return False
 
         try:
             moved = moved_paths(case.base, stamp_of=stamp_of, is_of_step=is_of_step)
         except Invalid:
-            return False, ""
-        return not moved, await self._waits_for(undone[0]) if undone else ""
-
-    async def _waits_for(self, step_id: str) -> str:
-        step = await self._opened.book.view(STEPS.name, step_id)
-        if step is not None and step.text("status") in ("staged", "planned", "executing"):
-            return "It rests on an earlier step of the same run; decide on that one first."
-        return ""
+            return _Base(stands=False)
+        if not earlier_steps:
+            return _Base(stands=not moved)
+        step = await self._opened.book.view(STEPS.name, earlier_steps[0])
+        status = "" if step is None else step.text("status")
+        if status in _UNDECIDED:
+            words = "It rests on an earlier step of the same run; decide on that one first."
+            return _Base(stands=False, waits=words)
+        if status in _NOT_DONE:
+            words = f"It rests on an earlier step of the same run, which {_NOT_DONE[status]}."
+            return _Base(stands=False, lost=words)
+        return _Base(stands=False)
 
     def _agent_name(self, case: Case) -> str:
         if case.agent is not None:
@@ -413,6 +578,8 @@ class Steps:
     def _trouble(self, case: Case, shown: Shown | None) -> str:
         if not case.verified:
             return case.reason
+        if case.status == "staged" and case.agent is None:
+            return "Its agent is gone; it can be rejected, not approved."
         if shown is not None and shown.trouble:
             return shown.trouble
         at = case.step.stamps.get("status", "")
@@ -421,12 +588,20 @@ class Steps:
         return case.step.text("result") if case.status in ("failed", "skipped") else ""
 
 
-def _plan_again(case: Case, catalogue: Catalogue, records: Records) -> Shown:
-    """Return the step planned anew on the records of now; nothing is applied."""
+def _plan(
+    case: Case,
+    arguments: Mapping[str, Json],
+    catalogue: Catalogue,
+    records: Records,
+    *,
+    by_person: bool = False,
+) -> Shown:
+    """Return the step planned anew on these records; nothing is applied."""
     sentence = case.step.text("sentence")
+    params = dict(arguments) if by_person else None
     result = dispatch(
         case.tool,
-        dict(case.params),
+        dict(arguments),
         caller=case.caller,
         catalogue=catalogue,
         records=records,
@@ -435,14 +610,101 @@ def _plan_again(case: Case, catalogue: Catalogue, records: Records) -> Shown:
     )
     if isinstance(result, Planned):
         planned = result.step
-        return Shown(list(planned.preview), planned.binding, planned.sentence, moved=True)
+        return Shown(
+            list(planned.preview),
+            planned.binding,
+            planned.sentence,
+            base=dict(planned.base),
+            params=planned.arguments if by_person else None,
+        )
     if isinstance(result, Refused):
         words = {
             "TOOL_DENIED": "The agent's policy denies this now.",
             "NOT_FOUND": "What it would change is gone.",
         }.get(result.code, f"It can no longer be done: {result.message}.")
-        return Shown([], "", sentence, moved=True, trouble=words)
-    return Shown([], "", sentence, moved=True, trouble="It would change nothing any more.")
+        if by_person and result.repairable and result.code != "NOT_FOUND":
+            faults = (Fault("", result.message),)
+            return Shown([], "", sentence, trouble=words, params=params, faults=faults)
+        return Shown([], "", sentence, trouble=words, params=params)
+    nothing = "It would change nothing any more."
+    return Shown([], "", sentence, trouble=nothing, params=params)
+
+
+def _approved_edit(case: Case) -> Shown | None:
+    """Return what the person approved instead of what was proposed; None where they did not.
+
+    It counts only as one with the decision: whatever was written beside it later is nobody's word.
+    """
+    found, stamps = case.step.values.get("edited"), case.step.stamps
+    if case.status != "approved" or not isinstance(found, dict):
+        return None
+    params, preview, base = found.get("params"), found.get("preview"), found.get("base")
+    if stamps.get("edited") != stamps.get("status") or not isinstance(params, dict):
+        return None
+    binding = found.get("binding")
+    if binding_hash(intent_of(case.tool, params), preview, base) != binding:
+        return None
+    sentence = str(found.get("sentence") or "")
+    return Shown(preview, str(binding), sentence, base=base, params=params)
+
+
+def was_edited(step: View) -> bool:
+    """Say whether the person changed a step before they approved it."""
+    return (
+        step.text("status") == "approved"
+        and isinstance(step.values.get("edited"), dict)
+        and step.stamps.get("edited") == step.stamps.get("status")
+    )
+
+
+def _note(case: Case, shown: Shown | None) -> str:
+    """Return what else is to be known of a step that waits."""
+    if case.status != "staged":
+        return ""
+    if shown is not None and shown.waits:
+        return shown.waits
+    if not case.mission_state:
+        return "Its mission was deleted; you can still decide on it."
+    return case.step.text("result")
+
+
+def _before(preview: Json) -> dict[tuple[str, str], Json]:
+    """Return by `table:id` and path what a preview says that stands there."""
+    found: dict[tuple[str, str], Json] = {}
+    for item in preview if isinstance(preview, list) else []:
+        match item:
+            case {"table": str(table), "id": str(record_id), "before": dict(before)}:
+                key = f"{table}:{record_id}"
+                found.update({(key, path): value for path, value in before.items()})
+    return found
+
+
+def _same(left: Json, right: Json) -> bool:
+    return canonical_json(left) == canonical_json(right)
+
+
+def _mission_title(mission: View | None, iteration: View | None) -> str:
+    if mission is not None and mission.text("title"):
+        return mission.text("title")
+    return iteration.text("missionTitle") if iteration is not None else ""
+
+
+def _mission_state(mission: View | None) -> str:
+    if mission is None or mission.deleted:
+        return ""
+    return mission.text("state") or "active"
+
+
+def written_by(step: View) -> str:
+    """Return the agent that planned a step; empty where that is not known."""
+    actor = step.actors.get("intent")
+    return actor.principal_id if actor is not None else ""
+
+
+def tool_of(step: View) -> str:
+    """Return the name of the tool that a step would call; empty where it cannot be read."""
+    intent = step.values.get("intent")
+    return str(intent.get("toolName") or "") if isinstance(intent, dict) else ""
 
 
 def decision(

@@ -11,7 +11,7 @@ from typing import Final
 from mana.device.diffs import record_diff
 from mana.device.journal import Chain, Journal
 from mana.device.opened import Opened
-from mana.device.steps import Steps, in_order, planned_ms, tokens_of
+from mana.device.steps import Steps, in_order, planned_ms, tokens_of, was_edited
 from mana.device.views import Bucket, RecordDiff, TimelineLine
 from mana.device.words import refused_call_words
 from mana.domain.clock import parse_iso_ms
@@ -38,6 +38,8 @@ _NOTES: Final = {
     "expired": "Its time passed without a decision.",
     "skipped": "The policy denied it.",
 }
+_EDITED: Final = "You changed it before you approved it."
+_EDITED_BY_OTHER: Final = "It was changed before it was approved."
 
 
 class Timeline:
@@ -103,6 +105,7 @@ class Timeline:
             lines=tuple(lines),
             revertible=any(not chain.reverted for chain in own),
             reverted=bool(own) and all(chain.reverted for chain in own),
+            feedback=iteration.text("feedback"),
         )
 
     async def _line(self, step: View, iteration: View, chains: Sequence[Chain]) -> TimelineLine:
@@ -128,8 +131,16 @@ class Timeline:
             journal_ids=tuple(chain.last.id for chain in chains),
             diffs=await self._diffs(chains),
             at_ms=_ms(written) or at_ms,
-            note=note or step.text("feedback"),
+            note=note or step.text("feedback") or self._edited(step),
+            edited=was_edited(step),
         )
+
+    def _edited(self, step: View) -> str:
+        if not was_edited(step):
+            return ""
+        actor = step.actors.get("edited")
+        mine = actor is not None and actor.principal_id == self._opened.account_id
+        return _EDITED if mine else _EDITED_BY_OTHER
 
     async def _state(self, chains: Sequence[Chain]) -> tuple[str, str]:
         """Return what became of a write: done, reverted, or changed since."""

@@ -112,6 +112,9 @@ class Proposal:
     `moved`: the base changed since it was planned, and the preview was made anew.
     `verified`: the runner's signature and the grant hold; an unverified one cannot be approved.
     `for_others`: another member granted the run; they decide, or who manages the space.
+    `trouble`: why it cannot be approved as it stands, or what became of it; `note`: what else is to
+    be known. `edited`: sentence, parameters and differences are the person's, `proposed` what the
+    agent had proposed, and `faults` what is wrong with the arguments of a preview.
     """
 
     step_id: str
@@ -138,12 +141,159 @@ class Proposal:
     feedback: str = ""
     trouble: str = ""
     for_others: bool = False
+    note: str = ""
+    edited: bool = False
+    proposed: Proposed | None = None
+    faults: tuple[Fault, ...] = ()
+    reject_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """What an agent proposed, where the person approved, or looks at, something else."""
+
+    sentence: str
+    params: Mapping[str, Json]
+    diffs: tuple[RecordDiff, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with the arguments of a call. `path` names one, such as `dueDate`; or none."""
+
+    path: str
+    reason: str
+
+
+ParameterKind = Literal[
+    "text", "long-text", "day", "whole", "number", "choice", "yes-no", "record", "list", "other"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolParameter:
+    """One parameter of a tool, as a form asks for it.
+
+    `described` is the module's own sentence. `low` and `high` are the bounds of a number,
+    `length_max` those of a text, in characters, or of a list. Of the kind `record`, `table` and
+    `title` say which one is named; `value` is its id. `other` is shown as JSON.
+    """
+
+    name: str
+    kind: ParameterKind
+    described: str
+    value: Json
+    required: bool
+    choices: tuple[str, ...] = ()
+    length_max: int | None = None
+    low: float | None = None
+    high: float | None = None
+    table: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EditForm:
+    """What a person may change of a proposed call, in the order in which the tool declares it."""
+
+    step_id: str
+    tool: str
+    described: str
+    parameters: tuple[ToolParameter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptRate:
+    """What a person decided. `edited` are among the approved; `expired` nobody decided on.
+
+    `percent`: approved of all decided ones, None where there are none. `trend`: by how many
+    points the last 30 days are above the 30 before, None where either holds no decision.
+    """
+
+    approved: int
+    edited: int
+    rejected: int
+    expired: int
+    percent: int | None
+    trend: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAcceptance:
+    """How proposals of one tool fared."""
+
+    tool: str
+    rate: AcceptRate
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptWeek:
+    """Decisions of seven days that begin at `start_ms`."""
+
+    start_ms: int
+    approved: int
+    rejected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """How an agent's proposals fared: in all, by tool, and by week, the oldest first."""
+
+    agent_id: str
+    total: AcceptRate
+    tools: tuple[ToolAcceptance, ...]
+    weeks: tuple[AcceptWeek, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedFor:
+    """Rejections of a mission's proposals for one reason; empty: none was chosen.
+
+    `said`: what was written with it, newest first.
+    """
+
+    reason: str
+    count: int
+    newest_ms: int
+    said: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LiftedTool:
+    """A tool that agents may use in a space without asking, and who lifted it when."""
+
+    tool: str
+    effect: str
+    account_id: str
+    name: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """One change of a space's policy. `action`: added or removed."""
+
+    tool: str
+    action: str
+    account_id: str
+    name: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpacePolicyView:
+    """What a space lets agents do without asking. `liftable`: the tools that could be lifted."""
+
+    lifted: tuple[LiftedTool, ...]
+    liftable: tuple[str, ...]
+    may_change: bool
+    history: tuple[PolicyChange, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TimelineLine:
     """One AI write, or its refusal, in a bucket. `state`: done, reverted, changed, proposed,
-    rejected, refused, failed.
+    rejected, refused, failed. `edited`: the person changed it before they approved it.
     """
 
     step_id: str
@@ -153,11 +303,12 @@ class TimelineLine:
     diffs: tuple[RecordDiff, ...]
     at_ms: int
     note: str = ""
+    edited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """One iteration on the timeline, newest bucket first."""
+    """One iteration on the timeline, newest bucket first. `feedback`: what was said of the run."""
 
     iteration_id: str
     mission_id: str
@@ -173,6 +324,7 @@ class Bucket:
     lines: tuple[TimelineLine, ...]
     revertible: bool
     reverted: bool
+    feedback: str = ""
 
 
 @dataclass(frozen=True, slots=True)

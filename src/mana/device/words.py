@@ -64,6 +64,7 @@ REFUSED_CHANGES: Final = {
     "stale-key": "It was sealed with a key that has been replaced; send it again.",
     "guard-failed": "Another device was first.",
     "group-refused": "It belongs to a change that was refused.",
+    "audit-missing": "A change of the space's policy came without its record.",
     "immutable": "It stands for good and cannot be changed.",
     "fixed-field": "It changes what is fixed once it was written.",
     "role": "Your role in the space does not let you write.",
