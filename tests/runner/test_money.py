@@ -12,8 +12,18 @@ from mana.domain.errors import Invalid
 from mana.domain.money import FREE, Price
 from mana.hub.db import AccessRefused, Role, migrate, read_migrations
 from mana.hub.db.urls import url_as
-from mana.hub.money.store import Granted, Refusal, Run, agent_today, caps_of
+from mana.hub.money.store import (
+    Granted,
+    Refusal,
+    Run,
+    Settlement,
+    account_today,
+    agent_today,
+    agents_today,
+    caps_of,
+)
 from mana.hub.money.store import reserve as reserve_in
+from mana.hub.money.store import settle as settle_in
 from mana.hub.tenants import Tenant
 from mana.planning.budget import Cap, budget_reason, fitting_all
 from mana.planning.ports import (
@@ -444,6 +454,49 @@ async def test_what_is_old_goes_and_what_is_not_stays(database: Database) -> Non
         found = await made.value("select array_agg(spent order by spent) from mana_ai.token_usage")
         assert found == [4, 6]
         await made.check()
+
+
+LONG_AGO = """
+insert into mana_ai.spend (scope, space_id, id, account_id, hour, tokens)
+select k.scope, k.space_id, k.id, '{account}',
+       date_trunc('hour', now(), 'UTC') - n * interval '1 hour', 1
+  from generate_series(1, 5000) n
+ cross join (values ('account', '', '{account}'), ('agent', '{space}', 'agent-1'),
+                    ('mission', '{space}', 'mission-1')) as k (scope, space_id, id);
+insert into mana_ai.hub_spend (hour, tokens)
+select date_trunc('hour', now(), 'UTC') - n * interval '1 hour', 1 from generate_series(1, 5000) n;
+insert into mana_ai.token_usage
+  (account_id, space_id, agent_id, mission_id, occurrence_id, reserved, spent, ts, settled_at, holder)
+select '{account}', '{space}', 'agent-1', 'mission-1', 'occurrence-' || n, 1, 1,
+       now() - n * interval '1 hour', case when n % 2 = 0 then now() end,
+       case when n % 3 = 0 then 'device' end
+  from generate_series(1, 5000) n;
+"""
+READ = """
+select sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))
+  from pg_stat_xact_user_tables where relname in ('spend', 'hub_spend', 'token_usage')
+"""
+
+
+async def test_a_call_costs_the_same_after_a_year(database: Database) -> None:
+    """However long the ledger is, to reserve, to settle and to look at caps reads a day of sums."""
+    async with bank(database) as made:
+        account = made.ada.account.account_id
+        await made.owner(LONG_AGO.format(account=account, space=made.space))
+        for scope, unit in itertools.product(CAP_SCOPES, UNITS):
+            await made.cap(scope, unit, 10**9)
+        for _ in range(2):  # the first in an hour also looks for what is to be forgotten
+            async with made.work() as tx:
+                before = await tx.value(READ) or 0
+                (granted,) = await reserve_in(tx, [made.ask(100, 300, price=PRICE)])
+                assert isinstance(granted, Granted)
+                assert await settle_in(tx, [Settlement(granted, Usage(100, 10))]) == 110
+                await caps_of(tx, [made.run()])
+                await agent_today(tx, made.space, made.run().agent_id)
+                await agents_today(tx)
+                await account_today(tx)
+                # Sums of 25 hours: four in the reservation and in the look at caps, and three more.
+                assert await tx.value(READ) - before < 25 * 11 + 50
 
 
 @pytest.mark.parametrize("role", [Role.APP, Role.RUNNER])

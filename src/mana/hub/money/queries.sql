@@ -31,7 +31,7 @@ select date_trunc($1, hour, 'UTC') as since, scope, space_id, id,
        sum(tokens) as tokens, sum(cost) as cost, sum(calls) as calls
   from mana_ai.spend
  where account_id = mana.current_account()
-   and hour >= date_trunc($1, clock_timestamp(), 'UTC') - $2::interval
+   and hour >= date_trunc($1, now(), 'UTC') - $2::interval
  group by 1, 2, 3, 4
  order by 1, 2, 3, 4
 

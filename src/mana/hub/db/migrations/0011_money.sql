@@ -234,6 +234,7 @@ declare
   is_hub constant boolean := p_holder is null;
   scopes constant text[] := array['mission', 'agent', 'account', 'hub'];
   count_of constant integer := coalesce(array_length(p_spaces, 1), 0);
+  this_hour timestamptz;
   nothing constant bigint[] := array_fill(0::bigint, array[count_of]);
   key text;
   run record;
@@ -351,9 +352,10 @@ begin
   if not has_granted then
     return;
   end if;
+  this_hour := date_trunc('hour', clock_timestamp(), 'UTC');
   if not exists (select from mana_ai.spend s
                   where s.scope = 'account' and s.space_id = '' and s.id = me
-                    and s.hour >= mana_ai.day_begins() + interval '24 hours') then
+                    and s.hour >= this_hour) then
     perform mana_ai.forget_spend(me, is_hub);
   end if;
   insert into mana_ai.token_usage
