@@ -431,6 +431,7 @@ async def test_a_sum_is_read_under_its_lock(database: Database, scope: CapScope)
 async def test_nobody_waits_for_an_hub_without_a_cap(database: Database) -> None:
     """Two accounts with nothing in common reserve and settle beside each other, not one by one."""
     async with bank(database) as made:
+        await made.granted(1, 1)
         async with made.work() as tx:
             (first,) = await reserve_in(tx, [made.ask(1, 1)])
             async with asyncio.timeout(5):
