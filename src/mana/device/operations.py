@@ -104,7 +104,7 @@ class Operations:
         self.agents = Agents(opened, self.records, self.news)
         self.missions = Missions(opened, self.grants, self.news, self.ledger)
         self.policies = Policies(opened)
-        self.agents = Agents(opened, self.records, self.news, self.policies.space_policy)
+        self.agents = Agents(opened, self.records, self.news)
         self.steps = Steps(opened, self.trust, self.policies)
         self.inbox = Inbox(opened, self.steps)
         self.journal = Journal(opened)
