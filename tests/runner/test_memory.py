@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
 from mana.domain.grants import LIFE_MS_MAX
-from mana.hub.runner.memory import KEPT_MS, MEMORY_FILE, SLACK_MS, MemoryUnusable, RunnerMemory
+from mana.hub.runner.memory import (
+    FOLDED_EVERY_MS,
+    JOURNAL_FILE,
+    KEPT_MS,
+    MEMORY_FILE,
+    SLACK_MS,
+    MemoryUnusable,
+    RunnerMemory,
+)
 from mana.hub.runner.settings import RunnerSettings
 from mana.testing.postgres import Database, connected
 from tests.runner.world import InlineWorkers, World, now_ms, world
@@ -114,8 +123,11 @@ async def test_older_mission_record_names_nothing(database: Database, opened: li
 
 def forget(made: World, part: str) -> None:
     """Remove a part of the runner's memory, to see that another part keeps it too."""
-    path = made.home / "secrets" / MEMORY_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), part: {}}))
+    for name in (MEMORY_FILE, JOURNAL_FILE):
+        path = made.home / "secrets" / name
+        if path.exists():
+            lines = [{**json.loads(line), part: {}} for line in path.read_text().splitlines()]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.mark.postgres
@@ -150,20 +162,34 @@ async def test_shorter_audit_opens_nothing(
         await restore(database, {**await dump(database), **only_audit(older)})
         if longer:
             # Somebody else's runner wrote a chain of its own, longer than ours was.
-            path = made.home / "secrets" / MEMORY_FILE
-            kept = path.read_text()
-            path.unlink()
+            kept = taken(made.home)
             for _ in range(2):
                 await made.run_now()
                 await tick(made)
             opened.clear()
-            path.write_text(kept)
+            put_back(made.home, kept)
         before = (await made.audit()).head_seq
         await made.run_now()
         await tick(made)
         assert await last(made) == ("skipped", "set-back")
         assert (await made.audit()).head_seq == before
     assert opened == []
+
+
+def taken(home: Path) -> dict[str, bytes]:
+    """Take the runner's memory away, and return it."""
+    paths = [home / "secrets" / name for name in (MEMORY_FILE, JOURNAL_FILE)]
+    kept = {path.name: path.read_bytes() for path in paths if path.exists()}
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return kept
+
+
+def put_back(home: Path, kept: dict[str, bytes]) -> None:
+    """Put a memory in the place of what is there."""
+    taken(home)
+    for name, raw in kept.items():
+        (home / "secrets" / MEMORY_FILE).with_name(name).write_bytes(raw)
 
 
 def only_audit(rows: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -183,7 +209,7 @@ async def test_nothing_opens_that_cannot_be_remembered(
             raise OSError("no space left on device")
 
         async with made.runner(workers=InlineWorkers()) as runner:
-            monkeypatch.setattr("mana.hub.runner.memory.write_secret", full)
+            monkeypatch.setattr("mana.hub.runner.memory.append_line", full)
             stats = await runner.scheduler.tick()
         assert "RUNNER_MEMORY_UNUSABLE" in " ".join(stats.errors)
         assert (await made.status()).occurrences[0].state == "queued"
@@ -203,7 +229,7 @@ async def test_runners_of_one_machine_share_it(tmp_path: Path) -> None:
     await one.saw_end({"grant-1": clock[0] + 1})
     await two.saw_end({"grant-2": clock[0] + 1})
     for seq, at, teller in ((2, "b", two), (1, "a", one)):
-        await teller.saw("ada", space_id="s", mission_id="m", named_at=at, head=(seq, f"h{seq}"))
+        await teller.saw_all("ada", named={("s", "m"): at}, head=(seq, f"h{seq}"))
     for each in (one, two, memory(tmp_path, clock)):
         assert each.has_ended("grant-1")
         assert each.has_ended("grant-2")
@@ -217,7 +243,7 @@ async def test_it_holds_what_can_still_matter(tmp_path: Path) -> None:
     kept = memory(tmp_path, clock)
     ends = clock[0] + LIFE_MS_MAX
     await kept.saw_end({"grant-1": ends})
-    await kept.saw("ada", space_id="s", mission_id="m", named_at="a", head=(1, "h"))
+    await kept.saw_all("ada", named={("s", "m"): "a"}, head=(1, "h"))
     clock[0] = ends - 1
     await kept.saw_end({"grant-2": ends})
     assert kept.has_ended("grant-1")
@@ -227,33 +253,96 @@ async def test_it_holds_what_can_still_matter(tmp_path: Path) -> None:
     assert not kept.has_ended("grant-1")
     assert (kept.named_at("s", "m"), kept.head("ada")) == ("", None)
     assert len(json.loads((tmp_path / "secrets" / MEMORY_FILE).read_text())["ended"]) == 1
+    assert (tmp_path / "secrets" / JOURNAL_FILE).read_bytes() == b""
 
 
 @pytest.mark.parametrize("how", ["an older one", "gone"])
-async def test_a_running_runner_forgets_nothing(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("folded", [False, True])
+async def test_a_running_runner_forgets_nothing(tmp_path: Path, how: str, folded: bool) -> None:
     """A memory that is put back or removed under a runner takes nothing from what it knows, and
     is whole again at the next tick, whether there is news or not."""
     clock = [now_ms()]
-    path, kept = tmp_path / "secrets" / MEMORY_FILE, memory(tmp_path, clock)
-    await kept.saw_end({"grant-1": clock[0] + 1})
-    older = path.read_bytes()
-    await kept.saw_end({"grant-2": clock[0] + 1})
-    await kept.saw("ada", space_id="s", mission_id="m", named_at="b", head=(2, "h2"))
-    path.unlink()
+    kept = memory(tmp_path, clock)
+    await kept.saw_end({"grant-1": clock[0] + LIFE_MS_MAX})
+    if folded:
+        clock[0] += FOLDED_EVERY_MS
+        await kept.saw_end({"grant-0": clock[0] + LIFE_MS_MAX})
+    older = taken(tmp_path)
+    put_back(tmp_path, older)
+    await kept.saw_end({"grant-2": clock[0] + LIFE_MS_MAX})
+    await kept.saw_all("ada", named={("s", "m"): "b"}, head=(2, "h2"))
+    taken(tmp_path)
     if how == "an older one":
-        path.write_bytes(older)
+        put_back(tmp_path, older)
     assert kept.has_ended("grant-2")
     assert (kept.named_at("s", "m"), kept.head("ada")) == ("b", (2, "h2"))
-    await kept.saw_end({"grant-1": clock[0] + 1})
+    await kept.saw_end({"grant-1": clock[0] + LIFE_MS_MAX})
     again = memory(tmp_path, clock)
     assert again.has_ended("grant-2")
     assert (again.named_at("s", "m"), again.head("ada")) == ("b", (2, "h2"))
 
 
-async def test_a_broken_memory_is_told(tmp_path: Path) -> None:
+async def test_what_a_crash_left_unfinished_is_cut_off(tmp_path: Path) -> None:
+    """A line that was not written whole was told to nobody; those before and after it stand."""
+    clock = [now_ms()]
+    path, kept = tmp_path / "secrets" / JOURNAL_FILE, memory(tmp_path, clock)
+    await kept.saw_end({"grant-1": clock[0] + LIFE_MS_MAX})
+    whole = path.read_bytes()
+    for torn in (whole[:-1], whole[:20], b"{"):
+        with path.open("ab") as file:
+            file.write(torn)
+        again = memory(tmp_path, clock)
+        assert again.has_ended("grant-1")
+        assert kept.has_ended("grant-1")
+        assert not again.has_ended("grant-2")
+        await again.saw_end({f"grant-{len(torn)}": clock[0] + LIFE_MS_MAX})
+        assert all(
+            one.has_ended(f"grant-{len(torn)}") for one in (kept, again, memory(tmp_path, clock))
+        )
+    assert path.read_bytes().startswith(whole)
+
+
+async def test_news_of_one_moment_go_to_the_disk_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred accounts that have news wait for few writes, each until its own is on the disk;
+    what is known costs a later line nothing, and a mission that is named as before is no news."""
+    clock = [now_ms()]
+    path, kept = tmp_path / "secrets" / JOURNAL_FILE, memory(tmp_path, clock)
+    await asyncio.gather(
+        *(
+            kept.saw_all(f"account-{one}", named={("s", f"m-{one}"): "a"}, head=(1, "h"))
+            for one in range(100)
+        )
+    )
+    assert len(path.read_bytes().splitlines()) <= 3
+    again = memory(tmp_path, clock)
+    assert {again.head(f"account-{one}") for one in range(100)} == {(1, "h")}
+    size = path.stat().st_size
+    await kept.saw_all("account-1", named={("s", "m-1"): "a"}, head=(2, "h"))
+    assert path.stat().st_size - size < 200
+    assert b"m-1" not in path.read_bytes()[size:]
+
+
+async def test_a_long_journal_is_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the journal is long it begins anew, and nobody who shares it misses a word."""
+    monkeypatch.setattr("mana.hub.runner.memory.JOURNAL_BYTES_MAX", 2_000)
+    clock = [now_ms()]
+    path = tmp_path / "secrets" / JOURNAL_FILE
+    one, two = memory(tmp_path, clock), memory(tmp_path, clock)
+    for seq in range(60):
+        teller, hearer = (one, two) if seq % 3 else (two, one)
+        await teller.saw_all(f"ada-{seq % 7}", named={("s", "m"): f"{seq:04}"}, head=(seq, "h"))
+        assert hearer.head(f"ada-{seq % 7}") == (seq, "h")
+        assert hearer.named_at("s", "m") == f"{seq:04}"
+        assert path.stat().st_size < 3_000
+
+
+@pytest.mark.parametrize("name", [MEMORY_FILE, JOURNAL_FILE])
+async def test_a_broken_memory_is_told(tmp_path: Path, name: str) -> None:
     """A memory that cannot be read stops the runner, which would forget otherwise."""
-    path = tmp_path / "secrets" / MEMORY_FILE
+    path = tmp_path / "secrets" / name
     path.parent.mkdir(parents=True)
-    path.write_text("{")
+    path.write_text("{\n")
     with pytest.raises(MemoryUnusable):
         memory(tmp_path, [now_ms()])

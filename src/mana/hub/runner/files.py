@@ -6,11 +6,16 @@ What is in them must outlive a crash at any moment, and the database.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
+
+_BLOCK_BYTES: Final = 4_096
 
 
 @contextlib.contextmanager
@@ -46,6 +51,45 @@ def write_secret(path: Path, text: str, *, keep: bool = False) -> None:
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append one line, without its end, to a file of mode 0600: on the disk on return, or not there.
+
+    What a crash left unfinished at the end is cut off first. The caller holds the lock.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+            end = _end_of_lines(file)
+            try:
+                file.truncate(end)
+                file.seek(end)
+                raw = line + b"\n"
+                if file.write(raw) != len(raw):
+                    raise OSError(errno.ENOSPC, "no space left on device")
+                os.fdatasync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+    finally:
+        if is_new:
+            sync_folder(path.parent)
+
+
+def _end_of_lines(file: io.FileIO) -> int:
+    """Return where the last whole line ends."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _BLOCK_BYTES)
+        file.seek(start)
+        found = (file.read(end - start) or b"").rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def overwrite(path: Path) -> None:

@@ -2,30 +2,39 @@
 
 Grants that it saw end, the newest stamp at which a mission named its grant, and the newest
 audit head that it wrote for each account. Every entry only grows, so that several runners
-share one file by joining what they know; an entry goes when no grant that it could refuse
-can be alive. Decision 0011.
+share it by joining what they know; an entry goes when no grant that it could refuse can be
+alive. Decision 0011.
+
+News are lines at the end of a journal, so that their cost does not grow with what is known; now
+and then the journal is folded into the memory's file. Whatever is told at the same time goes to
+the disk together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Mapping
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import msgspec
 
 from mana.domain.errors import Unavailable
 from mana.domain.grants import LIFE_MS_MAX
-from mana.hub.runner.files import locked, write_secret
+from mana.hub.runner.files import append_line, locked, write_secret
 from mana.hub.runner.keys import FOLDER, now_by_machine
 from mana.hub.runner.settings import RunnerSettings
 
 MEMORY_FILE: Final = f"{FOLDER}/memory.json"
+JOURNAL_FILE: Final = f"{FOLDER}/memory.log"
 LOCK_FILE: Final = f"{FOLDER}/memory.lock"
 SLACK_MS: Final = 24 * 60 * 60 * 1_000
 """How far the clocks of machine and database may be apart before an entry goes too early."""
-KEPT_MS: Final = LIFE_MS_MAX + SLACK_MS
+KEPT_MS: Final = LIFE_MS_MAX + 2 * SLACK_MS
+RENEWED_MS: Final = LIFE_MS_MAX + SLACK_MS
+"""An entry that is kept for less than this from now on is written anew when it is told again."""
+JOURNAL_BYTES_MAX: Final = 1_048_576
+FOLDED_EVERY_MS: Final = 60 * 60 * 1_000
 
 
 class MemoryUnusable(Unavailable):
@@ -33,8 +42,8 @@ class MemoryUnusable(Unavailable):
 
     code = "RUNNER_MEMORY_UNUSABLE"
     advice = (
-        "Restore `secrets/runner/memory.json` from a backup, or make room on the disk. Without "
-        "it, remove the folder `secrets/runner`: every person grants anew."
+        "Restore `secrets/runner/memory.json` and `memory.log` from a backup, or make room on the "
+        "disk. Without them, remove the folder `secrets/runner`: every person grants anew."
     )
 
 
@@ -55,11 +64,33 @@ class _Known(msgspec.Struct, forbid_unknown_fields=True):
         for account, head in other.heads.items():
             self.heads[account] = max(head, self.heads.get(account, head))
 
+    def __bool__(self) -> bool:
+        """Say whether anything is known."""
+        return bool(self.ended or self.named or self.heads)
+
     def prune(self, now_ms: int) -> None:
         """Drop what can refuse nothing any more."""
         self.ended = {one: at for one, at in self.ended.items() if at + SLACK_MS > now_ms}
         self.named = {one: name for one, name in self.named.items() if name[-1] > now_ms}
         self.heads = {one: head for one, head in self.heads.items() if head[-1] > now_ms}
+
+
+class _Mark(NamedTuple):
+    """By which a file is known to be the same; the journal's size is how far it was read."""
+
+    inode: int = 0
+    modified_ns: int = 0
+    size: int = 0
+
+
+class _News:
+    """What is told while other news are on their way to the disk."""
+
+    def __init__(self) -> None:
+        self.known = _Known()
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Whoever told it may be gone before it is written.
+        self.written.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 class RunnerMemory:
@@ -69,12 +100,15 @@ class RunnerMemory:
         self, settings: RunnerSettings, *, now_ms: Callable[[], int] = now_by_machine
     ) -> None:
         self._path = settings.secrets_dir / MEMORY_FILE
+        self._journal = settings.secrets_dir / JOURNAL_FILE
         self._lock = settings.secrets_dir / LOCK_FILE
         self._now_ms = now_ms
-        self._changing = threading.Lock()
         self._known = _Known()
         self._is_ahead = False
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[_Mark, _Mark] = (_Mark(), _Mark())
+        self._folded_ms = now_ms()
+        self._news: _News | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._refresh()
 
     def has_ended(self, grant_id: str) -> bool:
@@ -95,7 +129,9 @@ class RunnerMemory:
 
     async def saw_end(self, ends: Mapping[str, int]) -> None:
         """Remember grants that ended, by id, each until its signed end (milliseconds)."""
-        await self._take(_Known(ended=dict(ends)))
+        self._refresh()
+        known = self._known.ended
+        await self._take(_Known(ended={one: at for one, at in ends.items() if one not in known}))
 
     async def saw(
         self,
@@ -106,55 +142,151 @@ class RunnerMemory:
         named_at: str,
         head: tuple[int, str],
     ) -> None:
-        """Remember an audit head that was written, and when its mission named its grant."""
-        until_ms = self._now_ms() + KEPT_MS
-        named = {_mission(space_id, mission_id): (named_at, until_ms)} if named_at else {}
-        await self._take(_Known(named=named, heads={account_id: (*head, until_ms)}))
+        """Remember what one run came with; as `saw_all`."""
+        await self.saw_all(account_id, named={(space_id, mission_id): named_at}, head=head)
+
+    async def saw_all(
+        self,
+        account_id: str,
+        *,
+        named: Mapping[tuple[str, str], str],
+        head: tuple[int, str],
+    ) -> None:
+        """Remember an audit head that was written, and when missions named their grants.
+
+        `named`: by space and mission the stamp of `grantId`; empty where none is named.
+        """
+        self._refresh()
+        now_ms = self._now_ms()
+        told: dict[str, tuple[str, int]] = {}
+        for mission, at in named.items():
+            name = _mission(*mission)
+            known_at, until_ms = self._known.named.get(name, ("", 0))
+            if at > known_at or (at and at == known_at and until_ms < now_ms + RENEWED_MS):
+                told[name] = (at, now_ms + KEPT_MS)
+        heads = {account_id: (*head, now_ms + KEPT_MS)}
+        await self._take(_Known(named=told, heads=heads))
 
     async def _take(self, news: _Known) -> None:
-        self._refresh()
-        is_known = set(news.ended) <= set(self._known.ended)
-        if is_known and not (news.named or news.heads or self._is_ahead):
+        """Put news on the disk, with all else that is told meanwhile."""
+        if not news and not self._is_ahead:
             return
-        await asyncio.to_thread(self._join, news)
+        if self._news is None:
+            self._news = _News()
+        mine = self._news
+        mine.known.join(news)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_all(), name="runner-memory")
+        await asyncio.shield(mine.written)
 
-    def _join(self, news: _Known) -> None:
-        with self._changing:
-            try:
-                with locked(self._lock):
-                    found = self._read()
-                    found.join(self._known)
-                    found.join(news)
-                    found.prune(self._now_ms())
-                    write_secret(self._path, msgspec.json.encode(found).decode("ascii"))
-            except OSError:
-                raise MemoryUnusable("the runner's memory cannot be written") from None
-            self._known, self._seen, self._is_ahead = found, self._mark(), False
+    async def _write_all(self) -> None:
+        """Write until nobody waits any more."""
+        try:
+            while (news := self._news) is not None:
+                self._news = None
+                try:
+                    await self._write(news.known)
+                except Exception as error:
+                    news.written.set_exception(error)
+                else:
+                    news.written.set_result(None)
+        finally:
+            self._writing = None
+
+    async def _write(self, news: _Known) -> None:
+        now_ms = self._now_ms()
+        is_due = self._is_ahead or now_ms - self._folded_ms >= FOLDED_EVERY_MS
+        if is_due or self._seen[1].size > JOURNAL_BYTES_MAX:
+            whole = _Known()
+            whole.join(self._known)
+            whole.join(news)
+            self._known, self._seen = await asyncio.to_thread(self._fold, whole, now_ms)
+            self._is_ahead, self._folded_ms = False, now_ms
+        else:
+            await asyncio.to_thread(self._append, msgspec.json.encode(news))
+            self._known.join(news)
+
+    def _append(self, line: bytes) -> None:
+        try:
+            with locked(self._lock):
+                append_line(self._journal, line)
+        except OSError:
+            raise MemoryUnusable("the runner's memory cannot be written") from None
+
+    def _fold(self, known: _Known, now_ms: int) -> tuple[_Known, tuple[_Mark, _Mark]]:
+        """Write all that is known into the memory's file, and begin a new journal."""
+        try:
+            with locked(self._lock):
+                for one in (_lines(self._journal, 0)[0], self._read_file()):
+                    known.join(one)
+                known.prune(now_ms)
+                write_secret(self._path, msgspec.json.encode(known).decode("ascii"))
+                write_secret(self._journal, "")
+                return known, self._marks()
+        except OSError:
+            raise MemoryUnusable("the runner's memory cannot be written") from None
 
     def _refresh(self) -> None:
-        """Read again what another runner wrote."""
-        mark = self._mark()
-        if mark != self._seen:
-            disk, found = self._read(), _Known()
-            # What was known stays known, also if the file is an older one by now, or is gone.
-            for known in (disk, self._known):
-                found.join(known)
-            self._known, self._seen, self._is_ahead = found, mark, found != disk
+        """Read what another runner wrote."""
+        marks = self._marks()
+        if marks == self._seen:
+            return
+        (file, journal), (seen_file, seen_journal) = marks, self._seen
+        grown = journal.size - seen_journal.size
+        if file == seen_file and journal.inode == seen_journal.inode and grown >= 0:
+            news, size = _lines(self._journal, seen_journal.size)
+            self._known.join(news)
+            self._seen = (file, journal._replace(size=size))
+            return
+        disk, found = _Known(), _Known()
+        from_journal, size = _lines(self._journal, 0)
+        for one in (from_journal, self._read_file()):
+            disk.join(one)
+        # What was known stays known, also if the files are older ones by now, or are gone.
+        for one in (disk, self._known):
+            found.join(one)
+        self._known, self._is_ahead = found, found != disk
+        self._seen = (file, journal._replace(size=size))
 
-    def _mark(self) -> tuple[int, int, int] | None:
-        try:
-            stat = self._path.stat()
-        except FileNotFoundError:
-            return None
-        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+    def _marks(self) -> tuple[_Mark, _Mark]:
+        return _mark(self._path), _mark(self._journal)
 
-    def _read(self) -> _Known:
+    def _read_file(self) -> _Known:
+        """Return what the file holds. Read the journal first: what leaves it is in the file then."""
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=_Known)
         except FileNotFoundError:
             return _Known()
         except (OSError, msgspec.MsgspecError):
             raise MemoryUnusable("the runner's memory cannot be read") from None
+
+
+def _lines(path: Path, start: int) -> tuple[_Known, int]:
+    """Return what the whole lines from `start` on hold together, and where they end.
+
+    What stands behind the last of them was never told to anybody: it was not written whole.
+    """
+    found = _Known()
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            raw = file.read()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            found.join(msgspec.json.decode(line, type=_Known))
+    except FileNotFoundError:
+        return found, 0
+    except (OSError, msgspec.MsgspecError):
+        raise MemoryUnusable("the runner's memory cannot be read") from None
+    return found, start + len(whole)
+
+
+def _mark(path: Path) -> _Mark:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return _Mark()
+    return _Mark(stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
 
 def _mission(space_id: str, mission_id: str) -> str:
