@@ -16,7 +16,7 @@ from mana.domain.occurrences import MISSED_KEPT_MAX
 from mana.hub.db import Pool, Role, Tenancy
 from mana.hub.db.errors import AccessRefused
 from mana.hub.runner.moments import overdue
-from mana.hub.runner.projection import rebuild
+from mana.hub.runner.rebuilding import Rebuilt, rebuild_all
 from mana.hub.tenants import Tenant
 from mana.planning.ports import ModelReply, ModelRequest
 from mana.testing.models import ScriptedModel, says
@@ -197,11 +197,8 @@ async def test_rebuilt_snapshots_are_the_projected(database: Database) -> None:
             await connection.execute(
                 "delete from mana_ai.mission_snapshots; delete from mana_ai.agent_snapshots"
             )
-        async with (
-            opened_tenancy(database) as tenancy,
-            tenancy.transaction(Tenant(made.ada.account.account_id)) as tx,
-        ):
-            await rebuild(tx, made.ada.space)
+        async with opened_tenancy(database) as tenancy:
+            assert await rebuild_all(tenancy) == Rebuilt(missions=2, agents=2)
         assert await snapshots(database) == before
 
 

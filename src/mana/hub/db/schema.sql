@@ -692,6 +692,23 @@ end
 $function$;
 -- execute: the owner only
 
+CREATE OR REPLACE FUNCTION mana_ai.hold_spaces(p_after text, p_limit integer)
+ RETURNS text[]
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return (
+    with held as (
+      select h.space_id from mana.space_heads h
+       where h.space_id > p_after order by h.space_id limit p_limit for update)
+    select pg_catalog.array_agg(h.space_id order by h.space_id) from held h);
+end
+$function$;
+-- execute: mana_app
+
 CREATE OR REPLACE FUNCTION mana_ai.keep_moved_turn()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -870,6 +887,139 @@ end
 $function$;
 -- execute: the owner only
 
+CREATE OR REPLACE FUNCTION mana_ai.plain_agents(p_spaces text[])
+ RETURNS TABLE(space_id text, record_id text, author_id text, fields json)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+#variable_conflict use_column
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    select r.space_id, r.record_id, r.author_id,
+           pg_catalog.json_build_object(
+             'state', x.state, 'maxTokensPerDay', x."maxTokensPerDay",
+             'maxCostPerDay', x."maxCostPerDay",
+             'maxConcurrentMissions', x."maxConcurrentMissions", 'deletedAt', x."deletedAt")
+      from unnest(p_spaces) as s (space_id)
+     cross join lateral (
+       select * from mana.records e
+        where e.space_id = s.space_id and e.table_name = 'agents' offset 0) r
+     cross join lateral pg_catalog.json_to_record(r.fields)
+       as x (state json, "maxTokensPerDay" json, "maxCostPerDay" json,
+             "maxConcurrentMissions" json, "deletedAt" json);
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana_ai.plain_missions(p_spaces text[])
+ RETURNS TABLE(space_id text, record_id text, author_id text, fields json, stands boolean, account_id text, hold text, failures integer, failure text, waits_for timestamp with time zone, last_for timestamp with time zone, lines json)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+#variable_conflict use_column
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    select r.space_id, r.record_id, r.author_id,
+           pg_catalog.json_build_object(
+             'state', x.state, 'cadence', x.cadence, 'timeZone', x."timeZone",
+             'agentId', x."agentId", 'runsOn', x."runsOn", 'ifMissed', x."ifMissed",
+             'maxTokensPerDay', x."maxTokensPerDay", 'maxCostPerDay', x."maxCostPerDay",
+             'deletedAt', x."deletedAt"),
+           m.mission_id is not null, coalesce(m.account_id, g.account_id), m.hold, m.failures,
+           m.failure, o.scheduled_for,
+           case when o.scheduled_for is null then (
+             select l.scheduled_for from mana_ai.occurrences l
+              where l.space_id = r.space_id and l.mission_id = r.record_id
+                and l.kind = 'scheduled'
+              order by l.scheduled_for desc limit 1) end,
+           case when m.mission_id is null then (
+             select pg_catalog.json_agg(pg_catalog.json_build_array(
+                      l.state, l.reason, coalesce(g.state, '') = 'active')
+                    order by l.scheduled_for desc)
+               from (select * from mana_ai.occurrences n
+                      where n.space_id = r.space_id and n.mission_id = r.record_id
+                      order by n.scheduled_for desc limit 20) l) end
+      from unnest(p_spaces) as s (space_id)
+     cross join lateral (
+       select * from mana.records e
+        where e.space_id = s.space_id and e.table_name = 'aiMissions' offset 0) r
+     cross join lateral pg_catalog.json_to_record(r.fields)
+       as x (state json, cadence json, "timeZone" json, "agentId" json, "runsOn" json,
+             "ifMissed" json, "maxTokensPerDay" json, "maxCostPerDay" json, "deletedAt" json)
+      left join mana_ai.mission_snapshots m
+        on m.space_id = r.space_id and m.mission_id = r.record_id
+      left join lateral (
+        select q.scheduled_for from mana_ai.occurrences q
+         where q.space_id = r.space_id and q.mission_id = r.record_id
+           and q.state in ('queued', 'leased') and q.kind = 'scheduled'
+         order by q.scheduled_for limit 1) o on true
+      left join lateral (
+        select c.account_id, c.state from mana_ai.grants c
+         where m.mission_id is null and c.space_id = r.space_id and c.mission_id = r.record_id
+           and c.completed_at is not null
+         order by c.completed_at desc limit 1) g on true;
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana_ai.put_plain(p_missions json, p_agents json, p_moments json)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  insert into mana_ai.agent_snapshots as a
+  select * from pg_catalog.json_populate_recordset(null::mana_ai.agent_snapshots, p_agents)
+  on conflict (space_id, agent_id) do update set
+    account_id = excluded.account_id, state = excluded.state,
+    max_tokens_per_day = excluded.max_tokens_per_day,
+    max_cost_per_day = excluded.max_cost_per_day,
+    max_concurrent_missions = excluded.max_concurrent_missions, deleted = excluded.deleted;
+  insert into mana_ai.mission_snapshots as m
+  select * from pg_catalog.json_populate_recordset(null::mana_ai.mission_snapshots, p_missions)
+  on conflict (space_id, mission_id) do update set
+    state = excluded.state, cadence = excluded.cadence, time_zone = excluded.time_zone,
+    agent_id = excluded.agent_id, runs_on = excluded.runs_on, anchor_ms = excluded.anchor_ms,
+    deleted = excluded.deleted, if_missed = excluded.if_missed,
+    max_tokens_per_day = excluded.max_tokens_per_day,
+    max_cost_per_day = excluded.max_cost_per_day, next_run_at = excluded.next_run_at;
+  insert into mana_ai.occurrences
+    (space_id, mission_id, account_id, agent_id, scheduled_for, kind, state, due_at)
+  select k.space_id, k.mission_id, k.account_id, k.agent_id, k.scheduled_for, 'scheduled',
+         'queued', k.due_at
+    from pg_catalog.json_to_recordset(p_moments)
+      as k (space_id text, mission_id text, account_id text, agent_id text,
+            scheduled_for timestamptz, due_at timestamptz)
+  on conflict (space_id, mission_id, scheduled_for) do nothing;
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana_ai.put_turns()
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  insert into mana_ai.account_work as w (account_id, next_due)
+  select o.account_id, pg_catalog.min(o.due_at) from mana_ai.occurrences o
+    join mana.accounts a on a.account_id = o.account_id
+   where o.state = 'queued' group by o.account_id order by o.account_id
+  on conflict (account_id) do update
+    set next_due = least(w.next_due, excluded.next_due);
+  perform pg_catalog.pg_notify('mana_due', '');
+end
+$function$;
+-- execute: mana_app
+
 CREATE OR REPLACE FUNCTION mana_ai.reserve_calls(p_spaces text[], p_missions text[], p_agents text[], p_occurrences text[], p_prompts bigint[], p_replies bigint[], p_floors bigint[], p_endpoints text[], p_models text[], p_purposes text[], p_prompt_prices bigint[], p_reply_prices bigint[], p_holder text)
  RETURNS TABLE(place integer, usage_id text, reply bigint, reason text, scope text, unit text, remaining bigint, cap bigint)
  LANGUAGE plpgsql
@@ -881,6 +1031,7 @@ declare
   is_hub constant boolean := p_holder is null;
   scopes constant text[] := array['mission', 'agent', 'account', 'hub'];
   count_of constant integer := coalesce(array_length(p_spaces, 1), 0);
+  this_hour timestamptz;
   nothing constant bigint[] := array_fill(0::bigint, array[count_of]);
   key text;
   run record;
@@ -998,9 +1149,10 @@ begin
   if not has_granted then
     return;
   end if;
+  this_hour := date_trunc('hour', clock_timestamp(), 'UTC');
   if not exists (select from mana_ai.spend s
                   where s.scope = 'account' and s.space_id = '' and s.id = me
-                    and s.hour >= mana_ai.day_begins() + interval '24 hours') then
+                    and s.hour >= this_hour) then
     perform mana_ai.forget_spend(me, is_hub);
   end if;
   insert into mana_ai.token_usage
@@ -1420,6 +1572,7 @@ create table mana.records (
 );
 alter table mana.records enable row level security;
 alter table mana.records force row level security;
+create policy door on mana.records as permissive for select to postgres using ((current_setting('app.door'::text, true) = 'open'::text));
 create policy member on mana.records as permissive for all to mana_app, mana_runner using ((((space_id = ( SELECT s.space_id
    FROM mana.spaces s
   WHERE (s.space_id = mana.current_space()))) OR (EXISTS ( SELECT
@@ -1539,6 +1692,7 @@ create table mana.space_heads (
 );
 alter table mana.space_heads enable row level security;
 alter table mana.space_heads force row level security;
+create policy door on mana.space_heads as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text));
 create policy member on mana.space_heads as permissive for all to mana_app, mana_runner using (((space_id = ( SELECT s.space_id
    FROM mana.spaces s
   WHERE (s.space_id = mana.current_space()))) OR (EXISTS ( SELECT
@@ -1911,7 +2065,7 @@ CREATE INDEX occurrences_open ON mana_ai.occurrences USING btree (space_id, miss
 CREATE INDEX occurrences_queue ON mana_ai.occurrences USING btree (account_id, due_at) WHERE (state = 'queued'::text);
 alter table mana_ai.occurrences enable row level security;
 alter table mana_ai.occurrences force row level security;
-create policy door on mana_ai.occurrences as permissive for select to postgres using ((current_setting('app.door'::text, true) = 'open'::text));
+create policy door on mana_ai.occurrences as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
 create policy members on mana_ai.occurrences as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = occurrences.space_id)))) with check ((EXISTS ( SELECT

@@ -175,8 +175,8 @@ class Queue:
 
     async def jitter_ms(self, mission: MissionSnapshot, scheduled_ms: int) -> int:
         """Return by how much a scheduled moment is put off."""
-        later, part = _jitter_of(Moment(mission, scheduled_ms))
-        return min(int(await self.tx.value(_Q["jitter_max"])), later) * part // _MILLION
+        moment = Moment(mission, scheduled_ms)
+        return due_ms_of(moment, int(await self.tx.value(_Q["jitter_max"]))) - scheduled_ms
 
     async def add_missed(self, mission: MissionSnapshot, moments: Sequence[int]) -> None:
         """Write due moments that passed while nothing could run; keep the newest hundred."""
@@ -391,6 +391,12 @@ def status_of(mission: MissionSnapshot, lines: Sequence[OccurrenceInfo]) -> Miss
         failures=mission.failures,
         failure=mission.failure,
     )
+
+
+def due_ms_of(moment: Moment, jitter_ms_max: int) -> int:
+    """Return when a moment is due, put off by at most so many milliseconds."""
+    later, part = _jitter_of(moment)
+    return moment.scheduled_ms + min(jitter_ms_max, later) * part // _MILLION
 
 
 def _jitter_of(moment: Moment) -> tuple[int, int]:

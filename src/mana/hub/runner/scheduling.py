@@ -49,8 +49,7 @@ async def schedule_all(
 ) -> None:
     """Queue of each mission the first due moment after a time that is not in the ledger yet."""
     next_ms: dict[MissionSnapshot, int | None] = {
-        mission: _due(mission, after_ms) if _may_run(mission) else None
-        for mission, after_ms in missions.items()
+        mission: following(mission, after_ms) for mission, after_ms in missions.items()
     }
     asked = [Moment(mission, due) for mission, due in next_ms.items() if due is not None]
     while asked:
@@ -67,6 +66,11 @@ async def schedule_all(
     await ledger.set_schedules(
         [replace(mission, next_run_ms=due) for mission, due in next_ms.items()]
     )
+
+
+def following(mission: MissionSnapshot, after_ms: int) -> int | None:
+    """Return the first due moment after a time; None where no clock says, or it may not run here."""
+    return _due(mission, after_ms) if _may_run(mission) else None
 
 
 async def schedule_next(ledger: Queue, mission: MissionSnapshot, *, after_ms: int) -> None:
@@ -234,9 +238,9 @@ async def _move(ledger: Queue, moved: Mapping[MissionSnapshot, int | None], now_
     for mission in moved:
         if mission.hold is not None:
             await ledger.cancel_queued(*mission.key, manual_too=mission.hold == ERRORED)
-    following = {mission: after for mission, after in moved.items() if after is not None}
-    if following:
-        await schedule_all(ledger, following, now_ms=now_ms)
+    going_on = {mission: after for mission, after in moved.items() if after is not None}
+    if going_on:
+        await schedule_all(ledger, going_on, now_ms=now_ms)
     others = [
         mission if mission.hold is None else replace(mission, next_run_ms=None)
         for mission, after in moved.items()
@@ -278,10 +282,10 @@ def _retry_ms(end: End, mission: MissionSnapshot | None, now_ms: int) -> int | N
     name = f"{lease.occurrence_id}:{lease.tries}"
     part = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
     at_ms = now_ms + wait + int((2 * part - 1) * wait / _SPREAD)
-    following = mission.next_run_ms
-    if following is None or following <= lease.scheduled_ms:
-        following = _due(mission, lease.scheduled_ms)
-    return at_ms if following is None or at_ms < following else None
+    next_ms = mission.next_run_ms
+    if next_ms is None or next_ms <= lease.scheduled_ms:
+        next_ms = _due(mission, lease.scheduled_ms)
+    return at_ms if next_ms is None or at_ms < next_ms else None
 
 
 async def _requeue(ledger: Queue, mission: MissionSnapshot) -> None:

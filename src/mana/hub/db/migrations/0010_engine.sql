@@ -415,6 +415,150 @@ begin
 end
 $$;
 
+-- For the operator, on the hub's own machine: the plain side of missions and agents of some spaces,
+-- as their records and the ledger have it, and back again, while no push comes in between. Doors,
+-- as in 0002.
+create function mana_ai.hold_spaces(p_after text, p_limit integer) returns text[]
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return (
+    with held as (
+      select h.space_id from mana.space_heads h
+       where h.space_id > p_after order by h.space_id limit p_limit for update)
+    select pg_catalog.array_agg(h.space_id order by h.space_id) from held h);
+end
+$$;
+
+create function mana_ai.plain_missions(p_spaces text[])
+  returns table (
+    space_id text, record_id text, author_id text, fields json, stands boolean, account_id text,
+    hold text, failures integer, failure text, waits_for timestamptz, last_for timestamptz,
+    lines json)
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    select r.space_id, r.record_id, r.author_id,
+           pg_catalog.json_build_object(
+             'state', x.state, 'cadence', x.cadence, 'timeZone', x."timeZone",
+             'agentId', x."agentId", 'runsOn', x."runsOn", 'ifMissed', x."ifMissed",
+             'maxTokensPerDay', x."maxTokensPerDay", 'maxCostPerDay', x."maxCostPerDay",
+             'deletedAt', x."deletedAt"),
+           m.mission_id is not null, coalesce(m.account_id, g.account_id), m.hold, m.failures,
+           m.failure, o.scheduled_for,
+           case when o.scheduled_for is null then (
+             select l.scheduled_for from mana_ai.occurrences l
+              where l.space_id = r.space_id and l.mission_id = r.record_id
+                and l.kind = 'scheduled'
+              order by l.scheduled_for desc limit 1) end,
+           case when m.mission_id is null then (
+             select pg_catalog.json_agg(pg_catalog.json_build_array(
+                      l.state, l.reason, coalesce(g.state, '') = 'active')
+                    order by l.scheduled_for desc)
+               from (select * from mana_ai.occurrences n
+                      where n.space_id = r.space_id and n.mission_id = r.record_id
+                      order by n.scheduled_for desc limit 20) l) end
+      from unnest(p_spaces) as s (space_id)
+     cross join lateral (
+       select * from mana.records e
+        where e.space_id = s.space_id and e.table_name = 'aiMissions' offset 0) r
+     cross join lateral pg_catalog.json_to_record(r.fields)
+       as x (state json, cadence json, "timeZone" json, "agentId" json, "runsOn" json,
+             "ifMissed" json, "maxTokensPerDay" json, "maxCostPerDay" json, "deletedAt" json)
+      left join mana_ai.mission_snapshots m
+        on m.space_id = r.space_id and m.mission_id = r.record_id
+      left join lateral (
+        select q.scheduled_for from mana_ai.occurrences q
+         where q.space_id = r.space_id and q.mission_id = r.record_id
+           and q.state in ('queued', 'leased') and q.kind = 'scheduled'
+         order by q.scheduled_for limit 1) o on true
+      left join lateral (
+        select c.account_id, c.state from mana_ai.grants c
+         where m.mission_id is null and c.space_id = r.space_id and c.mission_id = r.record_id
+           and c.completed_at is not null
+         order by c.completed_at desc limit 1) g on true;
+end
+$$;
+
+create function mana_ai.plain_agents(p_spaces text[])
+  returns table (space_id text, record_id text, author_id text, fields json)
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+#variable_conflict use_column
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    select r.space_id, r.record_id, r.author_id,
+           pg_catalog.json_build_object(
+             'state', x.state, 'maxTokensPerDay', x."maxTokensPerDay",
+             'maxCostPerDay', x."maxCostPerDay",
+             'maxConcurrentMissions', x."maxConcurrentMissions", 'deletedAt', x."deletedAt")
+      from unnest(p_spaces) as s (space_id)
+     cross join lateral (
+       select * from mana.records e
+        where e.space_id = s.space_id and e.table_name = 'agents' offset 0) r
+     cross join lateral pg_catalog.json_to_record(r.fields)
+       as x (state json, "maxTokensPerDay" json, "maxCostPerDay" json,
+             "maxConcurrentMissions" json, "deletedAt" json);
+end
+$$;
+
+create function mana_ai.put_plain(p_missions json, p_agents json, p_moments json) returns void
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  insert into mana_ai.agent_snapshots as a
+  select * from pg_catalog.json_populate_recordset(null::mana_ai.agent_snapshots, p_agents)
+  on conflict (space_id, agent_id) do update set
+    account_id = excluded.account_id, state = excluded.state,
+    max_tokens_per_day = excluded.max_tokens_per_day,
+    max_cost_per_day = excluded.max_cost_per_day,
+    max_concurrent_missions = excluded.max_concurrent_missions, deleted = excluded.deleted;
+  insert into mana_ai.mission_snapshots as m
+  select * from pg_catalog.json_populate_recordset(null::mana_ai.mission_snapshots, p_missions)
+  on conflict (space_id, mission_id) do update set
+    state = excluded.state, cadence = excluded.cadence, time_zone = excluded.time_zone,
+    agent_id = excluded.agent_id, runs_on = excluded.runs_on, anchor_ms = excluded.anchor_ms,
+    deleted = excluded.deleted, if_missed = excluded.if_missed,
+    max_tokens_per_day = excluded.max_tokens_per_day,
+    max_cost_per_day = excluded.max_cost_per_day, next_run_at = excluded.next_run_at;
+  insert into mana_ai.occurrences
+    (space_id, mission_id, account_id, agent_id, scheduled_for, kind, state, due_at)
+  select k.space_id, k.mission_id, k.account_id, k.agent_id, k.scheduled_for, 'scheduled',
+         'queued', k.due_at
+    from pg_catalog.json_to_recordset(p_moments)
+      as k (space_id text, mission_id text, account_id text, agent_id text,
+            scheduled_for timestamptz, due_at timestamptz)
+  on conflict (space_id, mission_id, scheduled_for) do nothing;
+end
+$$;
+
+-- Turns as what is queued says: each at most as late as it was.
+create function mana_ai.put_turns() returns void
+  language plpgsql volatile security definer
+  set search_path = ''
+as $$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  insert into mana_ai.account_work as w (account_id, next_due)
+  select o.account_id, pg_catalog.min(o.due_at) from mana_ai.occurrences o
+    join mana.accounts a on a.account_id = o.account_id
+   where o.state = 'queued' group by o.account_id order by o.account_id
+  on conflict (account_id) do update
+    set next_due = least(w.next_due, excluded.next_due);
+  perform pg_catalog.pg_notify('mana_due', '');
+end
+$$;
+
 alter table mana_ai.token_usage
   add column endpoint text not null default '',
   add column model text not null default '',
@@ -476,7 +620,12 @@ create policy runner_stops on mana_ai.stops to mana_runner using (true) with che
 create policy door on mana_ai.stops to current_user
   using (current_setting('app.door', true) = 'open')
   with check (current_setting('app.door', true) = 'open');
-create policy door on mana_ai.occurrences for select to current_user
+create policy door on mana_ai.occurrences to current_user
+  using (current_setting('app.door', true) = 'open')
+  with check (current_setting('app.door', true) = 'open');
+create policy door on mana.space_heads to current_user
+  using (current_setting('app.door', true) = 'open');
+create policy door on mana.records for select to current_user
   using (current_setting('app.door', true) = 'open');
 create policy door on mana_ai.mission_snapshots to current_user
   using (current_setting('app.door', true) = 'open')
@@ -498,6 +647,9 @@ grant select on mana_ai.watched to mana_app, mana_runner;
 grant execute on function mana_ai.changed(text, text, text, text, text, text, text)
   to mana_app, mana_runner;
 grant execute on function mana_ai.lease(text, integer, interval, integer) to mana_runner;
+grant execute on function mana_ai.hold_spaces(text, integer), mana_ai.plain_missions(text[]),
+  mana_ai.plain_agents(text[]), mana_ai.put_plain(json, json, json), mana_ai.put_turns()
+  to mana_app;
 grant update (failures, failure) on mana_ai.mission_snapshots to mana_runner;
 grant update (due_at) on mana_ai.occurrences to mana_app;
 grant update (tries, last_reason, cost, round, calls, steps, heard)
