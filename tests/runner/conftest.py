@@ -15,9 +15,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     open_record = run.open_record
 
-    def opening(space_id: str, record: Any, *rest: Any) -> Any:
+    def opening(space_id: str, record: Any, *rest: Any, **options: Any) -> Any:
         names.append(f"{record.table}:{record.id}")
-        return open_record(space_id, record, *rest)
+        return open_record(space_id, record, *rest, **options)
 
     monkeypatch.setattr(run, "open_record", opening)
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from mana.device.audit import Chain, follow
 from mana.domain.ids import AccountId
 from mana.domain.records import View
 from mana.hub.runner import audit, run
-from mana.hub.runner.store import Ledger
+from mana.hub.runner.audit import AuditRows, Reading
 from mana.planning.ports import ModelFailed, ModelReply, ModelRequest
 from mana.protocol.messages import StateRecord
 from mana.testing.models import ScriptedModel
@@ -84,17 +85,20 @@ async def test_nothing_is_opened_before_it_is_audited(
     early: list[tuple[str, str]] = []
     append, open_record = audit.append, run.open_record
 
-    async def noting(ledger: Ledger, account: AccountId, entries: Any, **facts: Any) -> Any:
-        head = await append(ledger, account, entries, **facts)
+    async def noting(
+        rows: AuditRows, account: AccountId, readings: Sequence[Reading], **facts: Any
+    ) -> Any:
+        heads = await append(rows, account, readings, **facts)
+        entries = [entry for reading in readings for entry in reading.entries]
         noted.update((entry.table_name, entry.record_id) for entry in entries)
-        return head
+        return heads
 
-    def opening(space_id: str, record: StateRecord, *rest: Any) -> View:
+    def opening(space_id: str, record: StateRecord, *rest: Any, **options: Any) -> View:
         named = (record.table, record.id)
         opened.append(named)
         if named not in noted:
             early.append(named)
-        return open_record(space_id, record, *rest)
+        return open_record(space_id, record, *rest, **options)
 
     # The worker hears of an audit only when it is committed, so the order of calls is the proof.
     monkeypatch.setattr(audit, "append", noting)
@@ -123,9 +127,9 @@ async def test_a_replaced_runner_opens_nothing(
     opened: list[str] = []
     open_record = run.open_record
 
-    def opening(space_id: str, record: StateRecord, *rest: Any) -> View:
+    def opening(space_id: str, record: StateRecord, *rest: Any, **options: Any) -> View:
         opened.append(record.table)
-        return open_record(space_id, record, *rest)
+        return open_record(space_id, record, *rest, **options)
 
     monkeypatch.setattr(run, "open_record", opening)
     async with world(database) as made:
@@ -151,9 +155,9 @@ async def test_a_header_that_was_swapped_after_the_lease_opens_nothing(
     opened: list[str] = []
     open_record = run.open_record
 
-    def opening(space_id: str, record: StateRecord, *rest: Any) -> View:
+    def opening(space_id: str, record: StateRecord, *rest: Any, **options: Any) -> View:
         opened.append(record.table)
-        return open_record(space_id, record, *rest)
+        return open_record(space_id, record, *rest, **options)
 
     monkeypatch.setattr(run, "open_record", opening)
     async with world(database) as made:
@@ -192,5 +196,5 @@ async def test_a_call_that_was_cut_off_counts_in_full(database: Database) -> Non
         await made.run_now()
         async with made.runner(lambda: Silent([])) as runner:
             await runner.scheduler.tick()
-        assert (await made.status()).occurrences[0].state == "failed"
+        assert (await made.status()).occurrences[0].last_reason == "timeout"
         assert (await made.missions()).tokens_today["agent-1"] > 0

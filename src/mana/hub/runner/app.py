@@ -28,20 +28,19 @@ from mana.domain.ids import AccountId, SpaceId
 from mana.hub.accounts.tokens import TokenVerifier
 from mana.hub.http.endpoints import Endpoint, Session
 from mana.hub.http.server import serve_endpoints
-from mana.hub.runner.dialogue import ModelSpec
 from mana.hub.runner.isolation import forbid_dumps, kill_self
 from mana.hub.runner.keys import RunnerKeys, load_service_key, runner_device_id
 from mana.hub.runner.memory import RunnerMemory
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.routes import runner_endpoints
-from mana.hub.runner.scheduler import ChangesRefused, Scheduler, Setting
+from mana.hub.runner.scheduler import Scheduler
 from mana.hub.runner.settings import RunnerSettings
+from mana.hub.runner.shared import Setting
 from mana.hub.runner.store import RunnerStore, Transaction
 from mana.hub.runner.workers import ProcessWorkers, Workers
 from mana.hub.secrets import load_public_keys
 from mana.hub.sync.store import ChangeLog
 from mana.hub.sync.validate import Writer, WriterKind
-from mana.models.choose import model_from_settings
 from mana.protocol.messages import ChangeMessage
 from mana.registry.catalogue import load_catalogue
 
@@ -69,6 +68,7 @@ class Runner:
         await self.store.open()
         await self.workers.open()
         await self.store.listen(self.scheduler.wake)
+        await self.store.listen_stops(self.scheduler.stop_soon)
         if self.settings.tick_enabled:
             self._ticking = asyncio.create_task(self._tick(), name="runner-tick")
 
@@ -110,8 +110,6 @@ def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner
     """Wire the runner. `workers` is given by tests; the keys are made on first use."""
     keys = RunnerKeys(settings)
     memory = RunnerMemory(settings)
-    # An address that is none is told at the start, not at the first run.
-    model = model_from_settings(settings.llm_url, settings.llm_key, settings.llm_model)
     store = RunnerStore.at(settings.database_url, size=settings.concurrency + 4)
     metrics = Metrics()
     log = ChangeLog({table.name: table for table in load_catalogue().tables})
@@ -124,20 +122,19 @@ def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner
         *,
         key_id: str,
         now_ms: int,
-    ) -> None:
+    ) -> list[str | None]:
         writer = Writer(WriterKind.RUNNER, account, runner_device_id(key_id), key_id)
         answer = await log.append(tx, space, writer, changes, now_ms=now_ms)
-        for result in answer.results:
-            if result.status == "refused" and result.code != "group-refused":
-                raise ChangesRefused(result.code or "")
+        return [
+            (result.code or "") if result.status == "refused" else None for result in answer.results
+        ]
 
     setting = Setting(
         name=f"{os.getpid()}-{uuid.uuid4().hex[:8]}",
         keys=keys,
         memory=memory,
         hub_key=lambda: b64(load_public_keys(settings.secrets_dir)[1].to_bytes()),
-        model=ModelSpec(settings.llm_url, settings.llm_key, settings.llm_model),
-        metered=model.metered,
+        models=settings.models,
         concurrency=settings.concurrency,
         lease_s=settings.lease_s,
         heartbeat_s=settings.heartbeat_s,

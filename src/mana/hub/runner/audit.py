@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import msgspec
 
@@ -48,56 +49,75 @@ def row_hash(row: AuditRow) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a run reads at one moment, and under what."""
+
+    entries: Sequence[AuditEntry]
+    mission_id: str
+    iteration_id: str
+    grant_id: str
+    endpoint: str | None
+    runner_key_id: str
+
+
+class AuditRows(Protocol):
+    """The statements that an audit is written with."""
+
+    async def audit_head(self, account: AccountId, start: str) -> tuple[int, str]:
+        """Return the head of the account's audit, made with `start` if new, and lock it."""
+
+    async def audit_hash(self, account: AccountId, seq: int) -> str | None:
+        """Return the hash of one row."""
+
+    async def append_audit(self, account: AccountId, rows: Sequence[AuditRow]) -> None:
+        """Append rows and move the head to the last of them."""
+
+
 async def append(
-    ledger: Ledger,
+    rows: AuditRows,
     account: AccountId,
-    entries: Sequence[AuditEntry],
+    readings: Sequence[Reading],
     *,
-    mission_id: str,
-    iteration_id: str,
-    grant_id: str,
-    endpoint: str | None,
-    runner_key_id: str,
+    now_ms: int,
     known: tuple[int, str] | None = None,
-) -> tuple[int, str]:
-    """Append one row for each entry and return the new head; all in the caller's transaction.
+) -> list[tuple[int, str]]:
+    """Append the rows of readings, in the caller's transaction; return the head after each.
 
     `known`: a head that was written before. Raises AuditSetBack where the chain lacks it.
     """
-    seq, previous = await ledger.lock_audit_head(account, AUDIT_START)
+    seq, previous = await rows.audit_head(account, AUDIT_START)
     is_next = known is None or known == (seq, previous)
-    if known is not None and not is_next and not await _holds(ledger, account, known):
+    if known is not None and not is_next and await rows.audit_hash(account, known[0]) != known[1]:
         raise AuditSetBack("the audit lacks a row that was written")
-    ts = iso_ms(await ledger.now_ms())
-    rows: list[AuditRow] = []
-    for entry in entries:
-        seq += 1
-        draft = AuditRow(
-            seq=seq,
-            mission_id=mission_id,
-            iteration_id=iteration_id,
-            grant_id=grant_id,
-            table_name=entry.table_name,
-            record_id=entry.record_id,
-            status=entry.status,
-            reason=entry.reason,
-            endpoint=endpoint,
-            runner_key_id=runner_key_id,
-            ts=ts,
-            previous=previous,
-            hash="",
-        )
-        row = msgspec.structs.replace(draft, hash=row_hash(draft))
-        rows.append(row)
-        previous = row.hash
-    if rows:
-        await ledger.append_audit(account, rows)
-    return seq, previous
-
-
-async def _holds(ledger: Ledger, account: AccountId, head: tuple[int, str]) -> bool:
-    """Say whether the chain contains a head that was written before."""
-    return await ledger.audit_hash(account, head[0]) == head[1]
+    ts = iso_ms(now_ms)
+    made: list[AuditRow] = []
+    heads: list[tuple[int, str]] = []
+    for reading in readings:
+        for entry in reading.entries:
+            seq += 1
+            draft = AuditRow(
+                seq=seq,
+                mission_id=reading.mission_id,
+                iteration_id=reading.iteration_id,
+                grant_id=reading.grant_id,
+                table_name=entry.table_name,
+                record_id=entry.record_id,
+                status=entry.status,
+                reason=entry.reason,
+                endpoint=reading.endpoint,
+                runner_key_id=reading.runner_key_id,
+                ts=ts,
+                previous=previous,
+                hash="",
+            )
+            row = msgspec.structs.replace(draft, hash=row_hash(draft))
+            made.append(row)
+            previous = row.hash
+        heads.append((seq, previous))
+    if made:
+        await rows.append_audit(account, made)
+    return heads
 
 
 def asked(call: Call) -> AuditFilter:

@@ -25,9 +25,17 @@ from mana.hub.runner.dialogue import (
     WorkerLost,
 )
 from mana.planning.budget import read_budget_reason
-from mana.planning.ports import BudgetExceeded, ModelCall, Moment, Reservation, Usage
+from mana.planning.ports import (
+    BudgetExceeded,
+    ModelCall,
+    Moment,
+    PriceUnknown,
+    Reservation,
+    Usage,
+)
 
 NOTES_EVERY_S: Final = 0.25
+NO_PRICE: Final = "no-price"
 
 
 class NotAllowed(Exception):
@@ -67,7 +75,7 @@ class Line:
         self._channel.tell(note)
 
     async def audit(
-        self, entries: Sequence[AuditEntry], *, endpoint: str, checked: bool
+        self, entries: Sequence[AuditEntry], *, endpoint: str | None, checked: bool
     ) -> AuditDone:
         """Return when the rows are committed; raise NotAllowed if they may not be opened."""
         answer = await self.ask(AuditAsk(self.run, list(entries), endpoint, checked))
@@ -105,8 +113,14 @@ class AskedBudget:
             self._began[answer.reservation] = _now_s()
             return Reservation(answer.reservation, answer.completion_tokens_max)
         reason = answer.reason if isinstance(answer, Refused) else ""
-        left, cap = read_budget_reason(reason) or (0, 0)
-        raise BudgetExceeded(left=left, cap=cap)
+        refusal = read_budget_reason(reason)
+        if refusal is not None:
+            raise BudgetExceeded(
+                left=refusal.left, cap=refusal.cap, scope=refusal.scope, unit=refusal.unit
+            )
+        if reason == NO_PRICE:
+            raise PriceUnknown("nobody said what this model costs")
+        raise NotAllowed(reason)
 
     async def settle(self, reservation: str, usage: Usage | None) -> None:
         """Replace a reservation by what was used."""

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import msgspec
 
 from mana.domain.errors import Unavailable
+from mana.models.settings import ModelSettings
 from mana.planning.ports import Purpose
 from mana.protocol.messages import (
     ChangeMessage,
@@ -50,19 +51,11 @@ class GrantMaterial(msgspec.Struct, frozen=True):
     hub_signature: str
 
 
-class ModelSpec(msgspec.Struct, frozen=True):
-    """Which model the worker calls; without an address the offline rules."""
-
-    url: str = ""
-    key: str = ""
-    model: str = ""
-
-
 class Setup(Message, frozen=True):
     """What holds for every run of a worker; its first message, and sent once."""
 
     hub_key: str
-    model: ModelSpec
+    models: ModelSettings
 
 
 class OpeningKey(Message, frozen=True):

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
-from mana.crypto.authority import Authority, NotAMember, verify_record
+from mana.crypto.authority import NotAMember
 from mana.crypto.errors import SignatureRejected, WrapRejected
-from mana.crypto.grants import verify_countersignature, verify_grant
-from mana.crypto.primitives import unb64
+from mana.crypto.grants import VerifiedGrant
+from mana.crypto.policies import space_policy_of
 from mana.crypto.runners import RunnerPrivateKey
 from mana.crypto.signatures import VerifyKey
 from mana.domain.agents import AGENT_MEMORY, AGENTS, Agent, agent_from_view
@@ -30,7 +30,9 @@ from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.missions import MISSIONS, RUNS_ON_HUB, Mission, mission_from_view
 from mana.domain.policy import SpacePolicy
 from mana.domain.records import Snapshot, View
+from mana.domain.spaces import SPACE_POLICY, SPACE_POLICY_ID
 from mana.domain.tables import Table
+from mana.hub.runner.choosing import Models
 from mana.hub.runner.conversation import AskedBudget, Line, NotAllowed, ToldProgress
 from mana.hub.runner.dialogue import (
     AuditDone,
@@ -48,25 +50,41 @@ from mana.hub.runner.opening import (
     KeyRotated,
     open_keys,
     open_record,
-    sealed_grant,
+    read_grant,
 )
-from mana.hub.runner.warm import catalogue
+from mana.hub.runner.standing import Space, by_stamp
+from mana.hub.runner.warm import catalogue, key_id
 from mana.hub.runner.writeback import Draft, RunFacts, seal_run
+from mana.models.choose import ModelUnknown
 from mana.planning.budget import budget_reason
-from mana.planning.loop import InputTooLarge, Plan, run
-from mana.planning.ports import BudgetExceeded, Model, ModelFailed
-from mana.planning.prompt import (
-    PastIteration,
-    PastStep,
-    PlanInput,
-    PlannedInput,
-)
+from mana.planning.guardrails import GuardrailBlocked, InputTooLarge
+from mana.planning.loop import Plan, run
+from mana.planning.past import past_from_views
+from mana.planning.ports import BudgetExceeded, Candidate, ModelFailed, PriceUnknown
+from mana.planning.prompt import PastIteration, PlanInput, PlannedInput
 from mana.protocol.messages import StateRecord
 from mana.protocol.replication import apply_state
 from mana.registry.catalogue import Catalogue
 
 PROPOSAL_LIFE_MS: Final = 14 * 24 * 60 * 60 * 1_000
 REFUSALS_BYTES_MAX: Final = 16_384
+HISTORY_FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    ITERATIONS.name: frozenset({"missionId", "scheduledFor", "startedAt", "summary", "feedback"}),
+    STEPS.name: frozenset(
+        {
+            "missionId",
+            "iterationId",
+            "index",
+            "status",
+            "intent",
+            "edited",
+            "sentence",
+            "feedback",
+            "rejectReason",
+        }
+    ),
+}
+"""What is opened of earlier runs: what the next prompt tells of them, and nothing else."""
 
 
 class Ended(Exception):
@@ -87,17 +105,18 @@ class Run:
         line: Line,
         job: Job,
         *,
-        model: Model,
+        models: Models,
         runner: RunnerPrivateKey,
         hub: VerifyKey,
-        authority: Callable[[], Authority],
+        space: Space,
     ) -> None:
         self._line = line
         self._job = job
-        self._model = model
+        self._models = models
+        self._endpoint: str | None = None
         self._runner = runner
         self._hub = hub
-        self._authority = authority
+        self._space = space
         self._catalogue: Catalogue = catalogue()
         self._records: dict[str, StateRecord] = {}
         self._opened: Counter[str] = Counter()
@@ -112,25 +131,26 @@ class Run:
         except msgspec.DecodeError:
             raise Ended("skipped", "malformed") from None
         self._records = {f"{record.table}:{record.id}": record for record in records}
-        header, device = self._verified()
+        header, grant = self._verified()
         job = self._job
         support = self._support(header)
         await self._audit([_entry(record) for record in support])
-        keys = await self._keys(header, device, support)
+        keys = await self._keys(header, grant, support)
         views = {f"{r.table}:{r.id}": await self._open(r, keys, fatal=True) for r in support}
         mission = self._mission(views[f"{MISSIONS.name}:{job.mission_id}"], header.grant_id)
         agent = self._agent(views)
+        chosen = self._chosen(agent, header, keys)
         earlier = [record for record in records if record.table in (ITERATIONS.name, STEPS.name)]
         named = await self._announced(header, mission, earlier)
         inputs = await self._inputs(named, keys)
         history = await self._history(earlier, keys)
         await self._reach("after_open")
-        plan = await self._plan(mission, agent, inputs, history)
+        plan = await self._plan(mission, agent, chosen, inputs, history, views)
         await self._reach("after_model")
         return self._sealed(header, keys, mission, agent, inputs, plan)
 
-    def _verified(self) -> tuple[GrantHeader, VerifyKey]:
-        """Return header and device key, after everything that needs no key was checked."""
+    def _verified(self) -> tuple[GrantHeader, VerifiedGrant]:
+        """Return header and grant, after everything that needs no private key was checked."""
         job = self._job
         try:
             header = read_header(job.grant.header)
@@ -144,30 +164,27 @@ class Run:
             agent=job.agent_id,
         ):
             raise Ended("skipped", "scope-mismatch")
-        if header.suite not in SUITES or header.runner_key_id != self._runner.public().key_id():
+        if header.suite not in SUITES or header.runner_key_id != key_id(self._runner):
             raise Ended("skipped", "not-configured")
-        if self._model.endpoint not in header.endpoints:
+        self._endpoint = self._models.endpoint_of(header.endpoints)
+        if self._endpoint is None and not self._models.allow_own:
             raise Ended("skipped", "scope-mismatch")
         try:
-            authority = self._authority()
+            authority = self._space.authority()
             authority.require_writer(header.account_id)
             account, device = authority.writer(job.grant.signature.signer, newest=header.issued_at)
             if account != header.account_id:
                 raise SignatureRejected("the grant is signed by another account's device")
-            grant = sealed_grant(job.grant)
-            raw = job.grant.header.encode("utf-8")
-            verify_grant(raw, grant, device=device)
-            verify_countersignature(raw, grant, unb64(job.grant.hub_signature), hub=self._hub)
+            grant = read_grant(job.grant, device=device, hub=self._hub)
             for record in self._support(header):
-                held = apply_state(None, record, guarded=_by_stamp)
-                verify_record(authority, held, self._catalogue.table(record.table))
+                self._space.require_obeyed(record, self._catalogue.table(record.table))
         except NotAMember:
             raise Ended("skipped", "not-a-member") from None
         except SignatureRejected:
             raise Ended("skipped", "signature-rejected") from None
         except (CryptoFailed, Invalid):
             raise Ended("skipped", "malformed") from None
-        return header, device
+        return header, grant
 
     def _support(self, header: GrantHeader) -> list[StateRecord]:
         """Return the records of mission, agent and memory; the first two must be there."""
@@ -181,21 +198,16 @@ class Run:
         return [mission, agent, *([memory] if memory is not None else [])]
 
     async def _keys(
-        self, header: GrantHeader, device: VerifyKey, support: Sequence[StateRecord]
+        self, header: GrantHeader, grant: VerifiedGrant, support: Sequence[StateRecord]
     ) -> GrantKeys:
         """Open the keys of the grant, and say on the audit if they do not open."""
         try:
-            return open_keys(
-                header,
-                self._job.grant,
-                runner=self._runner,
-                device=device,
-                hub=self._hub,
-            )
+            keys = open_keys(header, grant, runner=self._runner)
+            if self._endpoint is not None or keys.model is not None:
+                return keys
+            reason = "scope-mismatch"
         except WrapRejected:
             reason = "wrap-rejected"
-        except SignatureRejected:
-            reason = "signature-rejected"
         except CryptoFailed:
             reason = "malformed"
         await self._audit([_entry(record, "failed", reason) for record in support], checked=False)
@@ -204,13 +216,14 @@ class Run:
     async def _open(self, record: StateRecord, keys: GrantKeys, *, fatal: bool) -> View | None:
         """Return a record opened. One that does not open is audited; `fatal` ends the run."""
         granted = keys.of(f"{record.table}:{record.id}")
-        if record.table in (ITERATIONS.name, STEPS.name):
+        fields = HISTORY_FIELDS.get(record.table)
+        if fields is not None:
             granted = keys.iteration.for_record(record.table, record.id)
         reason = "scope-mismatch"
         if granted is not None:
             try:
                 table = self._catalogue.table(record.table)
-                view = open_record(self._job.space_id, record, table, granted)
+                view = open_record(self._job.space_id, record, table, granted, fields=fields)
                 self._opened[record.table] += 1
                 return view
             except KeyRotated:
@@ -248,6 +261,23 @@ class Run:
         if agent.state != "active":
             raise Ended("skipped", f"agent-{agent.state}")
         return agent
+
+    def _chosen(self, agent: Agent, header: GrantHeader, keys: GrantKeys) -> list[Candidate]:
+        """Return the models that the run may call; only what the grant's header names."""
+        try:
+            chosen = self._models.candidates(agent.model, header.endpoints, keys.model)
+        except ModelUnknown:
+            raise Ended("failed", "no-model") from None
+        if not chosen:
+            raise Ended("skipped", "scope-mismatch")
+        self._endpoint = chosen[0].model.endpoint
+        return chosen
+
+    def _space_policy(self) -> SpacePolicy:
+        """Return what the space lets agents do without asking, as those who manage it signed."""
+        record = self._records.get(f"{SPACE_POLICY.name}:{SPACE_POLICY_ID}")
+        held = None if record is None else apply_state(None, record, guarded=by_stamp)
+        return space_policy_of(self._space.authority(), held)
 
     async def _announced(
         self, header: GrantHeader, mission: Mission, earlier: Sequence[StateRecord]
@@ -294,39 +324,30 @@ class Run:
         self, earlier: Sequence[StateRecord], keys: GrantKeys
     ) -> tuple[PastIteration, ...]:
         """Open what earlier runs of this mission wrote, so that nothing is proposed again."""
-        iterations: list[View] = []
-        steps: dict[str, list[View]] = {}
-        for record in earlier:
-            view = await self._open(record, keys, fatal=False)
-            if view is None or view.deleted:
-                continue
-            if record.table == ITERATIONS.name:
-                iterations.append(view)
-            else:
-                steps.setdefault(view.text("iterationId"), []).append(view)
-        iterations.sort(key=lambda view: view.text("scheduledFor"))
-        return tuple(
-            PastIteration(
-                id=view.id,
-                started_at=view.text("startedAt") or view.text("scheduledFor"),
-                summary=view.text("summary"),
-                steps=tuple(_past_step(step) for step in _in_order(steps.get(view.id, ()))),
-            )
-            for view in iterations
+        views = [await self._open(record, keys, fatal=False) for record in earlier]
+        opened = [view for view in views if view is not None]
+        return past_from_views(
+            [view for view in opened if view.table == ITERATIONS.name],
+            [view for view in opened if view.table == STEPS.name],
         )
 
     async def _plan(
         self,
         mission: Mission,
         agent: Agent,
+        chosen: Sequence[Candidate],
         inputs: dict[str, View],
         history: tuple[PastIteration, ...],
+        support: Mapping[str, View | None],
     ) -> Plan:
         job = self._job
+        memory = support.get(f"{AGENT_MEMORY.name}:{job.agent_id}")
         now = iso_ms(job.now_ms)
         today = _today(job.now_ms, mission.zone)
 
         def load(table: Table) -> list[View]:
+            if table is AGENT_MEMORY:
+                return [] if memory is None else [memory]
             return [view for view in inputs.values() if view.table == table.name]
 
         def new_id() -> RecordId:
@@ -345,19 +366,27 @@ class Run:
         try:
             return await run(
                 plan_input,
-                model=self._model,
+                models=chosen,
                 catalogue=self._catalogue,
                 policy=agent.policy,
-                space_policy=SpacePolicy(),
+                space_policy=self._space_policy(),
                 records=Snapshot(load, new_id, today, now),
                 budget=AskedBudget(self._line),
                 progress=ToldProgress(self._line),
                 iteration_id=self._iteration_id,
+                clock_ms=_elapsed_ms,
             )
         except BudgetExceeded as error:
-            raise Ended("skipped", budget_reason(error.left, error.cap)) from None
+            reason = budget_reason(error.left, error.cap, error.scope, error.unit)
+            raise Ended("skipped", reason) from None
+        except PriceUnknown:
+            raise Ended("skipped", "no-price") from None
+        except NotAllowed as refused:
+            raise Ended("skipped", refused.reason) from None
         except InputTooLarge:
             raise Ended("failed", "inputs") from None
+        except GuardrailBlocked:
+            raise Ended("failed", "guardrail") from None
         except ModelFailed as error:
             raise Ended("failed", error.kind, error.kind) from None
 
@@ -409,10 +438,6 @@ class Run:
             )
             for step in plan.steps
         ]
-        usage: dict[str, Json] = {
-            "promptTokens": plan.usage.prompt_tokens,
-            "completionTokens": plan.usage.completion_tokens,
-        }
         written = Draft(
             ITERATIONS,
             iteration,
@@ -428,7 +453,7 @@ class Run:
                 "model": plan.model[:200],
                 "endpoint": plan.endpoint[:500],
                 "promptVersion": plan.prompt_version,
-                "usage": usage,
+                "usage": plan.usage_to_wire(),
                 "stopReason": plan.stop_reason,
                 "inputsRead": list[Json](sorted(inputs)),
                 "refusals": plan.refusals_within(REFUSALS_BYTES_MAX),
@@ -463,9 +488,7 @@ class Run:
     async def _audit(self, entries: Sequence[AuditEntry], *, checked: bool = True) -> None:
         """Return when the rows are committed; raise Ended if they may not be opened."""
         try:
-            self._head = await self._line.audit(
-                entries, endpoint=self._model.endpoint, checked=checked
-            )
+            self._head = await self._line.audit(entries, endpoint=self._endpoint, checked=checked)
         except NotAllowed as refused:
             raise Ended("skipped", refused.reason) from None
 
@@ -476,32 +499,12 @@ class Run:
             await asyncio.Event().wait()
 
 
-def _by_stamp(_table: str, _path: str) -> bool:
-    """Say that no path is guarded: a record that is read alone stands as it is."""
-    return False
+def _elapsed_ms() -> int:
+    return round(asyncio.get_running_loop().time() * 1_000)
 
 
 def _entry(record: StateRecord, status: str = "ok", reason: str | None = None) -> AuditEntry:
     return AuditEntry(record.table, record.id, status, reason)
-
-
-def _in_order(steps: Sequence[View]) -> list[View]:
-    def place(view: View) -> int:
-        index = view.values.get("index")
-        return index if isinstance(index, int) else 0
-
-    return sorted(steps, key=place)
-
-
-def _past_step(view: View) -> PastStep:
-    intent = view.values.get("intent")
-    tool = intent.get("toolName") if isinstance(intent, dict) else None
-    return PastStep(
-        tool=tool if isinstance(tool, str) else "",
-        sentence=view.text("sentence"),
-        status=view.text("status"),
-        feedback=view.text("feedback"),
-    )
 
 
 def _today(now_ms: int, zone_name: str) -> str:

@@ -11,18 +11,17 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from mana.crypto.authority import Authority, authority_of
 from mana.crypto.primitives import unb64
 from mana.crypto.runners import RunnerPrivateKey
 from mana.crypto.signatures import VerifyKey
 from mana.domain.errors import ManaError
+from mana.hub.runner.choosing import GivenModels, Models, SetUpModels
 from mana.hub.runner.conversation import Line
 from mana.hub.runner.dialogue import (
     Cancel,
     Channel,
     Job,
     Message,
-    ModelSpec,
     OpeningKey,
     RunMessage,
     Setup,
@@ -33,8 +32,8 @@ from mana.hub.runner.dialogue import (
     WorkerLost,
 )
 from mana.hub.runner.run import Ended, Run
+from mana.hub.runner.standing import Space
 from mana.hub.runner.warm import runner_key
-from mana.models.choose import model_from_settings
 from mana.planning.ports import Model
 
 RUNS_MAX: Final = 16
@@ -64,40 +63,19 @@ async def work(channel: Channel, *, model: Callable[[], Model] | None = None) ->
     await _Session(channel, model).serve()
 
 
-def build_model(spec: ModelSpec) -> Model:
-    """Return the model that the runner is set up with; without an address the offline rules."""
-    return model_from_settings(spec.url, spec.key, spec.model)
-
-
-class _Space:
-    """Who may decide in a space. Verified once, with the first run that asks."""
-
-    def __init__(self, standing: Standing) -> None:
-        self._standing = standing
-        self._authority: Authority | None = None
-
-    def authority(self) -> Authority:
-        """Return what the signed log and certificates come to; raise as `authority_of` does."""
-        if self._authority is None:
-            told = self._standing
-            self._authority = authority_of(
-                told.space_id, told.log, told.certificates, told.revocations
-            )
-        return self._authority
-
-
 class _Session:
     """What one worker knows and does. Nothing of a run outlives it but what spaces share."""
 
     def __init__(self, channel: Channel, model: Callable[[], Model] | None) -> None:
         self._channel = channel
-        self._model = model
+        self._models: Models | None = None if model is None else GivenModels(model)
         self._hub_key: VerifyKey | None = None
-        self._spaces: dict[tuple[str, str], _Space] = {}
+        self._spaces: dict[tuple[str, str], Space] = {}
         self._keys: dict[str, RunnerPrivateKey] = {}
         self._lines: dict[int, Line] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._turns = asyncio.Semaphore(RUNS_MAX)
+        self._set_up: SetUpModels | None = None
         self._is_ending = False
 
     async def serve(self) -> None:
@@ -111,18 +89,19 @@ class _Session:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self._set_up is not None:
+                await self._set_up.close()
 
     def _take(self, message: Message) -> None:
         match message:
             case Setup():
                 self._hub_key = VerifyKey(unb64(message.hub_key))
-                if self._model is None:
-                    shared = build_model(message.model)
-                    self._model = lambda: shared
+                if self._models is None:
+                    self._models = self._set_up = SetUpModels(message.models)
             case OpeningKey():
                 self._keys[message.key_id] = runner_key(message.pem)
             case Standing():
-                self._spaces[message.space_id, message.digest] = _Space(message)
+                self._spaces[message.space_id, message.digest] = Space(message)
             case Job():
                 task = asyncio.create_task(self._work(message))
                 self._tasks[message.run] = task
@@ -165,15 +144,15 @@ class _Session:
     async def _result(self, job: Job) -> Message:
         space = self._spaces.get((job.space_id, job.standing))
         key = self._keys.get(job.runner_key_id)
-        if self._hub_key is None or self._model is None or space is None or key is None:
+        if self._hub_key is None or self._models is None or space is None or key is None:
             raise WorkerLost("a job came before what it names")
         line = self._lines[job.run] = Line(self._channel, job.run)
         run = Run(
             line,
             job,
-            model=self._model(),
+            models=self._models,
             runner=key,
             hub=self._hub_key,
-            authority=space.authority,
+            space=space,
         )
         return await run.result()

@@ -1,0 +1,146 @@
+"""Answers to "may these be opened?": rows of the audit, committed before anything is.
+
+The answers of a batch come from one transaction, which holds the grants, so that none of them ends
+before the rows stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mana.domain.ids import AccountId, OccurrenceId, SpaceId, iteration_id
+from mana.hub.runner import audit, gates
+from mana.hub.runner.admission import Admitted
+from mana.hub.runner.audit import AuditSetBack, Reading
+from mana.hub.runner.batches import Batch, by_space
+from mana.hub.runner.dialogue import AuditAsk, AuditDone, AuditEntry, Refused
+from mana.hub.runner.ledger import RegisteredGrant
+from mana.hub.runner.metrics import Metrics
+from mana.hub.runner.shared import Setting, log
+from mana.hub.runner.store import RunnerStore
+
+
+@dataclass(frozen=True, slots=True)
+class AskedReading:
+    """What a run asks to open."""
+
+    admitted: Admitted
+    ask: AuditAsk
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A reading with its rows as they will stand, and why it is refused, if it is."""
+
+    asked: AskedReading
+    reading: Reading
+    refusal: str | None
+
+
+class Auditing:
+    """Commits the readings of batches of runs of one account."""
+
+    def __init__(self, store: RunnerStore, setting: Setting, metrics: Metrics) -> None:
+        self._store = store
+        self._setting = setting
+        self._metrics = metrics
+
+    async def note(self, asked: Sequence[AskedReading]) -> list[AuditDone | Refused | None]:
+        """Return an answer for each reading; None: its lease is another's by now."""
+        found: dict[OccurrenceId, AuditDone | Refused] = {}
+        by_lease = {one.admitted.lease.occurrence_id: one for one in asked}
+        for space, leases in by_space(one.admitted.lease for one in asked).items():
+            some = [by_lease[lease.occurrence_id] for lease in leases]
+            found.update(await self._note(leases[0].account_id, space, some))
+        return [found.get(one.admitted.lease.occurrence_id) for one in asked]
+
+    async def _note(
+        self, account: AccountId, space: SpaceId, asked: Sequence[AskedReading]
+    ) -> dict[OccurrenceId, AuditDone | Refused]:
+        memory = self._setting.memory
+        async with self._store.work(account, space=space) as ledger:
+            batch = Batch(ledger.tx, space)
+            checked = [one.admitted.lease.mission_id for one in asked if one.ask.checked]
+            grants = await batch.grants(checked, lock=True) if checked else {}
+            held = await batch.held([one.admitted.lease for one in asked], account)
+            judged = [
+                self._judged(one, grants.get(one.admitted.lease.mission_id), held.role)
+                for one in asked
+                if one.admitted.lease.occurrence_id in held.ids
+            ]
+            try:
+                heads = await audit.append(
+                    batch,
+                    account,
+                    [one.reading for one in judged],
+                    now_ms=held.now_ms,
+                    known=memory.head(account),
+                )
+            except AuditSetBack:
+                log.error("audit_set_back", account=account)
+                return {
+                    one.asked.admitted.lease.occurrence_id: Refused(one.asked.ask.run, "set-back")
+                    for one in judged
+                }
+        # A worker hears of it when the runner could not be talked out of it any more.
+        for one, head in zip(judged, heads, strict=True):
+            admitted = one.asked.admitted
+            await memory.saw(
+                account,
+                space_id=space,
+                mission_id=admitted.lease.mission_id,
+                named_at=admitted.named_at,
+                head=head,
+            )
+        self._count(judged)
+        return {
+            one.asked.admitted.lease.occurrence_id: (
+                AuditDone(one.asked.ask.run, *head)
+                if one.refusal is None
+                else Refused(one.asked.ask.run, one.refusal)
+            )
+            for one, head in zip(judged, heads, strict=True)
+        }
+
+    def _judged(
+        self, asked: AskedReading, grant: RegisteredGrant | None, role: str | None
+    ) -> _Judged:
+        admitted, ask = asked.admitted, asked.ask
+        refusal = self._refusal(admitted, grant, role) if ask.checked else None
+        entries = ask.entries
+        if refusal is not None:
+            status = "revoked" if refusal == "revoked" else "failed"
+            entries = [
+                AuditEntry(one.table_name, one.record_id, status, refusal) for one in entries
+            ]
+        lease, header = admitted.lease, admitted.header
+        reading = Reading(
+            entries,
+            mission_id=lease.mission_id,
+            iteration_id=iteration_id(lease.mission_id, admitted.job.scheduled_for),
+            grant_id=header.grant_id,
+            endpoint=ask.endpoint,
+            runner_key_id=header.runner_key_id,
+        )
+        return _Judged(asked, reading, refusal)
+
+    def _refusal(
+        self, admitted: Admitted, grant: RegisteredGrant | None, role: str | None
+    ) -> str | None:
+        """Return why nothing is opened under a grant any more, None if it may be."""
+        header = admitted.header
+        if grant is None or grant.grant_id != header.grant_id:
+            return "revoked"
+        if grant.header != admitted.job.grant.header:
+            return "scope-mismatch"
+        refusal = self._setting.grant_refusal(grant) or gates.register_refusal(grant, header)
+        if refusal is None and role in (None, "viewer"):
+            return "not-a-member"
+        return refusal
+
+    def _count(self, judged: Sequence[_Judged]) -> None:
+        for one in judged:
+            for entry in one.reading.entries:
+                if entry.status == "scope-violation":
+                    self._metrics.scope_violations.labels(entry.table_name).inc()

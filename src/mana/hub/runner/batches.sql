@@ -1,0 +1,137 @@
+-- name: missions
+select m.* from mana_ai.mission_snapshots m
+ where m.space_id = $1 and m.mission_id = any ($2::text[])
+ order by m.mission_id for update
+
+-- name: held
+select o.occurrence_id, clock_timestamp() as now,
+  (select m.role from mana.memberships m where m.space_id = $3 and m.account_id = $4) as role
+  from unnest($1::text[], $2::bigint[]) as k (occurrence_id, fence)
+  join mana_ai.occurrences o on o.occurrence_id = k.occurrence_id and o.fence = k.fence
+ where o.state = 'leased'
+ order by o.occurrence_id for update of o
+
+-- name: agents
+select * from mana_ai.agent_snapshots where space_id = $1 and agent_id = any ($2::text[])
+
+-- name: grants
+select g.*, g.expires_at <= clock_timestamp() as expired
+  from unnest($2::text[]) as k (mission_id)
+ cross join lateral (
+   select * from mana_ai.grants
+    where space_id = $1 and mission_id = k.mission_id and completed_at is not null
+    order by completed_at desc limit 1) g
+
+-- name: grants_locked
+select g.grant_id, g.account_id, g.space_id, g.mission_id, g.agent_id, g.header, g.suite,
+  g.runner_key_id, g.state, g.expires_at, g.created_at, g.ended_at,
+  g.expires_at <= clock_timestamp() as expired,
+  left(g.wrapped_key, 0) as wrapped_key, left(g.sealed_keys, 0) as sealed_keys,
+  null as signer, null as signature, null as hub_signature, null as wrapped_key_hash,
+  null as sealed_keys_hash, null as revoker, null as revocation
+  from unnest($2::text[]) as k (mission_id)
+ cross join lateral (
+   select * from mana_ai.grants
+    where space_id = $1 and mission_id = k.mission_id and completed_at is not null
+    order by completed_at desc limit 1 for update) g
+
+-- name: lock_agents
+select pg_advisory_xact_lock(hashtextextended(k.agent, 1835101793))
+  from unnest($1::text[]) as k (agent)
+
+-- name: admit
+with asked as (
+  select * from unnest($2::text[], $3::text[], $4::integer[]) with ordinality
+    as a (occurrence_id, agent_id, most, place)
+), working as (
+  select o.agent_id, count(*) as number from mana_ai.occurrences o
+   where o.space_id = $1 and o.state = 'leased' and o.admitted
+     and o.lease_until > clock_timestamp() and o.agent_id = any ($3::text[])
+     and o.occurrence_id <> all ($2::text[])
+   group by o.agent_id
+), chosen as (
+  select a.occurrence_id from (
+    select a.*, coalesce(w.number, 0)
+        + row_number() over (partition by a.agent_id order by a.place) as rank
+      from asked a left join working w on w.agent_id = a.agent_id) a
+   where a.rank <= a.most
+)
+update mana_ai.occurrences o set admitted = true
+  from chosen c where o.occurrence_id = c.occurrence_id
+returning o.occurrence_id
+
+-- name: put_back
+update mana_ai.occurrences o
+   set state = 'queued', due_at = clock_timestamp() + $3, lease_until = null, worker = null,
+       admitted = false, phase = null, round = 0, calls = 0, steps = 0, heard = 0,
+       attempts = greatest(o.attempts - $4, 0)
+  from unnest($1::text[], $2::bigint[]) as k (occurrence_id, fence)
+ where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'
+
+-- name: records
+with earlier as (
+  select r.run, o.iteration_id
+    from unnest($5::integer[], $6::text[]) as r (run, mission_id)
+   cross join lateral (
+     select iteration_id from mana_ai.occurrences
+      where space_id = $1 and mission_id = r.mission_id and state = 'done'
+        and iteration_id is not null
+      order by scheduled_for desc limit $7) o
+), found as (
+  select k.run, e.*
+    from unnest($2::integer[], $3::text[], $4::text[]) as k (run, table_name, record_id)
+    join mana.records e on e.space_id = $1 and e.table_name = k.table_name
+     and e.record_id = k.record_id
+  union all
+  select n.run, e.* from earlier n
+    join mana.records e on e.space_id = $1 and e.table_name = 'aiIterations'
+     and e.record_id = n.iteration_id
+  union all
+  select n.run, e.* from earlier n cross join lateral (
+    select * from mana.records
+     where space_id = $1 and table_name = 'aiSteps' and record_id = any (
+       select n.iteration_id || '-' || place from generate_series(0, 24) as place)) e
+)
+select f.run,
+  convert_to('[' || string_agg(concat(
+    '{"table":"', f.table_name, '","id":"', f.record_id, '","authorId":"', f.author_id,
+    '","visibility":"', f.visibility, '","seq":', f.seq, ',"fields":', f.fields, ',"proofs":',
+    f.proofs, '}'), ',' order by f.table_name, f.record_id) || ']', 'UTF8') as records,
+  max(case when f.table_name = 'aiMissions' then f.fields #>> '{grantId,at}' end) as named_at
+  from found f group by f.run
+
+-- name: audit_head
+insert into mana_ai.audit_heads as h (account_id, seq, hash) values ($1, 0, $2)
+on conflict (account_id) do update set seq = h.seq
+returning h.seq, h.hash
+
+-- name: audit_hash
+select hash from mana_ai.decrypt_audit where account_id = $1 and seq = $2
+
+-- name: append_audit
+with moved as (
+  update mana_ai.audit_heads set seq = $15, hash = $16 where account_id = $1 and seq < $15
+)
+insert into mana_ai.decrypt_audit
+  (account_id, ts, seq, mission_id, iteration_id, grant_id, table_name, record_id, status, reason,
+   endpoint, runner_key_id, previous, hash)
+select $1, $2, r.* from unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],
+  $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[]) as r
+
+-- name: renew
+update mana_ai.occurrences o set lease_until = clock_timestamp() + $3
+  from unnest($1::text[], $2::bigint[]) as k (occurrence_id, fence)
+ where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'
+returning o.occurrence_id
+
+-- name: progress
+with noted as (
+  update mana_ai.occurrences o
+     set phase = k.phase, round = k.round, calls = k.calls, steps = k.steps, heard = k.heard
+    from unnest($1::text[], $2::bigint[], $3::text[], $4::integer[], $5::integer[], $6::integer[],
+      $7::bigint[]) as k (occurrence_id, fence, phase, round, calls, steps, heard)
+   where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'
+  returning o.space_id, o.mission_id
+)
+select pg_notify($8, json_build_object('spaceId', n.space_id, 'missionId', n.mission_id)::text)
+  from noted n

@@ -1,0 +1,114 @@
+"""Reservations of tokens and their settlement, committed before and after each call of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mana.domain.ids import OccurrenceId, SpaceId
+from mana.hub.money import store as money
+from mana.hub.runner.admission import Admitted
+from mana.hub.runner.batches import Batch, by_space
+from mana.hub.runner.dialogue import Granted, Refused, ReserveAsk, SettleAsk
+from mana.hub.runner.metrics import Metrics
+from mana.hub.runner.store import RunnerStore
+from mana.planning.budget import is_sane
+from mana.planning.ports import ModelCall, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """A call that a run is about to make, at a price that the runner knows."""
+
+    admitted: Admitted
+    ask: ReserveAsk
+    call: ModelCall
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """A call of a run that ended, and the reservation that it was made from."""
+
+    admitted: Admitted
+    ask: SettleAsk
+    granted: money.Granted
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What a run was granted: what it hears, and what it settles later."""
+
+    answer: Granted
+    granted: money.Granted
+
+
+class Spending:
+    """Commits reservations and settlements of batches of runs of one account."""
+
+    def __init__(self, store: RunnerStore, metrics: Metrics) -> None:
+        self._store = store
+        self._metrics = metrics
+
+    async def spend(
+        self, asked: Sequence[Reserve | Settle]
+    ) -> list[Reserved | Granted | Refused | None]:
+        """Return an answer for each; None: its lease is another's by now."""
+        settles = [one for one in asked if isinstance(one, Settle)]
+        reserves = [one for one in asked if isinstance(one, Reserve)]
+        lease = asked[0].admitted.lease
+        tokens = 0
+        async with self._store.work(lease.account_id) as ledger:
+            held: set[OccurrenceId] = set()
+            for space, leases in by_space(one.admitted.lease for one in reserves).items():
+                found = await Batch(ledger.tx, SpaceId(space)).held(leases, lease.account_id)
+                held |= found.ids
+            # Money comes last: what it locks is held until the end.
+            if settles:
+                tokens = await money.settle(
+                    ledger.tx, [money.Settlement(one.granted, _usage(one.ask)) for one in settles]
+                )
+            current = [one for one in reserves if one.admitted.lease.occurrence_id in held]
+            answers = (
+                await money.reserve(ledger.tx, [_for(one) for one in current]) if current else []
+            )
+        self._metrics.tokens.inc(tokens)
+        for settled in settles:
+            self._metrics.call_seconds.observe(max(settled.ask.seconds, 0.0))
+        by_run = {one.ask.run: answer for one, answer in zip(current, answers, strict=True)}
+        return [
+            Granted(one.ask.run, one.ask.reservation)
+            if isinstance(one, Settle)
+            else _heard(one.ask.run, by_run)
+            for one in asked
+        ]
+
+
+def _heard(
+    run: int, answers: Mapping[int, money.Granted | money.Refusal]
+) -> Reserved | Refused | None:
+    answer = answers.get(run)
+    if answer is None:
+        return None
+    if isinstance(answer, money.Refusal):
+        return Refused(run, answer.reason)
+    heard = Granted(run, answer.reservation, answer.completion_tokens_max)
+    return Reserved(heard, answer)
+
+
+def _for(one: Reserve) -> money.ReserveFor:
+    lease = one.admitted.lease
+    return money.ReserveFor(
+        money.Run(lease.space_id, lease.mission_id, one.admitted.agent.agent_id),
+        lease.occurrence_id,
+        one.ask.prompt_tokens,
+        one.ask.completion_tokens_max,
+        one.call,
+    )
+
+
+def _usage(ask: SettleAsk) -> Usage | None:
+    """Return what a worker says that a call used, None where that cannot be numbers of tokens."""
+    prompt, completion = ask.prompt_tokens, ask.completion_tokens
+    if prompt is None or completion is None or not is_sane(prompt, completion):
+        return None
+    return Usage(prompt, completion)
