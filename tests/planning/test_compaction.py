@@ -226,7 +226,8 @@ async def test_a_long_run_is_folded_and_goes_on() -> None:
     """Before a request outgrows the model the past is folded, told once, counted, and paid for."""
     budget = CountedBudget()
     model = Reader(summarised)
-    result = await plan(Candidate(model, context_tokens=CONTEXT), views=VIEWS, budget=budget)
+    candidate = Candidate(model, context_tokens=CONTEXT)
+    result = await plan(candidate, views=VIEWS, budget=budget, rounds_max=6)
     assert result.compactions != ()
     assert set(result.compactions) == {"plan"}
     assert len(result.compactions) == len(model.folds)
@@ -252,7 +253,7 @@ async def test_a_long_run_is_folded_and_goes_on() -> None:
 async def test_two_rounds_lie_between_folds() -> None:
     """However long a run is, at most every second round pays for a summary."""
     model = Reader(summarised, rounds=20)
-    result = await plan(Candidate(model, context_tokens=CONTEXT), views=VIEWS, rounds_max=12)
+    result = await plan(Candidate(model, context_tokens=6_000), views=VIEWS, rounds_max=12)
     assert len(result.compactions) >= 2
     assert "ff" not in model.order
     assert "frf" not in model.order

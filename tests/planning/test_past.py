@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mana.domain.encoding import Json
 from mana.domain.iterations import REJECT_REASONS
-from mana.planning.past import past_from_views
+from mana.planning.past import PAST_FIELDS, past_from_views
 from mana.planning.prompt import (
     HISTORY_BLOCK_MAX,
     PastIteration,
@@ -94,6 +94,32 @@ def test_everything_that_a_person_said_is_told() -> None:
         "dueDate: nothing → “2026-12-01”; title: “Old” → “New”",
     ):
         assert told in frame
+
+
+def test_nothing_else_needs_to_be_opened() -> None:
+    """From the named fields alone the same is told: the rest of a record can stay sealed."""
+    edited: Json = {"params": {"title": "New"}}
+    fields = {
+        "aiIterations": run("a", 1, feedback="F", startedAt="now", model="m", refusals=[]),
+        "aiSteps": step(
+            "a", 0, feedback="F", rejectReason="style", edited=edited, preview=[], rationale="r"
+        ),
+    }
+    told = [
+        past_from_views(
+            [view("aiIterations", "a", values["aiIterations"])],
+            [view("aiSteps", "s", values["aiSteps"])],
+        )
+        for values in (
+            fields,
+            {
+                table: {name: x for name, x in one.items() if name in PAST_FIELDS[table]}
+                for table, one in fields.items()
+            },
+        )
+    ]
+    assert told[0] == told[1]
+    assert "→ “New”" in told[0][0].steps[0].edited
 
 
 @pytest.mark.parametrize(

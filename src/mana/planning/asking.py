@@ -7,7 +7,7 @@ Who is cancelled while a model answers leaves the reservation open, and so count
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -89,10 +89,10 @@ class Asking:
         """Return what providers reported for the calls of one purpose."""
         return sum((one.usage for one in self.spent if one.purpose == purpose), Usage())
 
-    async def ask(self, request: ModelRequest, purpose: Purpose) -> ModelReply:
+    async def ask(self, request: ModelRequest, purpose: Purpose, *, size: int) -> ModelReply:
         """Return the current model's reply. The worst case is reserved first, and settled after.
 
-        Without a usage that can be true the whole reservation counts. A model that is not metered
+        `size`: the bytes of the request, as `request_size` counts them. Without a usage that can be true the whole reservation counts. A model that is not metered
         costs nothing, whatever it reports. Raises BudgetExceeded, PriceUnknown or ModelFailed.
         """
         candidate, model = self.current, self.current.model
@@ -101,7 +101,6 @@ class Asking:
             self._count(candidate, purpose, Usage())
             return reply
         call = ModelCall(model.endpoint, model.name, candidate.price, purpose)
-        size = request_size(request)
         reservation = await self._budget.reserve(
             estimated_tokens(size), request.completion_tokens_max, call
         )
@@ -165,14 +164,10 @@ def message_size(message: Message) -> int:
     return len(canonical_json([message.role, message.content, message.call_id, calls])) + 1
 
 
-def tools_size(tools: Sequence[Mapping[str, Json]]) -> int:
-    """Return how many bytes the schemas of tools have when they are sent."""
-    return sum(len(canonical_json(tool)) + 1 for tool in tools)
-
-
 def request_size(request: ModelRequest) -> int:
     """Return how many bytes a request has when it is sent."""
-    return sum(map(message_size, request.messages)) + tools_size(request.tools)
+    tools = sum(len(canonical_json(tool)) for tool in request.tools)
+    return sum(map(message_size, request.messages)) + tools
 
 
 def reply_size(reply: ModelReply) -> int:

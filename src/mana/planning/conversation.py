@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from mana.domain.encoding import Json, canonical_json
 from mana.planning import compaction
-from mana.planning.asking import Asking, tools_size
+from mana.planning.asking import Asking, message_size, request_size
 from mana.planning.budget import COMPLETION_TOKENS_MIN, estimated_tokens
 from mana.planning.calls import Delegate, Setting, Talk, Work, answer_calls, end_repairs
 from mana.planning.ports import (
@@ -57,7 +57,7 @@ class Ending:
 class Means:
     """What a conversation has at hand: models, tools, limits, and who watches.
 
-    `tokens_before`: what the agent used of its day before the run; `tokens_cap` None: no cap.
+    `schemas_size`: bytes of the tools' schemas. `tokens_before`: what the agent used of its day before the run; `tokens_cap` None: no cap.
     `compactions` gets the purpose of each conversation that is folded.
     """
 
@@ -66,6 +66,7 @@ class Means:
     work: Work
     progress: Progress
     schemas: tuple[dict[str, Json], ...]
+    schemas_size: int
     purpose: Purpose
     rounds_max: int
     completion_tokens_max: int
@@ -113,11 +114,10 @@ async def converse(talk: Talk, means: Means) -> Ending:
     `talk` holds what was said, `means.work` what was planned.
     """
     rounds, ending = _Rounds(), Ending("rounds")
-    fixed_size = tools_size(means.schemas)
     while talk.round < means.rounds_max:
         talk.round += 1
         try:
-            reply = await _reply(talk, means, rounds, fixed_size)
+            reply = await _reply(talk, means, rounds)
         except (BudgetExceeded, PriceUnknown) as refused:
             ending = Ending("budget", refused)
             break
@@ -151,41 +151,42 @@ async def converse(talk: Talk, means: Means) -> Ending:
     return ending
 
 
-async def _reply(talk: Talk, means: Means, rounds: _Rounds, fixed_size: int) -> ModelReply | None:
+async def _reply(talk: Talk, means: Means, rounds: _Rounds) -> ModelReply | None:
     """Return the reply of this round; None if the request is too long for the model.
 
     Raises BudgetExceeded, PriceUnknown or ModelFailed, when there is nothing left to fall back on.
     """
     while True:
         context = means.asking.current.context_tokens
-        measured = rounds.measure.of(talk.size + fixed_size)
+        measured = rounds.measure.of(talk.size + means.schemas_size)
         spaced = talk.round - rounds.compacted_at >= compaction.SPACING_ROUNDS
         if spaced and compaction.is_due(measured, context) and await _fold(talk, means):
             rounds.compacted_at, rounds.compacted = talk.round, True
             rounds.measure = _Measure()
             means.compactions.append(means.purpose)
-            measured = rounds.measure.of(talk.size + fixed_size)
+            measured = rounds.measure.of(talk.size + means.schemas_size)
         if measured >= context and talk.round > 1:
             # What a first request holds was granted and limited; later ones grow by the model.
             return None
-        request = _request(talk, means, rounds, measured)
+        request, size = _request(talk, means, rounds, measured)
         means.progress.phase("model")
         _teller(talk, means, "model")()
         try:
-            reply = await means.asking.ask(request, means.purpose)
+            reply = await means.asking.ask(request, means.purpose, size=size)
         except (ModelFailed, PriceUnknown) as error:
             if not means.asking.falls_back(error):
                 raise
             continue
         rounds.measure.learn(
-            talk.size + fixed_size, None if reply.usage is None else reply.usage.prompt_tokens
+            talk.size + means.schemas_size,
+            None if reply.usage is None else reply.usage.prompt_tokens,
         )
         rounds.compacted = talk.marked = False
         return reply
 
 
-def _request(talk: Talk, means: Means, rounds: _Rounds, measured: int) -> ModelRequest:
-    """Return the next request, with what the model is reminded of in this one only."""
+def _request(talk: Talk, means: Means, rounds: _Rounds, measured: int) -> tuple[ModelRequest, int]:
+    """Return the next request and its bytes, with what the model is reminded of in this one."""
     model = means.asking.current
     state = RunState(
         round=talk.round,
@@ -196,13 +197,15 @@ def _request(talk: Talk, means: Means, rounds: _Rounds, measured: int) -> ModelR
         marked=talk.marked,
     )
     room = max(model.context_tokens - measured, COMPLETION_TOKENS_MIN)
-    return ModelRequest(
-        messages=(*talk.messages, *reminding(state)),
+    notes = reminding(state)
+    request = ModelRequest(
+        messages=(*talk.messages, *notes),
         tools=means.schemas,
         temperature=TEMPERATURE,
         completion_tokens_max=min(means.completion_tokens_max, room),
         heard=_teller(talk, means, "model"),
     )
+    return request, talk.size + means.schemas_size + sum(map(message_size, notes))
 
 
 def _teller(talk: Talk, means: Means, phase: str) -> Callable[..., None]:
@@ -222,7 +225,8 @@ async def _fold(talk: Talk, means: Means) -> bool:
         return False
     means.progress.phase("compaction")
     try:
-        reply = await means.asking.ask(compaction.request_for(fold), "compaction")
+        request = compaction.request_for(fold)
+        reply = await means.asking.ask(request, "compaction", size=request_size(request))
     except (BudgetExceeded, PriceUnknown, ModelFailed):
         # The round goes on without: its own call then meets the same, and ends the run if need be.
         return False

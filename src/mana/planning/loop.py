@@ -30,7 +30,7 @@ from mana.planning.guardrails import Rates, after_planning, size_before_planning
 from mana.planning.markers import is_marked
 from mana.planning.ports import Budget, Candidate, Model, Progress, Purpose, Usage
 from mana.planning.prompt import PlanInput, material, now_line, prompt
-from mana.planning.subagents import SCHEMA, SubAgent, SubAgents, may_delegate
+from mana.planning.subagents import SCHEMA, SCHEMA_SIZE, SubAgent, SubAgents, may_delegate
 from mana.planning.version import PROMPT_VERSION
 from mana.registry.catalogue import Catalogue
 
@@ -136,7 +136,8 @@ async def run(
         setting=setting,
         work=work,
         progress=progress,
-        schemas=_schemas(tools, catalogue),
+        schemas=tuple(catalogue.schema(tool.name) for tool in tools),
+        schemas_size=sum(catalogue.schema_size(tool.name) for tool in tools),
         purpose="plan",
         rounds_max=rounds_max,
         completion_tokens_max=completion_tokens_max,
@@ -146,7 +147,12 @@ async def run(
     )
     sub_agents = SubAgents(means, tools, now=now_line(plan_input))
     if delegates:
-        means = replace(means, schemas=(*means.schemas, SCHEMA), delegate=sub_agents.answer)
+        means = replace(
+            means,
+            schemas=(*means.schemas, SCHEMA),
+            schemas_size=means.schemas_size + SCHEMA_SIZE,
+            delegate=sub_agents.answer,
+        )
     names = [tool.name for tool in tools] + [TASK] * delegates
     talk = opening(*messages, offered=frozenset(names))
     if is_marked(material(plan_input)):
@@ -185,7 +191,3 @@ def _offered(setting: Setting) -> list[Tool]:
         for tool in setting.catalogue.tools
         if is_offered(tool, setting.caller) and (own or tool.name != PROPOSE_MEMORY)
     ]
-
-
-def _schemas(tools: Sequence[Tool], catalogue: Catalogue) -> tuple[dict[str, Json], ...]:
-    return tuple(catalogue.schema(tool.name) for tool in tools)

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from mana.domain.encoding import Json, canonical_json
-from mana.domain.iterations import REJECT_REASONS
+from mana.domain.iterations import ITERATIONS, REJECT_REASONS, STEPS
 from mana.domain.records import View
 from mana.planning.prompt import PastIteration, PastStep, one_line
 
+PAST_FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    ITERATIONS.name: frozenset({"missionId", "scheduledFor", "startedAt", "summary", "feedback"}),
+    STEPS.name: frozenset(
+        {
+            "missionId",
+            "iterationId",
+            "index",
+            "status",
+            "intent",
+            "edited",
+            "sentence",
+            "feedback",
+            "rejectReason",
+        }
+    ),
+}
+"""By table what is told of earlier runs; nothing else of them needs to be opened."""
 _VALUE_MAX: Final = 80
 
 

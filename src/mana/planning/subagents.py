@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-from mana.domain.encoding import Json
+from mana.domain.encoding import Json, canonical_json
 from mana.domain.errors import Invalid
 from mana.domain.policy import Policy
 from mana.domain.tools import TASK, Call, Tool, converted
@@ -77,6 +77,9 @@ SCHEMA: Final[dict[str, Json]] = {
 }
 
 
+SCHEMA_SIZE: Final = len(canonical_json(SCHEMA))
+
+
 @dataclass(frozen=True, slots=True)
 class SubAgent:
     """One sub-agent of a run: what it was, how far it went, and why it ended."""
@@ -123,7 +126,7 @@ class SubAgents:
         tools = [
             tool for tool in self._tools if asked.subagent_type not in _READ_ONLY or _reads(tool)
         ]
-        rounds_max = ROUNDS[asked.subagent_type]
+        catalogue, rounds_max = means.setting.catalogue, ROUNDS[asked.subagent_type]
         talk = opening(
             Message(
                 "system", f"{_ROLES[asked.subagent_type]}\n\n{_RULES.format(rounds=rounds_max)}"
@@ -136,7 +139,8 @@ class SubAgents:
             talk,
             replace(
                 means,
-                schemas=tuple(means.setting.catalogue.schema(tool.name) for tool in tools),
+                schemas=tuple(catalogue.schema(tool.name) for tool in tools),
+                schemas_size=sum(catalogue.schema_size(tool.name) for tool in tools),
                 purpose="sub-agent",
                 rounds_max=rounds_max,
                 delegate=None,

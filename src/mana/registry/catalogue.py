@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 from mana.domain.agents import AGENT_MEMORY, AGENTS
-from mana.domain.encoding import Json
+from mana.domain.encoding import Json, canonical_json
 from mana.domain.errors import Conflict, ManaError, NotFound
 from mana.domain.iterations import ITERATIONS, JOURNAL, STEPS
 from mana.domain.manifest import InputKind, ModuleManifest
@@ -86,6 +86,7 @@ class Catalogue:
     _inputs: Mapping[str, InputKind]
     _module_by_table: Mapping[str, str]
     _schemas: Mapping[str, dict[str, Json]]
+    _schema_sizes: Mapping[str, int]
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -131,6 +132,10 @@ class Catalogue:
     def schema(self, tool: str) -> dict[str, Json]:
         """Return the function-calling form of a tool; raise UnknownTool."""
         return self._schemas[self.tool(tool).name]
+
+    def schema_size(self, tool: str) -> int:
+        """Return the bytes of a tool's function-calling form; raise UnknownTool."""
+        return self._schema_sizes[self.tool(tool).name]
 
 
 def load_catalogue() -> Catalogue:
@@ -179,13 +184,18 @@ def build_catalogue(modules: Iterable[ModuleManifest] = BUILT_IN) -> Catalogue:
             inputs[kind.table.name] = kind
     for manifest in CORE:
         tools.update({tool.name: tool for tool in manifest.tools})
+    schemas = {name: _schema(tool) for name, tool in tools.items()}
     return Catalogue(
         modules=manifests,
         _tables=MappingProxyType(tables),
         _tools=MappingProxyType(tools),
         _inputs=MappingProxyType(inputs),
         _module_by_table=MappingProxyType(module_by_table),
-        _schemas=MappingProxyType({name: _schema(tool) for name, tool in tools.items()}),
+        _schemas=MappingProxyType(schemas),
+        # Each run asks how long its tools are, and they never change.
+        _schema_sizes=MappingProxyType(
+            {name: len(canonical_json(schema)) for name, schema in schemas.items()}
+        ),
     )
 
 
