@@ -20,7 +20,7 @@ from mana.domain.own_models import OwnModel, own_model_from_view, own_model_from
 from mana.domain.records import View
 from mana.domain.settings import MODELS
 from mana.hub.runner.dialogue import GrantMaterial
-from mana.hub.runner.opening import GrantKeys, open_keys
+from mana.hub.runner.opening import GrantKeys, open_keys, read_grant
 from mana.protocol.messages import Signature
 from tests.grants.test_bytes import DEVICE, HUB
 
@@ -71,7 +71,8 @@ def opened(**more: Json) -> GrantKeys:
         signature=Signature("device-1", b64(grant.signature)),
         hub_signature=b64(countersign_grant(HUB, header, grant)),
     )
-    return open_keys(HEADER, material, runner=RUNNER, device=DEVICE.public(), hub=HUB.public())
+    verified = read_grant(material, device=DEVICE.public(), hub=HUB.public())
+    return open_keys(HEADER, verified, runner=RUNNER)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from mana.crypto.envelope import Binding, RecordKey, is_envelope, open_field, parse_envelope
+from mana.crypto.envelope import (
+    RecordBinding,
+    RecordKey,
+    actor_bytes,
+    open_envelope,
+    parse_envelope,
+)
 from mana.crypto.errors import Malformed
-from mana.crypto.grants import SealedGrant, open_grant
+from mana.crypto.grants import SealedGrant, VerifiedGrant, open_verified, verified_grant
+from mana.crypto.keys import RecordKeys
 from mana.crypto.primitives import unb64
 from mana.crypto.runners import RunnerPrivateKey
 from mana.crypto.signatures import VerifyKey
-from mana.domain.actors import Actor, actor_from_wire
+from mana.domain.actors import Actor
 from mana.domain.encoding import Json
 from mana.domain.errors import CryptoFailed, Invalid
 from mana.domain.grants import GrantHeader
@@ -21,6 +28,7 @@ from mana.domain.records import View, assemble
 from mana.domain.tables import DELETED_AT, Table
 from mana.hub.runner.dialogue import GrantMaterial
 from mana.protocol.messages import StateRecord
+from mana.protocol.replication import read_actor
 
 _MEMBERS: Final = frozenset({"records", "support", "iterationKey"})
 _MODEL: Final = "model"
@@ -40,9 +48,22 @@ class GrantedKey:
     key: bytes = field(repr=False)
     opens: str
 
+
+@dataclass(frozen=True, slots=True)
+class MissionKey:
+    """The key that those of a mission's iterations and steps are derived from."""
+
+    opens: str
+    _keys: RecordKeys = field(repr=False)
+
+    @classmethod
+    def of(cls, granted: GrantedKey) -> MissionKey:
+        """Return the parent that a grant gives."""
+        return cls(granted.opens, RecordKeys(granted.key))
+
     def for_record(self, table: str, record_id: str) -> GrantedKey:
-        """Return the key of one record where this is the mission's."""
-        return GrantedKey(RecordKey.derive(self.key, table, record_id).to_bytes(), self.opens)
+        """Return the key of one record."""
+        return GrantedKey(self._keys.of(table, record_id), self.opens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +72,7 @@ class GrantKeys:
 
     records: Mapping[str, GrantedKey]
     support: Mapping[str, GrantedKey]
-    iteration: GrantedKey
+    iteration: MissionKey
     model: OwnModel | None = None
 
     def of(self, name: str) -> GrantedKey | None:
@@ -66,24 +87,20 @@ def sealed_grant(material: GrantMaterial) -> SealedGrant:
     )
 
 
-def open_keys(
-    header: GrantHeader,
-    material: GrantMaterial,
-    *,
-    runner: RunnerPrivateKey,
-    device: VerifyKey,
-    hub: VerifyKey,
-) -> GrantKeys:
-    """Open a grant's keys; raise unless it holds exactly the header's records."""
-    payload = open_grant(
+def read_grant(material: GrantMaterial, *, device: VerifyKey, hub: VerifyKey) -> VerifiedGrant:
+    """Return the material as a grant that device and hub signed; raise otherwise."""
+    return verified_grant(
         material.header.encode("utf-8"),
-        header.mission_id,
         sealed_grant(material),
         unb64(material.hub_signature),
-        runner=runner.unwrap_key(header.suite),
         device=device,
         hub=hub,
     )
+
+
+def open_keys(header: GrantHeader, grant: VerifiedGrant, *, runner: RunnerPrivateKey) -> GrantKeys:
+    """Open a grant's keys; raise unless it holds exactly the header's records."""
+    payload = open_verified(grant, header.mission_id, runner=runner.unwrap_key(header.suite))
     if set(payload) - {_MODEL} != _MEMBERS:
         raise Malformed("the payload of a grant has other members")
     records = _keys(payload["records"])
@@ -98,29 +115,46 @@ def open_keys(
     if not set(support) <= allowed:
         raise Malformed("a grant supports its own mission and agent only")
     model = _own_model(payload[_MODEL]) if _MODEL in payload else None
-    return GrantKeys(records, support, _key(payload["iterationKey"]), model)
+    return GrantKeys(records, support, MissionKey.of(_key(payload["iterationKey"])), model)
 
 
-def open_record(space_id: str, record: StateRecord, table: Table, granted: GrantedKey) -> View:
-    """Return the record opened; raise if one sealed path does not open under this key."""
+def open_record(
+    space_id: str,
+    record: StateRecord,
+    table: Table,
+    granted: GrantedKey,
+    *,
+    fields: Container[str] | None = None,
+) -> View:
+    """Return the record opened; raise if one sealed path does not open under this key.
+
+    `fields`: only these are opened and told, so that nothing is plain that nobody reads.
+    """
     key = RecordKey(granted.key)
+    place = RecordBinding(space_id, record.table, record.id)
     values: dict[str, Json] = {}
     stamps: dict[str, str] = {}
     actors: dict[str, Actor] = {}
+    wire: Mapping[str, str] = {}
+    hand: tuple[Actor, bytes] | None = None
     for path, entry in record.fields.items():
-        declared = table.field_at(path)
+        if fields is not None and path.partition("/")[0] not in fields:
+            continue
+        if hand is None or entry.actor != wire:
+            # Most of a record was written at once.
+            wire, hand = entry.actor, (read_actor(entry.actor), actor_bytes(entry.actor))
+        actor, bound = hand
         value: Json = entry.value
-        if declared.sealed and value is not None:
-            if not isinstance(value, str) or not is_envelope(value):
+        if value is not None and table.field_at(path).sealed:
+            if not isinstance(value, str):
                 raise Malformed("a sealed field holds no envelope")
             envelope = parse_envelope(value)
             if f"{envelope.cls}{envelope.version}" != granted.opens:
                 raise KeyRotated("the record is sealed under another key version")
-            binding = Binding(space_id, record.table, record.id, path, entry.at, dict(entry.actor))
-            value = open_field(key, value, binding=binding)
+            value = open_envelope(key, envelope, place.associated_data(path, entry.at, bound))
         values[path] = value
         stamps[path] = entry.at
-        actors[path] = actor_from_wire(dict(entry.actor))
+        actors[path] = actor
     tombstone = record.fields.get(DELETED_AT)
     deleted = tombstone is not None and tombstone.value is not None
     return View(

@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mana.crypto.envelope import Binding, KeyClass, RecordKey, seal_field
+from mana.crypto.envelope import (
+    KeyClass,
+    RecordBinding,
+    RecordKey,
+    actor_bytes,
+    seal_value,
+)
 from mana.crypto.errors import Malformed
 from mana.crypto.primitives import b64
 from mana.crypto.runners import RunnerPrivateKey
@@ -21,7 +27,8 @@ from mana.domain.ids import derived_id
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.tables import Table
 from mana.hub.runner.keys import runner_device_id
-from mana.hub.runner.opening import GrantedKey
+from mana.hub.runner.opening import GrantedKey, MissionKey
+from mana.hub.runner.warm import key_id
 from mana.protocol.messages import ChangeMessage, FieldWrite, Signature
 
 PROOF_PATH = "proof"
@@ -58,14 +65,13 @@ def seal_run(
     iteration: Draft,
     steps: Sequence[Draft],
     *,
-    iteration_key: GrantedKey,
+    iteration_key: MissionKey,
     runner: RunnerPrivateKey,
 ) -> list[ChangeMessage]:
     """Return the signed changes of a run: the iteration first, then its steps in order."""
-    key_id = runner.public().key_id()
-    drafts = (iteration, *steps)
-    sealed = [_seal(facts, draft, iteration_key, key_id) for draft in drafts]
-    digest = run_digest(sealed)
+    hand = _Hand.of(facts, key_id(runner))
+    sealed = [_seal(facts, draft, iteration_key, hand) for draft in (iteration, *steps)]
+    digest = run_digest([(draft.table.name, draft.record_id, fields) for draft, fields in sealed])
     write = RunnerWrite(
         mission=facts.mission_id,
         scheduled_for=facts.scheduled_for,
@@ -77,7 +83,7 @@ def seal_run(
     )
     value = b64(sign_runner_write(runner.signing_key, write))
     proof: dict[str, Json] = {
-        "keyId": key_id,
+        "keyId": hand.key_id,
         "grantId": facts.grant_id,
         "fence": facts.fence,
         "scheduledFor": facts.scheduled_for,
@@ -86,15 +92,34 @@ def seal_run(
         "auditSeq": facts.audit_seq,
         "auditHash": facts.audit_hash,
     }
-    at = _stamp(facts, key_id)
-    signature = Signature(signer=f"runner:{key_id}", value=value)
+    signature = Signature(signer=f"runner:{hand.key_id}", value=value)
     changes: list[ChangeMessage] = []
-    for draft, fields in zip(drafts, (fields for _, _, fields in sealed), strict=True):
-        written = {path: FieldWrite(value=wire, at=at) for path, wire in fields.items()}
+    for draft, fields in sealed:
+        written = {path: FieldWrite(value=wire, at=hand.at) for path, wire in fields.items()}
         if draft is iteration:
-            written[PROOF_PATH] = FieldWrite(value=proof, at=at)
-        changes.append(_change(facts, draft, written, signature))
+            written[PROOF_PATH] = FieldWrite(value=proof, at=hand.at)
+        changes.append(_change(facts, draft, written, signature, hand))
     return changes
+
+
+@dataclass(frozen=True, slots=True)
+class _Hand:
+    """By whose hand a run writes, and when: the same for each of its fields."""
+
+    key_id: str
+    at: str
+    actor: Mapping[str, str]
+    bound: bytes
+
+    @classmethod
+    def of(cls, facts: RunFacts, key_id: str) -> _Hand:
+        actor = agent_at_work(facts.agent_id, facts.mission_id, facts.iteration_id).to_wire()
+        return cls(
+            key_id,
+            str(Stamp(facts.now_ms, 0, runner_device_id(key_id))),
+            {name: str(member) for name, member in actor.items()},
+            actor_bytes(actor),
+        )
 
 
 def run_digest(records: Sequence[tuple[str, str, Mapping[str, Json]]]) -> str:
@@ -112,35 +137,36 @@ def run_digest(records: Sequence[tuple[str, str, Mapping[str, Json]]]) -> str:
     return sha256(canonical_json(listed)).hex()
 
 
-def _stamp(facts: RunFacts, key_id: str) -> str:
-    return str(Stamp(facts.now_ms, 0, runner_device_id(key_id)))
-
-
 def _seal(
-    facts: RunFacts, draft: Draft, granted: GrantedKey, key_id: str
-) -> tuple[str, str, dict[str, Json]]:
+    facts: RunFacts, draft: Draft, mission: MissionKey, hand: _Hand
+) -> tuple[Draft, dict[str, Json]]:
     """Return the record with sealed values. A value is checked, so that devices accept it."""
+    table, record_id = draft.table, draft.record_id
+    granted = mission.for_record(table.name, record_id)
     cls, version = _class_of(granted)
-    key = RecordKey.derive(granted.key, draft.table.name, draft.record_id)
-    actor = agent_at_work(facts.agent_id, facts.mission_id, facts.iteration_id).to_wire()
-    at = _stamp(facts, key_id)
+    key = RecordKey(granted.key)
+    place = RecordBinding(facts.space_id, table.name, record_id)
     fields: dict[str, Json] = {}
     for path, value in draft.values.items():
-        draft.table.check(path, value)
+        declared = table.field_at(path)
+        declared.check(value)
         if value is None:
             continue
         wire = value
-        if draft.table.field_at(path).sealed:
-            binding = Binding(facts.space_id, draft.table.name, draft.record_id, path, at, actor)
-            wire = seal_field(key, cls=cls, version=version, binding=binding, value=value)
+        if declared.sealed:
+            bound = place.associated_data(path, hand.at, hand.bound)
+            wire = seal_value(key, cls=cls, version=version, associated_data=bound, value=value)
         fields[path] = wire
-    return draft.table.name, draft.record_id, fields
+    return draft, fields
 
 
 def _change(
-    facts: RunFacts, draft: Draft, fields: dict[str, FieldWrite], signature: Signature
+    facts: RunFacts,
+    draft: Draft,
+    fields: dict[str, FieldWrite],
+    signature: Signature,
+    hand: _Hand,
 ) -> ChangeMessage:
-    actor = agent_at_work(facts.agent_id, facts.mission_id, facts.iteration_id).to_wire()
     guards = {path: None for path in fields if draft.table.field_at(path).guarded}
     return ChangeMessage(
         change_id=derived_id("change", draft.record_id, str(facts.fence), "run"),
@@ -148,7 +174,7 @@ def _change(
         id=draft.record_id,
         op="insert",
         fields=fields,
-        actor={name: str(member) for name, member in actor.items()},
+        actor=dict(hand.actor),
         origin="agent",
         author_id=facts.account_id,
         group=derived_id("group", facts.iteration_id, str(facts.fence)),
