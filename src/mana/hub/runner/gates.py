@@ -1,6 +1,6 @@
 """What must hold before a run: plain facts in, a documented reason out. Pure.
 
-Order: mission, agent, grant, concurrency, budget (the last two count in the ledger).
+Order: mission, agent, grant, concurrency, budget (the last two are counted in the database).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from mana.domain.errors import CryptoFailed, Invalid
 from mana.domain.grants import SUITES, GrantHeader, header_from_wire
 from mana.domain.occurrences import SkipReason
 from mana.hub.runner.ledger import AgentSnapshot, MissionSnapshot, RegisteredGrant
-from mana.planning.budget import budget_reason, is_used_up
 
 
 def mission_refusal(mission: MissionSnapshot | None) -> SkipReason | None:
@@ -57,14 +56,6 @@ def grant_refusal(
     if grant.suite not in SUITES:
         return "not-configured"
     return key_refusal(grant.runner_key_id)
-
-
-def budget_refusal(agent: AgentSnapshot, spent: int, *, metered: bool) -> str | None:
-    """Return why an agent may not begin: its day is used up, or its cap is 0."""
-    cap = agent.tokens_per_day_max
-    if cap is None or not is_used_up(cap, spent, metered=metered):
-        return None
-    return budget_reason(0, cap)
 
 
 def read_header(text: str) -> GrantHeader:

@@ -70,18 +70,6 @@ select r.* from newest n cross join generate_series(0, 24) as place
   join mana.records r on r.record_id = n.iteration_id || '-' || place
  where r.space_id = $1 and r.table_name = 'aiSteps'
 
--- name: reserve
-insert into mana_ai.token_usage
-  (account_id, space_id, agent_id, mission_id, occurrence_id, reserved, spent)
-values ($1, $2, $3, $4, $5, $6, $6)
-returning usage_id
-
--- name: settle
-update mana_ai.token_usage
-   set prompt_tokens = $2, completion_tokens = $3, spent = $2::bigint + $3::bigint,
-       settled_at = clock_timestamp()
- where usage_id = $1 and settled_at is null
-
 -- name: found_audit
 insert into mana_ai.audit_heads (account_id, seq, hash) values ($1, 0, $2)
 on conflict (account_id) do nothing

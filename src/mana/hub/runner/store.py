@@ -140,27 +140,6 @@ class Ledger(Queue):
         rows = await self.tx.all(_QUERIES["history"], space, mission, limit)
         return [_record(row) for row in rows]
 
-    async def spent(self, space: SpaceId, agent: AgentId) -> int:
-        """Return an agent's tokens of the day, open reservations in full."""
-        return (await money.agent_today(self.tx, space, agent)).tokens
-
-    async def reserve(self, lease: Lease, agent: AgentId, tokens: int) -> str:
-        """Write a reservation and return its id."""
-        usage: str = await self.tx.value(
-            _QUERIES["reserve"],
-            lease.account_id,
-            lease.space_id,
-            agent,
-            lease.mission_id,
-            lease.occurrence_id,
-            tokens,
-        )
-        return usage
-
-    async def settle(self, usage_id: str, prompt: int, completion: int) -> None:
-        """Replace a reservation by what was used."""
-        await self.tx.execute(_QUERIES["settle"], usage_id, prompt, completion)
-
     async def lock_audit_head(self, account: AccountId, start: str) -> tuple[int, str]:
         """Return the head of the account's audit, made with `start` if new, and lock it."""
         await self.tx.execute(_QUERIES["found_audit"], account, start)
