@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
 from mana.device.errors import Offline
+from mana.device.holders import Holder
 from mana.device.journal import decide_change_id
 from mana.device.locks import FileLock
 from mana.device.operations import runner_lock
 from mana.device.records import RecordBook
+from mana.device.run_ledger import RunLedger, RunLine
 from mana.device.runner import MissionBusy, NotRunHere
+from mana.device.writing import Write
+from mana.domain.actors import agent_at_work
 from mana.domain.cadences import Cadence
+from mana.domain.changes import Change, ChangeKind
+from mana.domain.encoding import Json
 from mana.domain.errors import Conflict
+from mana.domain.ids import RecordId
 from mana.domain.iterations import ITERATIONS, STEPS
+from mana.domain.occurrences import RETRIES_MS
 from mana.planning.ports import ModelFailed, ModelReply, ModelRequest
+from mana.protocol.errors import MissionErrored
 from mana.testing.models import ScriptedModel, calling, says
 from mana.testing.postgres import Database
 from tests.device.household import Household, household, operations, planned_mission
@@ -29,6 +40,12 @@ HOUR_MS = 60 * 60 * 1_000
 async def home(database: Database) -> AsyncIterator[Household]:
     async with household(database) as made:
         yield made
+
+
+def later(home: Household, by_ms: int) -> None:
+    """Move the clocks of all machines on, the hub's too."""
+    home.clock.ahead_ms += by_ms
+    home.served.clock.now_ms = home.clock()
 
 
 def creating(*titles: str) -> ScriptedModel:
@@ -221,11 +238,11 @@ async def test_missing_agent_denies_planned_steps(home: Household) -> None:
 async def test_timeout_cancels_the_model_and_changes_nothing(home: Household) -> None:
     """A run that takes too long is stopped, its model call too, and nothing was written."""
     hanging = Hanging()
-    ada = await home.person(model=hanging, run_timeout_s=0.05)
+    ada = await home.person(model=hanging, run_timeout_s=1.0)
     mission, _, _ = await planned_mission(ada, runs_on="device")
     run = await ada.run_now(mission)
     assert run is not None
-    assert (run.state, run.reason) == ("failed", "timeout")
+    assert (run.state, run.last_reason, run.tries) == ("queued", "timeout", 1)
     assert hanging.cancelled
     assert await ada.timeline() == []
     assert (await ada.agents())[0].tokens_today > 0
@@ -241,12 +258,12 @@ async def test_stop_stops_a_run(home: Household) -> None:
     assert (await ada.mission(mission)).phase == "model"
     with pytest.raises(MissionBusy):
         await ada.run_now(mission)
-    await ada.stop_run(mission)
+    await ada.stop_mission(mission)
     run = await running
     assert run is not None
     assert (run.state, run.reason) == ("failed", "stopped")
     assert hanging.cancelled
-    assert (await ada.mission(mission)).runs[0].reason_words == "You stopped it."
+    assert (await ada.mission(mission)).runs[0].reason_words == "It was stopped."
     assert (await ada.mission(mission)).phase == ""
 
 
@@ -263,15 +280,15 @@ async def test_gates_hold_in_the_foreground(home: Household) -> None:
     await ada.edit_agent(agent, state="active", tokens_per_day_max=10)
     run = await ada.run_now(mission)
     assert run is not None
-    assert (run.state, run.reason) == ("skipped", "budget:10/10")
+    assert (run.state, run.reason) == ("skipped", "budget:agent:tokens:10/10")
     assert run.reason_words == (
-        "What is left of today's budget, 10 tokens, is too little for one call."
+        "The agent's budget of 10 tokens a day has 10 tokens left, too little for one call."
     )
     await ada.edit_agent(agent, tokens_per_day_max=0)
     run = await ada.run_now(mission)
     assert run is not None
-    assert (run.state, run.reason) == ("skipped", "budget:0/0")
-    assert run.reason_words == "The agent's budget is 0 tokens, so it does not run."
+    assert (run.state, run.reason) == ("skipped", "budget:agent:tokens:0/0")
+    assert run.reason_words == "The agent's budget is 0 tokens, so nothing runs under it."
     assert planner.requests == []
     await ada.edit_agent(agent, tokens_per_day_max=None)
     await ada.edit_mission(mission, state="paused")
@@ -297,19 +314,344 @@ async def test_agent_works_on_as_many_missions_as_it_may(home: Household) -> Non
     run = await ada.run_now(other)
     assert run is not None
     assert (run.state, run.reason) == ("skipped", "concurrency")
-    await ada.stop_run(mission)
+    await ada.stop_mission(mission)
     await running
 
 
-async def test_model_that_fails_leaves_a_line_and_no_iteration(home: Household) -> None:
-    """A failed model ends the run with a reason, and the next due moment is tried again."""
-    ada = await home.person(model=ScriptedModel([ModelFailed("timeout")]))
+async def test_failure_is_tried_again_by_its_class_and_then_given_up(home: Household) -> None:
+    """A class that may pass is tried again after its time, the same occurrence; then it failed."""
+    planner = ScriptedModel([ModelFailed("provider") for _ in range(9)])
+    ada = await home.person(model=planner)
     mission, _, _ = await planned_mission(ada, runs_on="device")
     run = await ada.run_now(mission)
     assert run is not None
-    assert (run.state, run.reason) == ("failed", "timeout")
-    assert run.reason_words == "It took too long and was stopped."
+    assert (run.state, run.last_reason, run.tries) == ("queued", "provider", 1)
+    assert run.due_ms is not None
+    assert run.last_reason_words == "The model's endpoint could not be reached, or failed."
+    waits = RETRIES_MS["provider"]
+    assert 0.8 * waits[0] <= run.due_ms - home.clock() + 1_000 <= 1.2 * waits[0] + 1_000
+    of = operations(ada)
+    assert await of.runner.run_due() == []
+    for tries, wait_ms in enumerate(waits, start=1):
+        home.clock.ahead_ms += round(1.3 * wait_ms)
+        (line,) = await of.runner.run_due()
+        assert line.scheduled_ms == run.scheduled_ms
+        assert line.state == ("queued" if tries < len(waits) else "failed")
+    assert (line.reason, line.tries) == ("provider", len(waits))
+    home.clock.ahead_ms += HOUR_MS
+    assert await of.runner.run_due() == []
+    assert len(planner.requests) == 1 + len(waits)
     assert await ada.timeline() == []
+
+
+async def test_retry_that_succeeds_is_the_same_run(home: Household) -> None:
+    """What failed once and then succeeds is one run with one iteration."""
+    calls = [calling("create_task", {"title": "One"}, id="One")]
+    planner = ScriptedModel([ModelFailed("timeout"), says("", *calls), says("Planned.")])
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    run = await ada.run_now(mission)
+    assert run is not None
+    home.clock.ahead_ms += 100_000
+    (line,) = await operations(ada).runner.run_due()
+    assert (line.state, line.scheduled_ms, line.tries) == ("done", run.scheduled_ms, 1)
+    assert len((await ada.mission(mission)).runs) == 1
+    assert len(await operations(ada).opened.book.views(ITERATIONS.name)) == 1
+
+
+async def test_retry_never_passes_the_next_due_moment(home: Household) -> None:
+    """A retry that would come after the next due moment is none: the occurrence has failed."""
+    ada = await home.person(model=ScriptedModel([ModelFailed("rate-limit")]))
+    mission, _, _ = await planned_mission(
+        ada, runs_on="device", cadence=Cadence("interval", every_minutes=1)
+    )
+    of = operations(ada)
+    anchor_ms = (await ada.mission(mission)).next_ms[0] - 60_000
+    home.clock.ahead_ms += anchor_ms + 119_000 - home.clock()
+    (line,) = await of.runner.run_due()
+    assert (line.state, line.reason, line.tries) == ("failed", "rate-limit", 0)
+
+
+async def test_mission_that_fails_five_times_waits_for_its_person(home: Household) -> None:
+    """After five failures in a row nothing of a mission runs until it is resumed."""
+    planner = ScriptedModel([ModelFailed("auth") for _ in range(5)])
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(
+        ada, runs_on="device", cadence=Cadence("interval", every_minutes=60)
+    )
+    of = operations(ada)
+    for count in range(1, 6):
+        home.clock.ahead_ms += HOUR_MS
+        (line,) = await of.runner.run_due()
+        assert (line.state, line.reason) == ("failed", "auth")
+        assert (await ada.mission(mission)).failures == count
+    view = await ada.mission(mission)
+    assert (view.hold, view.failure) == ("errored", "auth")
+    assert view.hold_words == (
+        "Waits: it failed 5 times in a row. The model's endpoint does not take the key. "
+        "Resume it when that is mended."
+    )
+    home.clock.ahead_ms += HOUR_MS
+    assert await of.runner.run_due() == []
+    with pytest.raises(MissionErrored):
+        await ada.run_now(mission)
+    await ada.resume_mission(mission)
+    assert await of.runner.run_due() == []
+    home.clock.ahead_ms += HOUR_MS
+    (line,) = await of.runner.run_due()
+    assert line.state == "done"
+    view = await ada.mission(mission)
+    assert (view.hold, view.failures, view.failure) == ("", 0, "")
+
+
+async def test_missed_moments_follow_the_policy(home: Household) -> None:
+    """Under `skip` a late moment does not run, under `all` each does; the ledger names the rest."""
+    ada = await home.person(model=creating())
+    mission, _, _ = await planned_mission(
+        ada, runs_on="device", cadence=Cadence("interval", every_minutes=60)
+    )
+    of = operations(ada)
+    home.clock.ahead_ms += 4 * HOUR_MS + HOUR_MS // 2
+    await of.runner.run_due()
+    states = [run.state for run in (await ada.mission(mission)).runs]
+    assert states == ["done", "missed", "missed", "missed"]
+    await ada.edit_mission(mission, if_missed="skip")
+    home.clock.ahead_ms += 2 * HOUR_MS
+    assert await of.runner.run_due() == []
+    assert [run.state for run in (await ada.mission(mission)).runs][:2] == ["missed", "missed"]
+    await ada.edit_mission(mission, if_missed="all")
+    home.clock.ahead_ms += 2 * HOUR_MS
+    first, second = [(await of.runner.run_due())[0] for _ in range(2)]
+    assert second.scheduled_ms - first.scheduled_ms == HOUR_MS
+    assert await of.runner.run_due() == []
+
+
+async def test_run_on_change_waits_for_rest_and_heeds_people_alone(home: Household) -> None:
+    """A person's change of an input starts a run once it has rested; an agent's effect starts none."""
+    ada = await home.person(model=creating("One"))
+    mission, notes, _ = await planned_mission(
+        ada,
+        runs_on="device",
+        cadence=Cadence("onChange", debounce_minutes=5, spacing_minutes=60),
+    )
+    of = operations(ada)
+    later(home, HOUR_MS)
+    assert await of.runner.run_due() == []
+    await ada.edit("notes", notes[0], {"content": "More of it."})
+    changed_ms = home.clock()
+    assert await of.runner.run_due() == []
+    later(home, 4 * 60_000)
+    await ada.edit("notes", notes[1], {"content": "And of that."})
+    later(home, 2 * 60_000)
+    assert await of.runner.run_due() == []
+    later(home, 4 * 60_000)
+    (line,) = await of.runner.run_due()
+    assert (line.kind, line.state) == ("change", "done")
+    assert line.scheduled_ms > changed_ms + 3 * 60_000
+    agent = agent_at_work((await ada.agents())[0].agent_id, mission, line.iteration_id or "")
+    await of.opened.book.commit(
+        [
+            Write(
+                Change("notes", RecordId(notes[0]), ChangeKind.UPDATE, {"content": "By it."}), agent
+            )
+        ]
+    )
+    later(home, 3 * HOUR_MS)
+    assert await of.runner.run_due() == []
+    await ada.edit("notes", notes[0], {"content": "By me."})
+    later(home, 6 * 60_000)
+    assert len(await of.runner.run_due()) == 1
+
+
+async def test_changes_that_never_rest_are_run_on_after_four_times_the_rest(
+    home: Household,
+) -> None:
+    """Somebody who goes on writing does not keep the mission from running, nor lets it run often."""
+    ada = await home.person(model=creating())
+    _, notes, _ = await planned_mission(
+        ada,
+        runs_on="device",
+        cadence=Cadence("onChange", debounce_minutes=5, spacing_minutes=60),
+    )
+    of = operations(ada)
+    minutes_of_runs = []
+    for minute in range(0, 100, 4):
+        await ada.edit("notes", notes[0], {"content": f"Line {minute}"})
+        if await of.runner.run_due():
+            minutes_of_runs.append(minute)
+        later(home, 4 * 60_000)
+    assert minutes_of_runs == [20, 80]
+
+
+async def test_missions_of_several_agents_run_at_once(home: Household) -> None:
+    """Missions run beside each other, those of one agent as many as it may."""
+    hanging = Hanging()
+    ada = await home.person(model=hanging)
+    cadence = Cadence("interval", every_minutes=60)
+    await planned_mission(ada, runs_on="device", cadence=cadence)
+    agent = (await ada.agents())[0].agent_id
+    for name in ("Second", "Third"):
+        await ada.create_mission(name, "Do", agent_id=agent, runs_on="device", cadence=cadence)
+    await ada.edit_agent(agent, concurrent_max=2)
+    home.clock.ahead_ms += HOUR_MS
+    of = operations(ada)
+    begun = await of.runner.begin_due()
+    assert len(begun) == 2
+    assert await of.runner.begin_due() == []
+    for mission in await ada.missions():
+        await ada.stop_mission(mission.mission_id)
+    ended = await asyncio.gather(*begun)
+    assert [line.reason for line in ended] == ["stopped", "stopped"]
+
+
+@pytest.mark.parametrize("way", ["agent", "mission", "deleted", "moved"])
+async def test_run_ends_when_it_is_not_allowed_any_more(home: Household, way: str) -> None:
+    """A run whose agent is paused, or whose mission ends meanwhile, is cut off and writes nothing."""
+    hanging = Hanging()
+    ada = await home.person(model=hanging)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    running = asyncio.create_task(ada.run_now(mission))
+    await hanging.asked.wait()
+    if way == "agent":
+        await ada.edit_agent((await ada.agents())[0].agent_id, state="paused")
+    elif way == "mission":
+        await ada.edit_mission(mission, state="paused")
+    elif way == "moved":
+        await ada.edit_mission(mission, runs_on="hub")
+    else:
+        await ada.delete_mission(mission)
+    async with asyncio.timeout(10):
+        run = await running
+    assert run is not None
+    assert (run.state, run.reason) == ("failed", "stopped")
+    assert hanging.cancelled
+    assert await operations(ada).opened.book.views(ITERATIONS.name) == []
+
+
+async def test_run_that_was_not_allowed_at_its_end_writes_nothing(home: Household) -> None:
+    """Between the model's last word and the write it is asked once more."""
+    pausing: list[asyncio.Future[None]] = []
+
+    def last_word(request: ModelRequest) -> ModelReply:
+        pausing.append(asyncio.ensure_future(ada.edit_mission(mission, state="paused")))
+        return says("", calling("create_task", {"title": "One"}))
+
+    ada = await home.person(model=ScriptedModel([last_word]))
+    mission, _, _ = await planned_mission(ada, runs_on="device", preset="aggressive")
+    of = operations(ada)
+    plan = of.runner._runs.plan
+
+    async def planned_slowly(*args: Any, **options: Any) -> Any:
+        found = await plan(*args, **options)
+        await asyncio.gather(*pausing)
+        return found
+
+    of.runner._runs.plan = planned_slowly  # type: ignore[method-assign]
+    run = await ada.run_now(mission)
+    assert run is not None
+    assert (run.state, run.reason) == ("failed", "stopped")
+    assert await of.opened.book.views(ITERATIONS.name) == []
+
+
+async def test_crash_in_the_middle_is_run_again_or_written_down(home: Household) -> None:
+    """What a process that died left behind is run at the next start, thrice at most; nothing twice."""
+    ada = await home.person(model=creating("One"))
+    mission, _, _ = await planned_mission(
+        ada, runs_on="device", cadence=Cadence("interval", every_minutes=60)
+    )
+    of = operations(ada)
+    home.clock.ahead_ms += HOUR_MS
+    (moment,) = [(await ada.mission(mission)).next_ms[0] - HOUR_MS]
+    died = RunLedger(of.opened, Holder(of.opened.book.settings.folder, ada.account_id))
+    agent = (await ada.agents())[0].agent_id
+    for left in range(3):
+        line = await died.find(mission, moment) or RunLine(
+            mission, agent, moment, "scheduled", "queued"
+        )
+        assert await died.begin(line, concurrent_max=1) == ""
+        assert await of.runner.begin_due() == []
+        died.holder.release()
+        await of.runner.recover()
+        after = await of.ledger.find(mission, moment)
+        assert after is not None
+        assert after.state == ("queued" if left < 2 else "failed")
+    assert after.reason == "crash"
+    home.clock.ahead_ms += HOUR_MS
+    once = RunLine(mission, agent, moment + HOUR_MS, "scheduled", "queued")
+    assert await died.begin(once, concurrent_max=1) == ""
+    died.holder.release()
+    (again,) = await of.runner.run_due()
+    assert (again.state, again.scheduled_ms) == ("done", moment + HOUR_MS)
+
+
+async def test_crash_after_the_write_is_done_once(home: Household) -> None:
+    """A run that was written before its process died is done, and not run again."""
+    planner = creating("One")
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(
+        ada, runs_on="device", cadence=Cadence("interval", every_minutes=60)
+    )
+    of = operations(ada)
+    home.clock.ahead_ms += HOUR_MS
+    (line,) = await of.runner.run_due()
+    dead = replace(line, state="leased", holder="0" * 16, iteration_id=None)
+    await of.opened.book.keep("runs", {"lines": [asdict(dead)], "missions": {}})
+    asked = len(planner.requests)
+    assert await of.runner.run_due() == []
+    found = await of.ledger.find(mission, line.scheduled_ms)
+    assert found is not None
+    assert (found.state, found.iteration_id) == ("done", line.iteration_id)
+    assert len(planner.requests) == asked
+
+
+async def test_run_that_ends_with_the_process_is_made_up_for(home: Household) -> None:
+    """A device that is closed in the middle of a due run has it in the ledger for its next start."""
+    hanging = Hanging()
+    ada = await home.person(model=hanging)
+    mission, _, _ = await planned_mission(
+        ada, runs_on="device", cadence=Cadence("interval", every_minutes=60)
+    )
+    of = operations(ada)
+    home.clock.ahead_ms += HOUR_MS
+    (task,) = await of.runner.begin_due()
+    await hanging.asked.wait()
+    await of.runner.close()
+    line = await task
+    assert (line.state, line.leases) == ("queued", 0)
+    object.__setattr__(of.opened, "model", creating())
+    (again,) = await of.runner.run_due()
+    assert (again.state, again.scheduled_ms) == ("done", line.scheduled_ms)
+    assert (await ada.mission(mission)).runs[0].state == "done"
+
+
+async def test_stop_reaches_a_run_of_another_process(home: Household) -> None:
+    """The terminal can stop what the page's process runs."""
+    hanging = Hanging()
+    ada = await home.person(model=hanging)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    of = operations(ada)
+    running = asyncio.create_task(ada.run_now(mission))
+    await hanging.asked.wait()
+    other = RunLedger(of.opened, Holder(of.opened.book.settings.folder, ada.account_id))
+    assert (await other.abandoned()) == []
+    assert await other.ask_stop(mission)
+    async with asyncio.timeout(10):
+        run = await running
+    assert run is not None
+    assert (run.state, run.reason) == ("failed", "stopped")
+
+
+async def test_ledger_of_an_earlier_version_is_read(home: Household) -> None:
+    """Lines that an earlier version kept are shown, and their moments are not run again."""
+    ada = await home.person(model=creating())
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    of = operations(ada)
+    old: list[Json] = [mission, "agent", 1_000, "scheduled", "failed", "model", None, 7, 2_000]
+    await of.opened.book.keep("runs", [old, ["broken"], 5])
+    (line,) = await of.ledger.lines()
+    assert (line.mission_id, line.tokens, line.reason, line.tries) == (mission, 7, "model", 0)
+    await ada.run_now(mission)
+    assert [one.state for one in await of.ledger.lines()] == ["failed", "done"]
 
 
 async def test_device_works_by_itself_once_it_is_started(home: Household) -> None:

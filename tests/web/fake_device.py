@@ -426,7 +426,7 @@ class FakeDevice(FakeSpaces):
         self._missions[mission_id] = replace(self._missions[mission_id], **fields)
         self.tell("missions", "aiMissions", "aiSteps")
 
-    async def stop_run(self, mission_id: str) -> None:
+    async def stop_mission(self, mission_id: str) -> None:
         self._set(mission_id, phase="")
 
     def _propose(self, mission: MissionView, *, at: int | None = None) -> str:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import builtins
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, Final, TypedDict
 
 from mana.device.editing import Editing
-from mana.device.hub_news import HubNews
+from mana.device.hub_news import HubNews, Spent
+from mana.device.models import own_model
 from mana.device.opened import Opened
 from mana.device.views import AgentView
 from mana.device.writing import Write
-from mana.domain.agents import AGENT_MEMORY, AGENT_STATES, AGENTS, Agent, AgentState
+from mana.domain.agents import (
+    AGENT_MEMORY,
+    AGENT_STATES,
+    AGENTS,
+    OWN_MODEL,
+    Agent,
+    AgentState,
+)
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
@@ -19,6 +28,7 @@ from mana.domain.ids import RecordId
 from mana.domain.iterations import STEPS
 from mana.domain.missions import MISSIONS
 from mana.domain.policy import PRESETS, Decision, Policy, SpacePolicy, decide, preset_of
+from mana.domain.settings import MODELS
 from mana.domain.tables import DELETED_AT
 from mana.domain.tools import Effect
 
@@ -54,7 +64,11 @@ class UnknownPreset(Invalid):
 
 
 class AgentEdit(TypedDict, total=False):
-    """The fields of an agent that can be edited. `preset` and `policy` exclude each other."""
+    """The fields of an agent that can be edited. `preset` and `policy` exclude each other.
+
+    Empty text and None clear what is optional. Caps are of a day: in tokens, and in millionths of
+    the hub's currency. `model`: as in `ModelChoice.value`.
+    """
 
     name: str
     avatar: str
@@ -65,7 +79,9 @@ class AgentEdit(TypedDict, total=False):
     policy: Policy
     state: AgentState
     tokens_per_day_max: int | None
-    concurrent_max: int
+    cost_per_day_max: int | None
+    concurrent_max: int | None
+    model: str
 
 
 _PATHS: Final = {
@@ -75,6 +91,8 @@ _PATHS: Final = {
     "system_prompt": "systemPrompt",
     "state": "state",
     "tokens_per_day_max": "maxTokensPerDay",
+    "cost_per_day_max": "maxCostPerDay",
+    "model": "model",
     "concurrent_max": "maxConcurrentMissions",
 }
 
@@ -82,7 +100,14 @@ _PATHS: Final = {
 class Agents:
     """The agents of the account."""
 
-    def __init__(self, opened: Opened, editing: Editing, news: HubNews) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        editing: Editing,
+        news: HubNews,
+        space_policy: Callable[[], Awaitable[SpacePolicy]],
+    ) -> None:
+        self._space_policy = space_policy
         self._opened = opened
         self._editing = editing
         self._news = news
@@ -91,10 +116,12 @@ class Agents:
         """Return the agents: active ones, paused ones, archived ones, each by name."""
         views = await self._opened.book.views(AGENTS.name)
         missions, decided = await self._missions(), await self._decided()
-        used = await self._news.tokens_today()
-        shown = [
-            self._view(await self._opened.agent(view.id), missions, decided, used) for view in views
-        ]
+        used = await self._news.used_today()
+        shown, space = [], await self._space_policy()
+        for view in views:
+            agent = await self._opened.agent(view.id)
+            words = await self._model_words(agent)
+            shown.append(self._view(agent, missions, decided, used, words, space))
         return sorted(
             shown,
             key=lambda one: (AGENT_STATES.index(one.state), one.name.casefold(), one.agent_id),
@@ -103,8 +130,16 @@ class Agents:
     async def get(self, agent_id: str) -> AgentView:
         """Return one agent; raise AgentNotFound."""
         agent = await self._opened.agent(agent_id)
-        used = await self._news.tokens_today()
-        return self._view(agent, await self._missions(), await self._decided(), used)
+        used = await self._news.used_today()
+        words = await self._model_words(agent)
+        return self._view(
+            agent,
+            await self._missions(),
+            await self._decided(),
+            used,
+            words,
+            await self._space_policy(),
+        )
 
     async def create(
         self,
@@ -116,8 +151,12 @@ class Agents:
         memory: str = "",
         preset: str = "standard",
         tokens_per_day_max: int | None = None,
+        cost_per_day_max: int | None = None,
+        concurrent_max: int = 1,
+        model: str = "",
     ) -> str:
         """Create an agent with its memory; return its id."""
+        await self._require_model(model)
         agent_id = RecordId(self._opened.new_id())
         values: dict[str, Json] = {
             "name": _named(name),
@@ -127,7 +166,9 @@ class Agents:
             "policy": _preset(preset).to_wire(),
             "state": "active",
             "maxTokensPerDay": tokens_per_day_max,
-            "maxConcurrentMissions": 1,
+            "maxCostPerDay": cost_per_day_max,
+            "maxConcurrentMissions": concurrent_max,
+            "model": model or None,
         }
         # The memory is there from the start, so that a grant covers what is written into it later.
         remembered = self._remember(agent_id, memory, new=True)
@@ -143,10 +184,14 @@ class Agents:
         if unknown:
             raise Invalid("an agent has no such field")
         values: dict[str, Json] = {
-            _PATHS[name]: value  # type: ignore[misc]
+            _PATHS[name]: None if value == "" else value  # type: ignore[misc]
             for name, value in fields.items()
             if name in _PATHS
         }
+        if "model" in fields:
+            await self._require_model(fields["model"])
+        if fields.get("concurrent_max", 1) is None:
+            values["maxConcurrentMissions"] = 1
         if "name" in fields:
             values["name"] = _named(fields["name"])
         if "preset" in fields:
@@ -168,6 +213,10 @@ class Agents:
         change = Change(AGENTS.name, RecordId(agent.id), ChangeKind.DELETE, gone)
         await self._opened.book.commit([Write(change, self._opened.person)])
 
+    async def _require_model(self, choice: str) -> None:
+        """Raise ModelUnknown for a model of the person's own that is not there."""
+        await own_model(self._opened, choice)
+
     def _write(self, agent_id: RecordId, kind: ChangeKind, values: dict[str, Json]) -> Write:
         for path, value in values.items():
             AGENTS.check(path, value)
@@ -185,6 +234,15 @@ class Agents:
         if writes:
             group = self._opened.new_id() if len(writes) > 1 else None
             await self._opened.book.commit(writes, group=group)
+
+    async def _model_words(self, agent: Agent) -> str:
+        """Return which model an agent uses, in words."""
+        if not agent.model.startswith(OWN_MODEL):
+            return agent.model or "the first that is set up"
+        view = await self._opened.book.view(MODELS.name, agent.model.removeprefix(OWN_MODEL))
+        if view is None or view.deleted:
+            return "one of your own that is gone"
+        return f"your own: {view.text('label')}"
 
     async def _missions(self) -> dict[str, builtins.list[str]]:
         """Return the ids of live missions by agent, by title."""
@@ -208,12 +266,20 @@ class Agents:
         agent: Agent,
         missions: dict[str, builtins.list[str]],
         decided: Counter[tuple[str, str]],
-        used: dict[str, int],
+        used: Mapping[str, Spent],
+        model_words: str,
+        space: SpacePolicy,
     ) -> AgentView:
+        spent = used.get(agent.id, Spent())
         own = tuple(missions.get(agent.id, ()))
         decisions = {
             tool.name: decide(
-                tool.name, tool.effect, agent=agent.policy, space=SpacePolicy(), tainted=True
+                tool.name,
+                tool.effect,
+                agent=agent.policy,
+                space=space,
+                tainted=True,
+                always_asks=tool.always_asks,
             )
             for tool in self._opened.catalogue.tools
         }
@@ -230,11 +296,15 @@ class Agents:
             decisions=decisions,
             state=agent.state,
             tokens_per_day_max=agent.tokens_per_day_max,
-            tokens_today=used.get(agent.id, 0),
+            tokens_today=spent.tokens,
             concurrent_max=agent.concurrent_max,
             missions=own,
             accepted=sum(decided[one, "approved"] for one in own),
             rejected=sum(decided[one, "rejected"] for one in own),
+            cost_per_day_max=agent.cost_per_day_max,
+            cost_today=spent.cost,
+            model=agent.model,
+            model_words=model_words,
         )
 
 

@@ -42,8 +42,10 @@ from mana.domain.cadences import zone as require_zone
 from mana.domain.errors import Conflict, Invalid, ManaError, NotFound, Unauthenticated
 from mana.domain.missions import MISSIONS
 from mana.domain.settings import SETTINGS, SETTINGS_ID
-from mana.models.choose import model_from_settings
+from mana.models.choose import candidates
+from mana.models.connections import Connections
 from mana.models.rules import Rules
+from mana.models.settings import ModelSettings, load_models
 from mana.planning.ports import Model
 from mana.protocol.messages import FactorAnswer
 from mana.registry.catalogue import Catalogue, load_catalogue
@@ -113,6 +115,7 @@ class DeviceHost:
         catalogue: Catalogue,
         model: Model,
         *,
+        listed: ModelSettings | None,
         model_local: bool,
         now_ms: Callable[[], int],
         run_timeout_s: float = TIMEOUT_S,
@@ -124,6 +127,8 @@ class DeviceHost:
         self.catalogue = catalogue
         self._accounts = accounts
         self._model = model
+        self._listed = listed
+        self._connections = Connections()
         self._model_local = model_local
         self._now_ms = now_ms
         self._run_timeout_s = run_timeout_s
@@ -443,6 +448,7 @@ class DeviceHost:
             await asyncio.gather(self._watching, return_exceptions=True)
         for account_id in [*self._open, *self._locking]:
             await self.lock(account_id)
+        await self._connections.aclose()
 
     # Within
 
@@ -456,6 +462,8 @@ class DeviceHost:
             now_ms=self._now_ms,
             new_id=new_id,
             keyring=self._keyring,
+            listed=self._listed,
+            connections=self._connections,
         )
         operations = Operations(opened, timeout_s=self._run_timeout_s)
         return Device(operations), operations
@@ -634,11 +642,12 @@ def build(
     lives for a second starts no mission that it would have to stop.
     """
     installed = catalogue or load_catalogue()
-    chosen: Model
+    listed = None
     if model is None:
-        chosen = model_from_settings(settings.llm_url, settings.llm_key, settings.llm_model)
-    else:
-        chosen = model
+        # What a person sets up on their own machine may stand anywhere.
+        listed = load_models(settings.home, settings.environ, own_models="any")
+        model = candidates(listed, "", None)[0].model
+    chosen = model
     local = getattr(chosen, "local", None)
     accounts = Accounts(settings, installed, now_ms=now_ms, transport=transport)
     return DeviceHost(
@@ -646,6 +655,7 @@ def build(
         accounts,
         installed,
         chosen,
+        listed=listed,
         model_local=isinstance(chosen, Rules) if local is None else bool(local),
         now_ms=now_ms,
         run_timeout_s=run_timeout_s,

@@ -32,7 +32,7 @@ from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.missions import MISSIONS
 from mana.domain.records import View
 from mana.models import rules
-from mana.models.openai_compatible import endpoint
+from mana.models.addresses import endpoint
 from mana.protocol.messages import AuditAnswer, AuditRow
 
 PAGE: Final = 1_000

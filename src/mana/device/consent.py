@@ -75,12 +75,25 @@ def consent_lines(
 
 
 def _model_line(model: ModelView) -> str:
+    if model.key_goes_along is not None:
+        return _own_line(model)
     where = "on the hub's own machine" if model.local else f"at {model.endpoint}"
     name = model.model or model.endpoint
     # A description begins with the model's name, which stands in the sentence already.
     said = model.description.strip().removeprefix(f"{name}:").strip().rstrip(".")
     text = f"The text is given to the model {name}, {where}"
     return f"{text}: {said}." if said else f"{text}."
+
+
+def _own_line(model: ModelView) -> str:
+    """Return where the text goes with a model of the person's own, and what goes along."""
+    text = f"The text is given to your own model {model.model}, at {model.endpoint}."
+    if not model.key_goes_along:
+        return f"{text} Its address leaves your devices for the runner."
+    return (
+        f"{text} Its key leaves your devices with this grant: the runner of your hub calls the model "
+        "with it until the grant ends."
+    )
 
 
 def _counted(records: Sequence[Cited]) -> str:

@@ -24,7 +24,9 @@ from mana.device.views import (
     InvitationView,
     MemberView,
     MissionView,
+    ModelChoice,
     Notice,
+    OwnModelView,
     Proposal,
     RefusedChange,
     RejectedFor,
@@ -34,21 +36,26 @@ from mana.device.views import (
     SpaceView,
     Status,
     SyncStatus,
+    UsageView,
+    WorkView,
 )
 from mana.domain.cadences import MANUAL, Cadence
 from mana.domain.encoding import Json
-from mana.domain.missions import RUNS_ON_HUB, InputRef
+from mana.domain.missions import RUNS_ON_HUB, IfMissed, InputRef
 from mana.domain.records import View, Visibility
 from mana.domain.tools import Outcome
+from mana.protocol.messages import NotifyState, SetNotify
 
 if TYPE_CHECKING:
     from mana.device.agents import AgentEdit
     from mana.device.keyring import Remembering
     from mana.device.links import Links
     from mana.device.missions import MissionEdit
+    from mana.device.models import OwnModelEdit
     from mana.device.operations import Operations
     from mana.device.security import Security
     from mana.device.sessions import Sessions
+    from mana.device.work import Caps
 
 
 class Device:
@@ -269,8 +276,15 @@ class Device:
         memory: str = "",
         preset: str = "standard",
         tokens_per_day_max: int | None = None,
+        cost_per_day_max: int | None = None,
+        concurrent_max: int = 1,
+        model: str = "",
     ) -> str:
-        """Create an agent with a preset's policy and return its id."""
+        """Create an agent with a preset's policy and return its id.
+
+        Caps are of a day: in tokens, and in millionths of the hub's currency. `model`: as in
+        `ModelChoice.value`.
+        """
         return await self._of.agents.create(
             name,
             role=role,
@@ -279,11 +293,14 @@ class Device:
             memory=memory,
             preset=preset,
             tokens_per_day_max=tokens_per_day_max,
+            cost_per_day_max=cost_per_day_max,
+            concurrent_max=concurrent_max,
+            model=model,
         )
 
     async def edit_agent(self, agent_id: str, **fields: Unpack[AgentEdit]) -> None:
         """Write the named fields: name, avatar, role, system_prompt, memory, preset or policy,
-        state, tokens_per_day_max, concurrent_max.
+        state, tokens_per_day_max, cost_per_day_max, concurrent_max, model. None clears a cap.
         """
         await self._of.agents.edit(agent_id, fields)
 
@@ -312,10 +329,15 @@ class Device:
         zone: str | None = None,
         concept: str = "",
         runs_on: str = RUNS_ON_HUB,
+        if_missed: IfMissed = "once",
+        tokens_per_day_max: int | None = None,
+        cost_per_day_max: int | None = None,
     ) -> str:
         """Create a mission and return its id.
 
-        `zone` None: the person's. `runs_on` is `hub`, or `device` for this device.
+        `zone` None: the person's. `runs_on` is `hub`, or `device` for this device. `if_missed`:
+        what becomes of moments that passed while nothing could run. Caps are of a day: in tokens,
+        and in millionths of the hub's currency.
         """
         return await self._of.missions.create(
             title,
@@ -326,11 +348,16 @@ class Device:
             zone=zone,
             concept=concept,
             runs_on=runs_on,
+            if_missed=if_missed,
+            tokens_per_day_max=tokens_per_day_max,
+            cost_per_day_max=cost_per_day_max,
         )
 
     async def edit_mission(self, mission_id: str, **fields: Unpack[MissionEdit]) -> None:
         """Write the named fields: title, objective, concept, inputs, cadence, zone, agent_id,
-        runs_on, state. Moving it between hub and device needs the hub.
+        runs_on, state, if_missed, tokens_per_day_max, cost_per_day_max (None clears a cap).
+
+        Moving it between hub and device needs the hub.
         """
         await self._of.missions.edit(mission_id, fields)
 
@@ -346,9 +373,108 @@ class Device:
         """
         return await self._of.run_now(mission_id)
 
-    async def stop_run(self, mission_id: str) -> None:
-        """Stop a run of this device; what it had not done is not done."""
-        await self._of.runner.stop(mission_id)
+    async def stop_mission(self, mission_id: str) -> None:
+        """Stop a mission's run, on the hub (needs it) or here; what it had not done is not done.
+
+        Raises Conflict (MISSION_ELSEWHERE) for a run of another device.
+        """
+        await self._of.stop_mission(mission_id)
+
+    async def resume_mission(self, mission_id: str) -> None:
+        """Let a mission run again that failed too often in a row; raises as `stop_mission`."""
+        await self._of.resume_mission(mission_id)
+
+    # All work, and what it may cost
+
+    async def stop_work(self) -> WorkView:
+        """Stop every mission of the account, here at once and everywhere else after a sync.
+
+        Nothing runs by itself from then on; the person still approves and rejects.
+        """
+        return await self._of.work.stop()
+
+    async def start_work(self) -> WorkView:
+        """Let missions run again, everywhere."""
+        return await self._of.work.start()
+
+    async def work_state(self) -> WorkView:
+        """Return whether missions run, the account's caps, and what was used in 24 hours."""
+        return await self._of.work.state()
+
+    async def set_caps(self, **caps: Unpack[Caps]) -> WorkView:
+        """Set the account's caps of a day; None removes one, what is not named stays.
+
+        `tokens_per_day_max`, and `cost_per_day_max` in millionths of the currency. Needs the hub.
+        """
+        return await self._of.work.set_caps(caps)
+
+    async def usage(self, days: int = 30) -> UsageView:
+        """Return tokens and costs by day, for the account and each agent and mission."""
+        return await self._of.usage.days(days)
+
+    # Models
+
+    async def own_models(self) -> builtins.list[OwnModelView]:
+        """Return the model endpoints that the person brought; never their keys."""
+        return await self._of.own_models.list()
+
+    async def add_own_model(
+        self,
+        label: str,
+        url: str,
+        model: str,
+        *,
+        key: str = "",
+        prompt_price: int | None = None,
+        completion_price: int | None = None,
+        context_tokens: int | None = None,
+    ) -> str:
+        """Add a model endpoint and return its id; an agent uses it as `own:<id>`.
+
+        Prices are millionths of the hub's currency per million tokens.
+        """
+        return await self._of.own_models.add(
+            label,
+            url,
+            model,
+            key=key,
+            prompt_price=prompt_price,
+            completion_price=completion_price,
+            context_tokens=context_tokens,
+        )
+
+    async def edit_own_model(self, model_id: str, **fields: Unpack[OwnModelEdit]) -> None:
+        """Write the named fields, as in `add_own_model`; None or blank clears what is optional.
+
+        Grants that carry it are minted anew, where nobody needs to be asked.
+        """
+        await self._of.own_models.edit(model_id, fields)
+        await self._of.mint_anew()
+
+    async def remove_own_model(self, model_id: str) -> None:
+        """Remove a model endpoint, with its key; agents that use it wait for another."""
+        await self._of.own_models.remove(model_id)
+
+    async def model_choices(self) -> builtins.list[ModelChoice]:
+        """Return the models that an agent can be given."""
+        return await self._of.own_models.choices()
+
+    # Letters
+
+    async def notifications(self) -> NotifyState:
+        """Return whether the hub writes a letter when something waits. Needs the hub."""
+        return await self._of.opened.hub.notifications()
+
+    async def set_notifications(
+        self,
+        *,
+        address: str | None = None,
+        code: str | None = None,
+        enabled: bool | None = None,
+    ) -> NotifyState:
+        """Give an address, confirm it with the code that was sent there, or switch letters."""
+        wanted = SetNotify(address=address, code=code, enabled=enabled)
+        return await self._of.opened.hub.set_notifications(wanted)
 
     # Grants
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+from collections.abc import Awaitable, Callable
 
 from mana.device.errors import ChangeRefused, Offline
 from mana.device.journal import decide_change_id
@@ -24,9 +25,12 @@ from mana.domain.iterations import STEPS
 class Executing:
     """What this device executes by itself in one space, one step after the other."""
 
-    def __init__(self, opened: Opened, steps: Steps) -> None:
+    def __init__(
+        self, opened: Opened, steps: Steps, *, may_go_on: Callable[[], Awaitable[bool]]
+    ) -> None:
         self._opened = opened
         self._steps = steps
+        self._may_go_on = may_go_on
         self._executing = asyncio.Lock()
 
     async def run_planned(self) -> builtins.list[str]:
@@ -39,6 +43,8 @@ class Executing:
                 mine = view.text("claimedBy") == self._opened.device_id
                 if status != "planned" and not (status == "executing" and mine):
                     continue
+                if not await self._may_go_on():
+                    return done
                 case = await self._steps.case_of(view)
                 # What runs by itself runs where it was granted: the policy was read by them.
                 if not case.verified or case.grantor not in ("", self._opened.account_id):
@@ -119,7 +125,7 @@ class Executing:
         """Say whether policy is stricter than when it was planned; the stricter answer wins."""
         # What may run by itself follows from the sealed decision, not from the plain status.
         try:
-            word = await self._steps.decision_now(case)
+            word, why = await self._steps.decision_now(case)
         except NotFound:
             await self._set(case, status, "skipped", "This version does not know the tool.")
             return True
@@ -127,7 +133,7 @@ class Executing:
             await self._set(case, status, "skipped", "The agent's policy denies this now.")
             return True
         if word == "propose" or case.step.values.get("decision") != "auto":
-            await self._set(case, status, "staged", "")
+            await self._set(case, status, "staged", why)
             return True
         return False
 

@@ -17,13 +17,15 @@ from mana.crypto.grants import GrantHashes, end_grant, seal_grant
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.runners import RunnerPublicKey
 from mana.device.consent import consent_lines
-from mana.device.hub_news import HubNews, model_views
-from mana.device.opened import InputPrivate, Opened
+from mana.device.granted_models import GrantedModels, granted_models
+from mana.device.hub_news import HubNews
+from mana.device.models import own_model
+from mana.device.opened import InputPrivate, Opened, stamp_ms
 from mana.device.records import RecordBook
 from mana.device.trust import Trust
-from mana.device.views import Cited, Consent, GrantView, ModelView
+from mana.device.views import Cited, Consent, GrantView
 from mana.device.writing import Write
-from mana.domain.agents import AGENT_MEMORY, AGENTS
+from mana.domain.agents import AGENT_MEMORY, AGENTS, OWN_MODEL, Agent
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import DRIFT_MS_MAX, parse_iso_ms
 from mana.domain.encoding import Json
@@ -48,6 +50,9 @@ from mana.domain.grants import (
 )
 from mana.domain.ids import RecordId
 from mana.domain.missions import MISSIONS, InputRef, Mission
+from mana.domain.settings import MODELS
+from mana.models.addresses import OwnEndpointRefused
+from mana.models.choose import ModelUnknown
 from mana.protocol.errors import ZeroKnowledgeActive
 from mana.protocol.messages import (
     GrantCompletion,
@@ -64,6 +69,7 @@ RENEWED_MS_SHORTER: Final = 1_000
 """How much sooner than the old one a grant that is minted anew ends, at least."""
 BEGUN: Final = "grants-begun"
 KEYS: Final = "grant-keys"
+OWN_MODELS: Final = "grant-models"
 KEYS_MAX: Final = 500
 UNVERIFIED: Final = "No device of its grantor is known to have signed it. Nothing of it is obeyed."
 SUITE: Final = SUITES[0]
@@ -106,6 +112,8 @@ class Shown:
     endpoints: tuple[str, ...]
     runner_key_id: str
     life_ms: int
+    model_digest: str = ""
+    """Of the person's own model, whose key goes along; empty without one."""
     until_ms: int | None = None
     """The latest end, where a grant is minted anew; else the life alone bounds it."""
 
@@ -145,8 +153,9 @@ class Grants:
         refs = _distinct(mission.inputs if inputs is None else inputs)
         records = await self._cited(refs)
         runner, info = await self._runner()
-        models = model_views(info)
-        self._shown[mission_id] = _shown(mission, refs, models, runner.key_id(), life_ms)
+        granted = await self._models(agent, info)
+        models = granted.views
+        self._shown[mission_id] = _shown(mission, refs, granted, runner.key_id(), life_ms)
         return Consent(
             mission_id=mission.id,
             mission_title=mission.title,
@@ -184,7 +193,8 @@ class Grants:
         refs = _distinct(mission.inputs)
         await self._cited(refs)
         runner, info = await self._runner()
-        asked = _shown(mission, refs, model_views(info), runner.key_id(), life_ms)
+        granted = await self._models(agent, info)
+        asked = _shown(mission, refs, granted, runner.key_id(), life_ms)
         shown = self._shown.get(mission_id)
         if shown is None and await self._trust.succession(runner, info) is None:
             raise ConsentStale("the runner is another, and no consent showed it")
@@ -194,9 +204,9 @@ class Grants:
         # The hub grants for a mission that it has, as it is here.
         await opened.book.sync_now()
         header = await self._header(mission_id, asked)
-        made = await self._complete(mission, header, runner)
+        made = await self._complete(mission, header, runner, granted)
         self._shown.pop(mission_id, None)
-        return await self._view(made, header, asked.endpoints, asked.runner_key_id)
+        return await self._view(made, header, info)
 
     async def mint_anew(self) -> int:
         """Mint anew, as far as nobody needs to be asked, what a change of keys made stale.
@@ -233,27 +243,27 @@ class Grants:
 
     async def _renewed(self, old: GrantHeader, runner: RunnerPublicKey, info: RunnerInfo) -> bool:
         """Mint one grant anew if its keys are not those of now; say whether that was done."""
-        if not await self._is_outdated(old, runner):
-            return False
-        endpoints = {model.endpoint for model in info.models}
         try:
             mission = await self._opened.mission(old.mission_id)
+            granted = await self._models(await self._opened.agent(mission.agent_id), info)
+            if not await self._is_outdated(old, runner, granted):
+                return False
             refs = [ref for ref in _distinct(mission.inputs) if ref.key in set(old.record_ids)]
             await self._cited(refs)
         except (NotFound, Conflict, Invalid):
-            return False
+            return False  # ModelUnknown and OwnEndpointRefused among them: the person is asked.
         fits = (
             old.grant_id in (mission.grant_id, (await self._begun()).get(mission.grant_id or ""))
             and mission.agent_id == old.agent_id
             and {ref.key for ref in refs} == set(old.record_ids)
-            and set(old.endpoints) <= endpoints
+            and set(old.endpoints) == set(granted.endpoints)
         )
         until_ms = parse_iso_ms(old.expires_at) - RENEWED_MS_SHORTER
         left_ms = until_ms - self._opened.now_ms()
         if not fits or left_ms < LIFE_MS_MIN:
             return False
         asked = Shown(
-            old.agent_id, old.record_ids, old.endpoints, runner.key_id(), left_ms, until_ms
+            old.agent_id, old.record_ids, old.endpoints, runner.key_id(), left_ms, until_ms=until_ms
         )
         try:
             header = await self._header(mission.id, asked)
@@ -267,7 +277,7 @@ class Grants:
         # A crash may leave the mission naming what was never completed: then this goes on.
         await self._opened.book.keep(BEGUN, {**await self._begun(), header.grant_id: old.grant_id})
         try:
-            await self._complete(mission, header, runner, replaces=old.grant_id)
+            await self._complete(mission, header, runner, granted, replaces=old.grant_id)
         except Conflict:
             return False  # Something else was granted or revoked meanwhile, and stands.
         begun = await self._begun()
@@ -324,6 +334,7 @@ class Grants:
         mission: Mission,
         header: GrantHeader,
         runner: RunnerPublicKey,
+        granted: GrantedModels,
         *,
         replaces: str | None = None,
     ) -> GrantInfo:
@@ -335,6 +346,8 @@ class Grants:
         opened = self._opened
         self._require_allowed()
         payload = await self._payload(header)
+        if granted.own is not None:
+            payload["model"] = granted.own.to_wire()
         sealed = seal_grant(
             header.canonical(),
             header.mission_id,
@@ -345,7 +358,9 @@ class Grants:
         # Remembered before it counts: a run of it must be verifiable however this ends.
         await self._trust.remember(header, runner)
         _, version = await opened.book.mission_secret(header.mission_id)
-        await self._remember_keys(header.grant_id, version)
+        await self._remember(KEYS, header.grant_id, version)
+        if granted.own is not None:
+            await self._remember(OWN_MODELS, header.grant_id, granted.digest)
         await self._name(mission.id, header.grant_id)
         try:
             await opened.book.sync_now()
@@ -399,12 +414,48 @@ class Grants:
         change = Change(MISSIONS.name, RecordId(mission_id), ChangeKind.UPDATE, values)
         await self._opened.book.commit([Write(change, self._opened.person)])
 
-    async def _is_outdated(self, header: GrantHeader, runner: RunnerPublicKey) -> bool:
-        """Say whether a grant's keys are not those of now, and the ones of now are all there."""
+    async def _models(self, agent: Agent, info: RunnerInfo) -> GrantedModels:
+        return granted_models(agent.model, info, await own_model(self._opened, agent.model))
+
+    async def _model_trouble(self, header: GrantHeader, info: RunnerInfo) -> str:
+        """Return why an active grant does not fit the agent's model; empty if it does."""
+        agent = await self._opened.agent_or_none(header.agent_id)
+        is_own = header.account_id == self._opened.account_id
+        if agent is None or (agent.model.startswith(OWN_MODEL) and not is_own):
+            return ""  # Which model another member brought, only their devices know.
+        try:
+            granted = await self._models(agent, info)
+        except (ModelUnknown, OwnEndpointRefused):
+            return "The agent's model is not one that the runner may call any more."
+        if granted.views[0].endpoint not in header.endpoints:
+            return "The agent or the runner now uses another model."
+        if await self._has_moved(header, granted):
+            return "Your own model was edited since; the runner still has it as it was."
+        return ""
+
+    async def _has_moved(self, header: GrantHeader, granted: GrantedModels) -> bool:
+        """Say whether the person's own model is another than the one that a grant carries.
+
+        Where another device made the grant: whether the model was edited since.
+        """
+        if granted.own is None:
+            return False
+        kept = await self._opened.book.kept(OWN_MODELS)
+        known = kept.get(header.grant_id) if isinstance(kept, dict) else None
+        if isinstance(known, str):
+            return known != granted.digest
+        view = await self._opened.book.view(MODELS.name, granted.own.id)
+        return view is None or stamp_ms(view.written_at) > parse_iso_ms(header.issued_at)
+
+    async def _is_outdated(
+        self, header: GrantHeader, runner: RunnerPublicKey, granted: GrantedModels
+    ) -> bool:
+        """Say whether what a grant hands over is not that of now, and that of now is all there."""
         version = await self._key_version(header)
         _, current = await self._opened.book.mission_secret(header.mission_id)
         if version == current:
-            return header.runner_key_id != runner.key_id()
+            moved = await self._has_moved(header, granted)
+            return moved or header.runner_key_id != runner.key_id()
         names = [
             *header.record_ids,
             f"{MISSIONS.name}:{header.mission_id}",
@@ -446,11 +497,11 @@ class Grants:
         before = [one for one in entries if parse_iso_ms(one.created_at) <= issued_ms]
         return f"m{(before or entries)[-1].key_version}"
 
-    async def _remember_keys(self, grant_id: str, version: str) -> None:
-        kept = await self._opened.book.kept(KEYS)
-        known = {**kept, grant_id: version} if isinstance(kept, dict) else {grant_id: version}
+    async def _remember(self, name: str, grant_id: str, value: str) -> None:
+        kept = await self._opened.book.kept(name)
+        known = {**kept, grant_id: value} if isinstance(kept, dict) else {grant_id: value}
         newest = builtins.list(known.items())[-KEYS_MAX:]
-        await self._opened.book.keep(KEYS, dict(newest))
+        await self._opened.book.keep(name, dict(newest))
 
     async def revoke(self, grant_id: str) -> None:
         """End a grant for ever; the hub must be reached, because it is the one that reads.
@@ -485,8 +536,7 @@ class Grants:
         Pending ones, which grant nothing, are left out.
         """
         infos = await self._news.grants()
-        runner = await self._news.runner()
-        endpoints = tuple(sorted(one.endpoint for one in runner.models)) if runner else None
+        runner = await self._news.runner_info()
         shown: builtins.list[GrantView] = []
         for info in infos:
             if info.state == "pending":
@@ -497,9 +547,7 @@ class Grants:
                 continue
             if header.space_id != self._opened.space:
                 continue
-            shown.append(
-                await self._view(info, header, endpoints, runner.key_id if runner else None)
-            )
+            shown.append(await self._view(info, header, runner))
         return shown
 
     async def _listed(self, grant_id: str) -> GrantHeader | None:
@@ -617,8 +665,7 @@ class Grants:
         self,
         info: GrantInfo,
         header: GrantHeader,
-        endpoints: Sequence[str] | None,
-        runner_key_id: str | None,
+        runner: RunnerInfo | None,
     ) -> GrantView:
         pairs = [(table, record) for table, _, record in map(_split, header.record_ids)]
         titles = await self._opened.titles(pairs)
@@ -633,7 +680,10 @@ class Grants:
             title = mission.title
             if state == "active":
                 reason = _other_name(mission, header)
-                reason = reason or stale_reason(mission, header, endpoints, runner_key_id)
+                key_id = runner.key_id if runner is not None else None
+                reason = reason or stale_reason(mission, header, key_id)
+                if runner is not None:
+                    reason = reason or await self._model_trouble(header, runner)
                 reason = reason or await self._sealed_since(pairs)
         except (NotFound, Invalid):
             reason = "The mission is gone." if state == "active" else reason
@@ -674,7 +724,6 @@ def _other_name(mission: Mission, header: GrantHeader) -> str:
 def stale_reason(
     mission: Mission,
     header: GrantHeader,
-    endpoints: Sequence[str] | None,
     runner_key_id: str | None,
 ) -> str:
     """Return why an active grant no longer fits its mission; empty if it does."""
@@ -689,24 +738,23 @@ def stale_reason(
         return "The mission was given to another agent since."
     if runner_key_id is not None and runner_key_id != header.runner_key_id:
         return "The hub has a new runner key since."
-    if endpoints is not None and not set(header.endpoints) & set(endpoints):
-        return "The runner now uses another model."
     return ""
 
 
 def _shown(
     mission: Mission,
     refs: Sequence[InputRef],
-    models: Sequence[ModelView],
+    granted: GrantedModels,
     runner_key_id: str,
     life_ms: int,
 ) -> Shown:
     return Shown(
         agent_id=mission.agent_id,
         record_ids=tuple(sorted(ref.key for ref in refs)),
-        endpoints=tuple(sorted({model.endpoint for model in models})),
+        endpoints=granted.endpoints,
         runner_key_id=runner_key_id,
         life_ms=life_ms,
+        model_digest=granted.digest,
     )
 
 
@@ -717,6 +765,7 @@ def _within(asked: Shown, shown: Shown) -> bool:
         and asked.record_ids == shown.record_ids
         and asked.endpoints == shown.endpoints
         and asked.runner_key_id == shown.runner_key_id
+        and asked.model_digest == shown.model_digest
         and asked.life_ms <= shown.life_ms
     )
 

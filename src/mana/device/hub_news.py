@@ -7,14 +7,22 @@ hub can be asked again. Nothing here decides; what decides is verified where it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from mana.device.opened import Opened
 from mana.device.views import ModelView, RunnerView
+from mana.device.words import CURRENCY
 from mana.domain.errors import NotFound, Unauthenticated, Unavailable
-from mana.protocol.messages import GrantInfo, MissionsAnswer, MissionStatus, RunnerInfo
+from mana.protocol.messages import (
+    GrantInfo,
+    MissionsAnswer,
+    MissionStatus,
+    RunnerInfo,
+    UsageAnswer,
+    WorkState,
+)
 
 FRESH_MS: Final = 2_000
 RUNNER_FRESH_MS: Final = 60_000
@@ -36,6 +44,30 @@ class _Kept(Generic[T]):
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+class Used(Protocol):
+    """What was used for an agent: tokens, and millionths of the currency."""
+
+    @property
+    def agent_id(self) -> str:
+        """Return the agent."""
+
+    @property
+    def counted(self) -> int:
+        """Return tokens, the worst case of calls under way among them."""
+
+    @property
+    def cost_counted(self) -> int:
+        """Return what they cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Tokens, and what they cost in millionths."""
+
+    tokens: int = 0
+    cost: int = 0
+
+
 class HubNews:
     """Answers of the hub, kept for two seconds, or until something says that they moved."""
 
@@ -44,13 +76,16 @@ class HubNews:
         self._missions: _Kept[MissionsAnswer] = _Kept()
         self._grants: _Kept[list[GrantInfo]] = _Kept()
         self._runner: _Kept[RunnerInfo] = _Kept()
+        self._usage: dict[int, _Kept[UsageAnswer]] = {}
         self._silent_until_ms = 0
-        self.tokens_here: Callable[[], Awaitable[dict[str, int]]] = _none
-        """Tokens that runs on this device used in 24 hours, by agent."""
+        self.used_here: Callable[[], Awaitable[Sequence[Used]]] = _none
+        """What runs on this device used in 24 hours and the hub was not told of yet."""
 
     def moved(self) -> None:
         """Ask again at the next question."""
         self._missions.due_ms = self._grants.due_ms = None
+        for kept in self._usage.values():
+            kept.due_ms = None
 
     async def mission(self, mission_id: str) -> MissionStatus | None:
         """Return what the hub knows of a mission; None if it said nothing of it."""
@@ -61,13 +96,34 @@ class HubNews:
         answer = await self._ask(self._missions, self._opened.hub.missions, FRESH_MS)
         return {one.mission_id: one for one in answer.missions} if answer is not None else {}
 
-    async def tokens_today(self) -> dict[str, int]:
-        """Return tokens used in 24 hours by agent, on the hub and here."""
+    async def work(self) -> WorkState | None:
+        """Return whether the hub works for the account, and its caps; None if it never said."""
         answer = await self._ask(self._missions, self._opened.hub.missions, FRESH_MS)
-        used = dict(answer.tokens_today) if answer is not None else {}
-        for agent_id, tokens in (await self.tokens_here()).items():
-            used[agent_id] = used.get(agent_id, 0) + tokens
+        return answer.work if answer is not None else None
+
+    async def currency(self) -> str:
+        """Return the hub's currency; the usual one as long as it has not said."""
+        said = await self.work()
+        return said.currency if said is not None else CURRENCY
+
+    async def used_today(self) -> dict[str, Spent]:
+        """Return what was used in 24 hours by agent, on the hub and here."""
+        answer = await self._ask(self._missions, self._opened.hub.missions, FRESH_MS)
+        used: dict[str, Spent] = {}
+        if answer is not None:
+            for agent_id in {*answer.tokens_today, *answer.cost_today}:
+                used[agent_id] = Spent(
+                    answer.tokens_today.get(agent_id, 0), answer.cost_today.get(agent_id, 0)
+                )
+        for one in await self.used_here():
+            known = used.get(one.agent_id, Spent())
+            used[one.agent_id] = Spent(known.tokens + one.counted, known.cost + one.cost_counted)
         return used
+
+    async def usage(self, days: int) -> UsageAnswer | None:
+        """Return the hub's ledger of so many days, or its last answer; None if there was none."""
+        kept = self._usage.setdefault(days, _Kept())
+        return await self._ask(kept, lambda: self._opened.hub.usage(days), FRESH_MS)
 
     async def grants(self) -> list[GrantInfo]:
         """Return the register's grants of this account, newest first."""
@@ -75,10 +131,14 @@ class HubNews:
 
     async def runner(self) -> RunnerView | None:
         """Return the hub's runner, for the status line; the consent asks anew."""
-        info = await self._ask(self._runner, self._opened.hub.runner, RUNNER_FRESH_MS)
+        info = await self.runner_info()
         if info is None:
             return None
         return RunnerView(info.key_id, info.fingerprint, model_views(info))
+
+    async def runner_info(self) -> RunnerInfo | None:
+        """Return the hub's runner as the hub tells of it; None if it never did."""
+        return await self._ask(self._runner, self._opened.hub.runner, RUNNER_FRESH_MS)
 
     async def _ask(
         self, kept: _Kept[T], question: Callable[[], Awaitable[T]], fresh_ms: int
@@ -105,12 +165,13 @@ class HubNews:
             return kept.value
 
 
-async def _none() -> dict[str, int]:
-    return {}
+async def _none() -> Sequence[Used]:
+    return ()
 
 
 def model_views(info: RunnerInfo) -> tuple[ModelView, ...]:
     """Return the runner's models, for people."""
     return tuple(
-        ModelView(one.endpoint, one.model, one.description, one.local) for one in info.models
+        ModelView(one.endpoint, one.model, one.description, one.local, one.alias)
+        for one in info.models
     )

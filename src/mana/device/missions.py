@@ -7,19 +7,19 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, TypedDict
 
+from mana.device.due import next_ms
 from mana.device.grants import Grants
 from mana.device.hub_news import HubNews
-from mana.device.opened import InputPrivate, Opened, stamp_ms
+from mana.device.opened import InputPrivate, Opened
 from mana.device.run_ledger import RunLedger
 from mana.device.views import Cited, GrantView, MissionView, RunView
-from mana.device.words import hold_words, reason_words
+from mana.device.words import CURRENCY, errored_words, hold_words, reason_words
 from mana.device.writing import Write
 from mana.domain.cadences import (
     MANUAL,
     Cadence,
     cadence_from_wire,
     describe,
-    next_due,
     zone,
 )
 from mana.domain.changes import Change, ChangeKind
@@ -33,11 +33,13 @@ from mana.domain.missions import (
     MISSION_STATES,
     MISSIONS,
     RUNS_ON_HUB,
+    IfMissed,
     InputRef,
     Mission,
     MissionState,
     mission_from_view,
 )
+from mana.domain.occurrences import ERRORED, FAILURES_MAX
 from mana.domain.records import View
 from mana.domain.tables import DELETED_AT
 from mana.protocol.messages import MissionStatus, OccurrenceInfo
@@ -56,7 +58,10 @@ class InputNotThere(Invalid):
 
 
 class MissionEdit(TypedDict, total=False):
-    """The fields of a mission that can be edited."""
+    """The fields of a mission that can be edited; None removes a cap.
+
+    Caps are of a day: in tokens, and in millionths of the hub's currency.
+    """
 
     title: str
     objective: str
@@ -67,6 +72,17 @@ class MissionEdit(TypedDict, total=False):
     agent_id: str
     runs_on: str
     state: MissionState
+    if_missed: IfMissed
+    tokens_per_day_max: int | None
+    cost_per_day_max: int | None
+
+
+_PLAIN: Final = {
+    "state": "state",
+    "if_missed": "ifMissed",
+    "tokens_per_day_max": "maxTokensPerDay",
+    "cost_per_day_max": "maxCostPerDay",
+}
 
 
 class Missions:
@@ -114,6 +130,9 @@ class Missions:
         zone: str | None = None,
         concept: str = "",
         runs_on: str = RUNS_ON_HUB,
+        if_missed: IfMissed = "once",
+        tokens_per_day_max: int | None = None,
+        cost_per_day_max: int | None = None,
     ) -> str:
         """Create a mission and return its id."""
         mission_id = RecordId(self._opened.new_id())
@@ -127,8 +146,13 @@ class Missions:
             "agent_id": agent_id,
             "runs_on": runs_on,
             "state": "active",
+            "if_missed": if_missed,
+            "tokens_per_day_max": tokens_per_day_max,
+            "cost_per_day_max": cost_per_day_max,
         }
-        values = await self._values(fields)
+        values = {
+            path: value for path, value in (await self._values(fields)).items() if value is not None
+        }
         change = Change(MISSIONS.name, mission_id, ChangeKind.CREATE, values)
         await self._opened.book.commit([Write(change, self._opened.person)])
         self._news.moved()
@@ -179,6 +203,18 @@ class Missions:
         self._news.moved()
         return run_view(info)
 
+    async def stop_on_hub(self, mission_id: str) -> None:
+        """End the run that the hub works on; raise Offline without it."""
+        self._opened.book.require_writable(MISSIONS, mission_id)
+        await self._opened.hub.stop_mission(self._opened.space, mission_id)
+        self._news.moved()
+
+    async def resume_on_hub(self, mission_id: str) -> None:
+        """Let a mission run again that failed too often in a row; raise Offline without the hub."""
+        self._opened.book.require_writable(MISSIONS, mission_id)
+        await self._opened.hub.resume_mission(self._opened.space, mission_id)
+        self._news.moved()
+
     async def _values(self, fields: MissionEdit) -> dict[str, Json]:
         """Return the checked values of the named fields, by path."""
         values: dict[str, Json] = {}
@@ -200,8 +236,9 @@ class Missions:
             values["agentId"] = fields["agent_id"]
         if "runs_on" in fields:
             values["runsOn"] = self._place(fields["runs_on"])
-        if "state" in fields:
-            values["state"] = fields["state"]
+        for name, path in _PLAIN.items():
+            if name in fields:
+                values[path] = fields[name]  # type: ignore[literal-required]
         for path, value in values.items():
             MISSIONS.check(path, value)
         return values
@@ -249,7 +286,9 @@ class Missions:
         cited = await self._cited(mission.inputs)
         runs_here = mission.runs_on == self._opened.place
         runs = await self._runs(mission, status)
-        hold = "malformed" if broken else self._hold(mission, status)
+        failures, failure = await self._failures(mission, status)
+        is_errored = runs_here and failures >= FAILURES_MAX
+        hold = "malformed" if broken else ERRORED if is_errored else self._hold(mission, status)
         # Where this person is no longer, nobody tells whether it still runs.
         is_followed = mission.state == "active" and not self._opened.book.keys.former
         return MissionView(
@@ -270,33 +309,41 @@ class Missions:
             runs_here=runs_here,
             next_ms=self.next_moments(mission, view) if is_followed else (),
             hold=hold,
-            hold_words=hold_words(hold) if mission.state == "active" else "",
+            hold_words=""
+            if mission.state != "active"
+            else errored_words(failures, failure)
+            if hold == ERRORED
+            else hold_words(hold),
             grant=grant,
             runs=runs,
             last_summary=summary,
             phase=self._ledger.phase(mission.id)
             or next((run.phase for run in runs if run.state == "leased"), ""),
+            if_missed=mission.if_missed,
+            tokens_per_day_max=mission.tokens_per_day_max,
+            cost_per_day_max=mission.cost_per_day_max,
+            failures=failures,
+            failure=failure,
+            failure_words=reason_words("failed", failure) if failure else "",
         )
 
     def next_moments(self, mission: Mission, view: View) -> tuple[int, ...]:
         """Return the next three due moments by the cadence."""
         found: builtins.list[int] = []
-        after_ms = self._opened.now_ms()
-        while len(found) < NEXT_SHOWN:
-            try:
-                due_ms = next_due(
-                    mission.cadence,
-                    mission.zone,
-                    anchor_ms=stamp_ms(view.stamps.get("cadence")),
-                    after_ms=after_ms,
-                )
-            except Invalid:
-                break
-            if due_ms is None:
-                break
+        due_ms = next_ms(mission, view, self._opened.now_ms())
+        while due_ms is not None and len(found) < NEXT_SHOWN:
             found.append(due_ms)
-            after_ms = due_ms
+            due_ms = next_ms(mission, view, due_ms)
         return tuple(found)
+
+    async def _failures(self, mission: Mission, status: MissionStatus | None) -> tuple[int, str]:
+        """Return how often a mission failed in a row where it runs, and why the last time."""
+        if mission.runs_on == self._opened.place:
+            marks = await self._ledger.marks(mission.id)
+            return marks.failures, marks.failure
+        if status is None:
+            return 0, ""
+        return status.failures, status.failure or ""
 
     def _hold(self, mission: Mission, status: MissionStatus | None) -> str:
         if mission.runs_on == RUNS_ON_HUB and status is not None:
@@ -305,11 +352,12 @@ class Missions:
 
     async def _runs(self, mission: Mission, status: MissionStatus | None) -> tuple[RunView, ...]:
         """Return the hub's ledger and this device's runs together, newest first."""
-        runs = [run_view(info) for info in status.occurrences] if status is not None else []
+        currency = await self._news.currency()
+        infos = status.occurrences if status is not None else []
+        runs = [run_view(info, currency=currency) for info in infos]
         known = {run.occurrence_id for run in runs}
-        runs += [
-            run for run in await self._ledger.runs(mission.id) if run.occurrence_id not in known
-        ]
+        here = await self._ledger.runs(mission.id, currency=currency)
+        runs += [run for run in here if run.occurrence_id not in known]
         runs.sort(key=lambda run: (run.scheduled_ms, run.occurrence_id), reverse=True)
         return tuple(runs[:RUNS_SHOWN])
 
@@ -318,7 +366,7 @@ class Missions:
         return tuple(Cited(ref.table, ref.id, titles[ref.table, ref.id]) for ref in inputs)
 
 
-def run_view(info: OccurrenceInfo) -> RunView:
+def run_view(info: OccurrenceInfo, *, currency: str = CURRENCY) -> RunView:
     """Return a line of the hub's ledger, with its reason in words."""
     reason = info.reason or ""
     return RunView(
@@ -327,11 +375,25 @@ def run_view(info: OccurrenceInfo) -> RunView:
         kind=info.kind,
         state=info.state,
         reason=reason,
-        reason_words=reason_words(info.state, reason),
+        reason_words=reason_words(info.state, reason, currency=currency),
         iteration_id=info.iteration_id,
         tokens=info.tokens,
         phase=info.phase or "",
+        cost=info.cost,
+        tries=info.tries,
+        last_reason=info.last_reason or "",
+        last_reason_words=reason_words("failed", info.last_reason) if info.last_reason else "",
+        due_ms=_due_ms(info),
+        round=info.round,
+        calls=info.calls,
+        steps=info.steps,
+        heard=info.heard,
     )
+
+
+def _due_ms(info: OccurrenceInfo) -> int | None:
+    """Return when an occurrence that waits is worked on, if it is of the future by the hub."""
+    return parse_iso_ms(info.due_at) if info.due_at and info.state == "queued" else None
 
 
 def _readable(view: View) -> tuple[Mission, bool]:

@@ -24,6 +24,8 @@ from mana.domain.missions import MISSIONS, Mission, mission_from_view
 from mana.domain.records import Snapshot, View
 from mana.domain.settings import SETTINGS, SETTINGS_ID
 from mana.domain.tables import Table
+from mana.models.connections import Connections
+from mana.models.settings import ModelSettings
 from mana.planning.ports import Model
 from mana.registry.catalogue import Catalogue
 
@@ -53,7 +55,11 @@ class InputPrivate(Conflict):
 
 @dataclass(frozen=True)
 class Opened:
-    """One unlocked account. `new_id` gives the id of a new record, `now_ms` the time."""
+    """One unlocked account. `new_id` gives the id of a new record, `now_ms` the time.
+
+    `listed`: the models that are set up on this device, the first of which is `model`; None: that
+    one alone.
+    """
 
     book: RecordBook
     hub: HubClient
@@ -63,6 +69,8 @@ class Opened:
     now_ms: Callable[[], int]
     new_id: Callable[[], str]
     keyring: SystemKeyring = field(default_factory=SystemKeyring)
+    listed: ModelSettings | None = None
+    connections: Connections | None = None
 
     @property
     def account_id(self) -> str:

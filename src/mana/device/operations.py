@@ -11,10 +11,13 @@ from typing import Final
 
 from mana.device.agents import Agents
 from mana.device.audit import Audit, Audited
+from mana.device.budgets import Budgets
 from mana.device.conflicts import Conflicts
 from mana.device.editing import Editing
 from mana.device.errors import Locked
+from mana.device.executing import Executing
 from mana.device.grants import Grants
+from mana.device.holders import Holder
 from mana.device.hub_news import HubNews
 from mana.device.inbox import Inbox
 from mana.device.journal import Journal
@@ -22,29 +25,36 @@ from mana.device.keyring import Remembering
 from mana.device.links import Links
 from mana.device.locks import FileLock
 from mana.device.missions import Missions
+from mana.device.models import OwnModels
 from mana.device.notices import Notices
 from mana.device.opened import Opened
 from mana.device.policies import Policies
 from mana.device.resealing import Resealing
 from mana.device.rotation import Rotation
 from mana.device.run_ledger import RunLedger
-from mana.device.runner import EXPIRE_S, TICK_S, TIMEOUT_S, Runner
+from mana.device.runner import EXPIRE_S, TICK_S, TIMEOUT_S, NotRunHere, Runner
+from mana.device.runs import Runs
 from mana.device.security import Rotating, Security
 from mana.device.sessions import Sessions
 from mana.device.spaces import Spaces
 from mana.device.steps import Steps
 from mana.device.timeline import Timeline
 from mana.device.trust import Memory, Trust
+from mana.device.usage import UsageHistory
 from mana.device.views import ModelView, Notice, RunView, Status, SyncStatus
+from mana.device.work import Work
+from mana.domain.agents import AGENTS
 from mana.domain.errors import ManaError
 from mana.domain.iterations import STEPS
-from mana.domain.missions import MISSIONS, RUNS_ON_HUB
+from mana.domain.missions import MISSIONS, RUNS_ON_HUB, Mission
 from mana.domain.settings import SETTINGS, SETTINGS_ID
 
 RESEAL_S: Final = 3_600.0
 """How often is looked for records under an old key, beside each time that keys moved."""
 _log: Final = logging.getLogger("mana.device")
-WAKING: Final = frozenset({STEPS.name, MISSIONS.name})
+WAKING: Final = frozenset({STEPS.name, MISSIONS.name, SETTINGS.name})
+LOOKED_AT: Final = frozenset({MISSIONS.name, AGENTS.name, SETTINGS.name})
+"""Tables whose records may end a run that goes on."""
 
 
 def runner_lock(folder: Path, account_id: str) -> Path:
@@ -59,6 +69,10 @@ class _Shared:
     notices: Notices
     news: HubNews
     ledger: RunLedger
+    budgets: Budgets
+    work: Work
+    own_models: OwnModels
+    usage: UsageHistory
     memory: Memory
     spaces: Spaces
     security: Security
@@ -91,6 +105,10 @@ class Operations:
         self.notices = shared.notices
         self.news = shared.news
         self.ledger = shared.ledger
+        self.budgets = shared.budgets
+        self.work = shared.work
+        self.own_models = shared.own_models
+        self.usage = shared.usage
         self.spaces = shared.spaces
         self.security = shared.security
         self.conflicts = shared.conflicts
@@ -101,10 +119,9 @@ class Operations:
         self.records = Editing(opened)
         self.trust = Trust(opened, self.records, self.news, shared.memory)
         self.grants = Grants(opened, self.news, self.trust)
-        self.agents = Agents(opened, self.records, self.news)
         self.missions = Missions(opened, self.grants, self.news, self.ledger)
         self.policies = Policies(opened)
-        self.agents = Agents(opened, self.records, self.news)
+        self.agents = Agents(opened, self.records, self.news, self.policies.space_policy)
         self.steps = Steps(opened, self.trust, self.policies)
         self.inbox = Inbox(opened, self.steps)
         self.journal = Journal(opened)
@@ -112,14 +129,19 @@ class Operations:
         self.audit = Audit(opened, self.records, self.trust, self._audited)
         self.runner = Runner(
             opened,
-            self.steps,
+            Runs(opened, self.steps, self.policies.space_policy),
+            Executing(opened, self.steps, may_go_on=self._may_go_on),
             self.inbox,
             self.ledger,
+            self.budgets,
             self.news,
+            self.work,
             say=lambda: self.notices.say(Notice("missions")),
+            wake=lambda: self.first._woken.set(),
             timeout_s=shared.timeout_s,
         )
         self._keys_moved = True
+        self._told_of_work = True
         self._woken = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
 
@@ -164,6 +186,7 @@ class Operations:
             self._serving = None
         for each in self._shared.by_space.values():
             await each.runner.close()
+        self.ledger.holder.release()
         self.notices.say(Notice("lock"))
         self.notices.close()
 
@@ -224,6 +247,34 @@ class Operations:
             return await self.missions.ask_hub_to_run(mission_id)
         return await self.runner.run_now(mission_id)
 
+    async def stop_mission(self, mission_id: str) -> None:
+        """Stop a mission's run in its place, the hub or this device.
+
+        Raises Offline for one of the hub without it, and NotRunHere for one of another device.
+        """
+        mission = await self.opened.mission(mission_id)
+        if mission.runs_on == RUNS_ON_HUB:
+            await self.missions.stop_on_hub(mission_id)
+        self._require_reachable(mission)
+        await self.runner.stop(mission_id)
+
+    async def resume_mission(self, mission_id: str) -> None:
+        """Let a mission run again that failed too often in a row; raise as `stop_mission`."""
+        mission = await self.opened.mission(mission_id)
+        if mission.runs_on == RUNS_ON_HUB:
+            await self.missions.resume_on_hub(mission_id)
+            return
+        self._require_reachable(mission)
+        self.opened.book.require_writable(MISSIONS, mission_id)
+        await self.runner.resume(mission_id)
+
+    def _require_reachable(self, mission: Mission) -> None:
+        if mission.runs_on not in (RUNS_ON_HUB, self.opened.place):
+            raise NotRunHere("the mission runs on another device")
+
+    async def _may_go_on(self) -> bool:
+        return await self.work.stopped_ms() is None
+
     async def _serve(self) -> None:
         # One process of this machine works by itself; the terminal opens the same replica.
         lock = FileLock(runner_lock(self.opened.book.settings.folder, self.opened.account_id))
@@ -244,6 +295,10 @@ class Operations:
             expire = loop.time() - expired_at >= EXPIRE_S
             if expire:
                 expired_at = loop.time()
+            if expire or self._told_of_work:
+                self._told_of_work = False
+                await self.work.tell()
+            await self.keep_books()
             for space in self.everywhere():
                 if not space.opened.book.may_write:
                     continue
@@ -256,6 +311,19 @@ class Operations:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._woken.wait()
+
+    async def keep_books(self) -> None:
+        """Tell the hub what was spent, and hold tokens for what is due while it may be away."""
+        try:
+            await self.budgets.recover()
+            await self.budgets.report()
+            for space in self.everywhere():
+                if space.opened.book.may_write:
+                    await space.runner.keep_slices()
+        except Locked:
+            raise
+        except ManaError as error:
+            _log.info("the hub is told later what was spent: %s", error.code)
 
     async def reseal(self) -> None:
         """Bring records under the newest keys of their spaces, as far as the hub takes them."""
@@ -278,8 +346,13 @@ class Operations:
         if notice.topic == "spaces":
             self.news.moved()
             self._keys_moved = True
+        if SETTINGS.name in notice.tables:
+            self._told_of_work = True
         if notice.topic in ("missions", "sync", "spaces") or notice.tables & WAKING:
             self._woken.set()
+        if notice.tables & LOOKED_AT:
+            for each in self._shared.by_space.values():
+                each.runner.heard()
         self.notices.say(notice)
 
 
@@ -288,13 +361,25 @@ def _rotating(rotation: Rotation) -> Rotating:
 
 
 def _shared(opened: Opened, timeout_s: float) -> _Shared:
-    notices, news, ledger = Notices(), HubNews(opened), RunLedger(opened)
+    notices, news = Notices(), HubNews(opened)
+    holder = Holder(opened.book.settings.folder, opened.account_id)
+    ledger, budgets = RunLedger(opened, holder), Budgets(opened, holder)
+    news.used_here, budgets.moved = budgets.unreported_today, news.moved
+    by_space: dict[str, Operations] = {}
+
+    def halt() -> None:
+        for each in by_space.values():
+            each.runner.heard()
+
     spaces = Spaces(opened, say=notices.say)
-    news.tokens_here = ledger.tokens_today
     return _Shared(
         notices=notices,
         news=news,
         ledger=ledger,
+        budgets=budgets,
+        work=Work(opened, Editing(opened), news, budgets, halt=halt),
+        own_models=OwnModels(opened, news),
+        usage=UsageHistory(opened, news, budgets),
         memory=Memory(),
         spaces=spaces,
         security=Security(opened, _rotating(spaces.rotation)),
@@ -303,6 +388,6 @@ def _shared(opened: Opened, timeout_s: float) -> _Shared:
         links=Links(opened),
         sessions=Sessions(opened),
         keyring=Remembering(opened.book, opened.keyring),
-        by_space={},
+        by_space=by_space,
         timeout_s=timeout_s,
     )

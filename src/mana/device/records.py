@@ -11,7 +11,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -58,6 +58,8 @@ from mana.registry.catalogue import Catalogue
 GROUP_BYTES_MAX: Final = 3 * 1024 * 1024
 VIEWS_MAX: Final = 50_000
 """Opened records that are kept in memory; the oldest go first."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,6 +501,24 @@ class RecordBook:
         vault = self._vault()
         raw = await self._replica.read(lambda tx: open_sealed(tx, vault, meta_of("kept", name)))
         return None if raw is None else parse_json(raw)
+
+    async def keep_changed(self, name: str, change: Callable[[Json], tuple[Json, _T]]) -> _T:
+        """Change what is kept under a name in one transaction, which other processes wait for.
+
+        `change` gets what is kept, or None, and returns what is kept from then on and an answer
+        for the caller. It does nothing else: it may be called again.
+        """
+        vault, meta = self._vault(), meta_of("kept", name)
+
+        def work(tx: Tx) -> _T:
+            raw = open_sealed(tx, vault, meta)
+            before = None if raw is None else parse_json(raw)
+            after, answer = change(before)
+            if after != before:
+                keep_sealed(tx, vault, meta, None if after is None else canonical_json(after))
+            return answer
+
+        return await self._replica.write(work)
 
     # Sync
 

@@ -1,55 +1,62 @@
-"""Missions that run on this device, and steps that policy lets run by themselves.
+"""Missions that run on this device, under the same rules as on the hub.
 
-The same planning code as the hub's runner, under the same gates: agent state, concurrency,
-budget. A run reads the mission's inputs and nothing else. It commits once, at its end, so a run
-that is stopped or times out has changed nothing.
-
-A planned step is claimed on the hub before it is executed; the policy is asked again, and the
-stricter answer wins. All ids are derived, so a crash in between repeats nothing.
+Due by their clock or by changes of their inputs, several at once, tried again by the class of their
+failure, held after five failures in a row. A run stands in the ledger before it begins and is looked
+after while it goes on: once the mission, its agent or the person's word does not allow it any more,
+the call of the model is cut off and nothing is written. Normative: docs/protocol/engine.md, 1 and 2.
 """
 
 from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Final
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final, TypeVar
 
+from mana.device.budgets import Budgets, HubNeeded, Purse, RunBudget
+from mana.device.due import arranged_ms, change_due_ms, changed_ms, due_moments, next_ms
 from mana.device.errors import Locked
 from mana.device.executing import Executing
 from mana.device.hub_news import HubNews
 from mana.device.inbox import Inbox
-from mana.device.opened import Opened, stamp_ms
-from mana.device.run_ledger import RunLedger, RunLine
+from mana.device.models import candidates
+from mana.device.opened import Opened
+from mana.device.run_ledger import Begun, MissionMarks, RunLedger, RunLine
 from mana.device.run_ledger import view as run_view
-from mana.device.steps import Steps, in_order
+from mana.device.runs import Runs
 from mana.device.views import RunView
-from mana.device.writing import Write
-from mana.domain.actors import Actor, agent_at_work
+from mana.device.words import NEEDS_HUB
+from mana.device.work import Work
 from mana.domain.agents import AGENTS, Agent
-from mana.domain.cadences import next_due
-from mana.domain.changes import Change, ChangeKind
-from mana.domain.clock import iso_ms
-from mana.domain.encoding import Json
-from mana.domain.errors import Conflict, Invalid, ManaError
-from mana.domain.ids import MissionId, RecordId, derived_id, iteration_id
-from mana.domain.iterations import ITERATIONS, STEPS
+from mana.domain.encoding import length_prefixed, sha256
+from mana.domain.errors import Conflict, Invalid, ManaError, NotFound
 from mana.domain.missions import MISSIONS, Mission, mission_from_view
-from mana.domain.policy import SpacePolicy
-from mana.domain.records import View
-from mana.planning.budget import budget_reason, counted_tokens, fitting, is_used_up
-from mana.planning.loop import InputTooLarge, Plan, run
-from mana.planning.ports import BudgetExceeded, ModelCall, ModelFailed, Moment, Reservation, Usage
-from mana.planning.prompt import PastIteration, PastStep, PlanInput, PlannedInput
+from mana.domain.money import FREE
+from mana.domain.occurrences import LEASES_MAX, RETRIES_MS
+from mana.domain.records import Record, View
+from mana.models.choose import ModelUnknown
+from mana.planning.budget import budget_reason
+from mana.planning.guardrails import GuardrailBlocked, InputTooLarge
+from mana.planning.loop import Plan
+from mana.planning.ports import (
+    BudgetExceeded,
+    Candidate,
+    ModelFailed,
+    Moment,
+    PriceUnknown,
+)
+from mana.protocol.errors import MissionErrored
 
 TIMEOUT_S: Final = 180.0
 TICK_S: Final = 15.0
 EXPIRE_S: Final = 60.0
-PROPOSAL_LIFE_MS: Final = 14 * 24 * 60 * 60 * 1_000
-HISTORY_MAX: Final = 3
-REFUSALS_BYTES_MAX: Final = 16_000
-_DAYS_BACK_MS: Final = 8 * 24 * 60 * 60 * 1_000
+LOOK_S: Final = 1.0
+"""How often a run asks whether it may go on, beside each time that something moved."""
+HUB_RETRY_MS: Final = 60_000
+_T = TypeVar("_T")
 _log: Final = logging.getLogger("mana.device.runner")
 
 
@@ -67,41 +74,25 @@ class NotRunHere(Conflict):
     advice: ClassVar[str] = "Run it on the device that it belongs to, or move it."
 
 
-class DeviceBudget:
-    """The agent's tokens on this device: what is reserved counts until it is settled."""
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A run that may begin: its mission as it is now, its agent, and the models that it may call."""
 
-    def __init__(self, tokens_max: int | None, used: int, beside: Callable[[], int]) -> None:
-        self._tokens_max = tokens_max
-        self._used = used
-        self._beside = beside
-        self._reserved: dict[str, int] = {}
-        self._calls = 0
-        self.spent = 0
+    mission: Mission
+    view: View
+    agent: Agent
+    models: tuple[Candidate, ...]
+    line: RunLine
 
-    async def reserve(
-        self, prompt_tokens: int, completion_tokens_max: int, call: ModelCall
-    ) -> Reservation:
-        """Reserve the worst case of one call; raise BudgetExceeded."""
-        counted = self._used + self._beside() + self.end()
-        granted = fitting(
-            prompt_tokens, completion_tokens_max, cap=self._tokens_max, counted=counted
-        )
-        self._calls += 1
-        name = str(self._calls)
-        self._reserved[name] = prompt_tokens + granted
-        return Reservation(name, granted)
 
-    async def settle(self, reservation: str, usage: Usage | None) -> None:
-        """Replace a reservation by what was used; what cannot be true counts it in full."""
-        self.spent += counted_tokens(usage, self._reserved.pop(reservation))
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a run came to its end. `wait_ms`: how long an endpoint asked to be left alone."""
 
-    def add(self, tokens: int) -> None:
-        """Count what another run of the agent used, which ended meanwhile."""
-        self._used += tokens
-
-    def end(self) -> int:
-        """Return what the run used; a call that was cut off counts in full."""
-        return self.spent + sum(self._reserved.values())
+    state: str
+    reason: str = ""
+    iteration_id: str | None = None
+    wait_ms: int = 0
 
 
 class Runner:
@@ -110,65 +101,95 @@ class Runner:
     def __init__(
         self,
         opened: Opened,
-        steps: Steps,
+        runs: Runs,
+        executing: Executing,
         inbox: Inbox,
         ledger: RunLedger,
+        budgets: Budgets,
         news: HubNews,
+        work: Work,
         *,
         say: Callable[[], None],
+        wake: Callable[[], None],
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._opened = opened
-        self._steps = steps
+        self._runs = runs
+        self._executing = executing
         self._inbox = inbox
         self._ledger = ledger
+        self._budgets = budgets
         self._news = news
+        self._work = work
         self._say = say
+        self._wake = wake
         self._timeout_s = timeout_s
-        self._running: dict[str, tuple[str, asyncio.Task[RunLine]]] = {}
-        self._stopped: set[str] = set()
-        self._budgets: dict[str, builtins.list[DeviceBudget]] = {}
-        self._executing = Executing(opened, steps)
+        self._running: dict[str, asyncio.Task[RunLine]] = {}
+        self._stopped: set[asyncio.Task[RunLine]] = set()
+        self._look = asyncio.Event()
+        self._beginning = asyncio.Lock()
 
     async def work(self, *, expire: bool) -> None:
-        """Work once on what is due. A failure of one thing stops nothing else."""
-        await self._guarded(self.run_planned)
-        await self._guarded(self.run_due)
+        """Work once on what is due. A failure of one thing stops nothing else.
+
+        Runs go on after this returns; each wakes the device when it has ended.
+        """
+        if await self._work.stopped_ms() is None:
+            await self._guarded(self.run_planned)
+            await self._guarded(self.begin_due)
         if expire:
             await self._guarded(self._inbox.expire)
 
     async def close(self) -> None:
-        """Stop every run and wait until it has stopped."""
-        tasks = [task for _, task in self._running.values()]
+        """Stop every run and wait until it has stopped; what was due is run later."""
+        tasks = builtins.list(self._running.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def heard(self) -> None:
+        """Let each run ask at once whether it may go on, because something has moved."""
+        looked, self._look = self._look, asyncio.Event()
+        looked.set()
+
     async def run_due(self) -> builtins.list[RunLine]:
-        """Run missions of this device whose moment has come; the newest missed one runs once."""
-        ended: builtins.list[RunLine] = []
-        for view in await self._opened.book.views(MISSIONS.name):
-            mission = await self._obeyed(view)
-            if mission is None or not self._is_placed_here(mission, view):
-                continue
-            if mission.state != "active" or mission.id in self._running:
-                continue
-            due_ms = self.due_ms(mission, view)
-            if due_ms is None or await self._ledger.find(mission.id, due_ms) is not None:
-                continue
-            known = iteration_id(MissionId(mission.id), iso_ms(due_ms))
-            if await self._opened.book.view(ITERATIONS.name, known) is not None:
-                continue
-            line = await self._start(mission, due_ms, "scheduled")
-            if line is not None:
-                ended.append(line)
-        return ended
+        """Run what has come due of the missions of this device, and return how each ended."""
+        return builtins.list(await asyncio.gather(*await self.begin_due()))
+
+    async def begin_due(self) -> builtins.list[asyncio.Task[RunLine]]:
+        """Begin what has come due, as many missions at once as their agents may."""
+        async with self._beginning:
+            await self._work.require_going()
+            await self.recover()
+            lines = [line for line in await self._ledger.lines() if line.state == "queued"]
+            queued = {line.mission_id: line for line in lines}
+            marks = await self._ledger.all_marks()
+            begun: builtins.list[asyncio.Task[RunLine]] = []
+            for view in await self._opened.book.views(MISSIONS.name, include_deleted=True):
+                waiting = queued.get(view.id)
+                mission = None if view.deleted else await self._obeyed(view)
+                if mission is None or not self._is_placed_here(mission, view):
+                    await self._end_queued(waiting, "mission-not-active")
+                    continue
+                if mission.state != "active":
+                    await self._end_queued(waiting, "mission-not-active")
+                    continue
+                known = marks.get(mission.id, MissionMarks())
+                if known.is_errored or mission.id in self._running:
+                    continue
+                line = await self._next(mission, view, waiting, known)
+                if line is not None:
+                    task = await self._launch(mission, view, line)
+                    begun += [task] if isinstance(task, asyncio.Task) else []
+            return begun
 
     async def run_now(self, mission_id: str) -> RunView:
         """Run a mission of this device now and return how it ended.
 
-        Raises NotRunHere, MissionBusy, or Conflict where the mission is not active.
+        Raises NotRunHere, MissionBusy, MissionErrored, WorkStopped, or Conflict where the mission
+        is not active.
         """
+        await self._work.require_going()
         view = await self._opened.mission_view(mission_id)
         mission = await self._obeyed(view)
         if mission is None:
@@ -178,278 +199,326 @@ class Runner:
         self._opened.book.require_writable(MISSIONS, mission_id)
         if mission.state != "active":
             raise Conflict(f"the mission is {mission.state}")
-        if mission_id in self._running:
+        if (await self._ledger.marks(mission_id)).is_errored:
+            raise MissionErrored("the mission failed too often in a row")
+        line = self._line(mission, self._opened.now_ms(), "manual")
+        begun = await self._launch(mission, view, line)
+        if begun == "busy":
             raise MissionBusy("the mission runs already")
-        now_ms = self._opened.now_ms()
-        line = await self._start(mission, now_ms, "manual")
-        if line is None:
-            line = self._line(mission, now_ms, "manual", "skipped", "concurrency")
-            await self._ledger.put(line)
-        return run_view(line)
+        if isinstance(begun, asyncio.Task):
+            # Whoever asked may go away; the run goes on.
+            ended = await asyncio.shield(begun)
+        elif isinstance(begun, RunLine):
+            ended = begun
+        else:
+            ended = await self._refused(line, "concurrency")
+        return run_view(ended, currency=await self._news.currency())
 
     async def stop(self, mission_id: str) -> None:
-        """Stop a run; it has changed nothing, and the ledger says that it was stopped."""
-        found = self._running.get(mission_id)
-        if found is not None:
-            self._stopped.add(mission_id)
-            found[1].cancel()
-            await asyncio.gather(found[1], return_exceptions=True)
+        """Stop a run, also one of another process of this device; it has changed nothing."""
+        await self._ledger.ask_stop(mission_id)
+        task = self._running.get(mission_id)
+        if task is not None:
+            self._stopped.add(task)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
-    def due_ms(self, mission: Mission, view: View) -> int | None:
-        """Return the newest due moment that has come since the mission was so arranged."""
-        now_ms = self._opened.now_ms()
-        anchor_ms = stamp_ms(view.stamps.get("cadence"))
-        arranged_ms = max(
-            stamp_ms(view.stamps.get(path)) for path in ("cadence", "timeZone", "runsOn", "state")
-        )
-        back_ms = _DAYS_BACK_MS
-        if mission.cadence.kind == "interval":
-            back_ms = 2 * mission.cadence.every_minutes * 60_000
-        after_ms, found = max(arranged_ms, now_ms - back_ms), None
-        while True:
-            try:
-                due_ms = next_due(
-                    mission.cadence, mission.zone, anchor_ms=anchor_ms, after_ms=after_ms
-                )
-            except Invalid:
-                return found
-            if due_ms is None or due_ms > now_ms:
-                return found
-            found = after_ms = due_ms
+    async def resume(self, mission_id: str) -> None:
+        """Let a mission run again that failed too often in a row."""
+        await self._ledger.resume(mission_id)
+        self._wake()
 
-    # One run
-
-    async def _start(self, mission: Mission, scheduled_ms: int, kind: str) -> RunLine | None:
-        """Run to the end; return None if the agent is at work on as many missions as it may."""
-        agent = await self._agent(mission.agent_id)
-        reason = _gate(agent)
-        if agent is None or reason:
-            return await self._ledger.put(
-                self._line(mission, scheduled_ms, kind, "skipped", reason)
-            )
-        cap = agent.tokens_per_day_max
-        used = (await self._news.tokens_today()).get(agent.id, 0)
-        at_work = sum(1 for agent_id, _ in self._running.values() if agent_id == agent.id)
-        if at_work >= agent.concurrent_max or mission.id in self._running:
-            return None
-        if cap is not None and is_used_up(cap, used, metered=self._opened.model.metered):
-            reason = budget_reason(0, cap)
-            return await self._ledger.put(
-                self._line(mission, scheduled_ms, kind, "skipped", reason)
-            )
-        task = asyncio.create_task(self._run(mission, agent, scheduled_ms, kind, used))
-        self._running[mission.id] = (agent.id, task)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-                raise
-            if mission.id not in self._stopped:
-                raise
-            return self._line(mission, scheduled_ms, kind, "failed", "stopped")
-        finally:
-            self._running.pop(mission.id, None)
-            self._stopped.discard(mission.id)
-            self._ledger.set_phase(mission.id, None)
-            self._say()
-
-    async def _run(
-        self, mission: Mission, agent: Agent, scheduled_ms: int, kind: str, used: int
-    ) -> RunLine:
-        """Plan and commit one run; return its line, which is kept in every case."""
-        budgets = self._budgets.setdefault(agent.id, [])
-        budget = DeviceBudget(
-            agent.tokens_per_day_max,
-            used,
-            # Another mission of the same agent spends from the same day.
-            lambda: sum(one.end() for one in budgets if one is not budget),
-        )
-        budgets.append(budget)
-        state, reason, iteration = "failed", "internal", None
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                plan, read = await self._plan(mission, agent, scheduled_ms, budget, used)
-            iteration = await self._commit(mission, agent, scheduled_ms, plan, read)
-            state, reason = "done", ""
-        except TimeoutError:
-            reason = "timeout"
-        except asyncio.CancelledError:
-            reason = "stopped"
-            raise
-        except BudgetExceeded as error:
-            state, reason = "skipped", budget_reason(error.left, error.cap)
-        except InputTooLarge:
-            reason = "inputs"
-        except ModelFailed as error:
-            reason = error.kind
-        except ManaError as error:
-            _log.warning("run failed: %s", error.code)
-        finally:
-            line = self._line(mission, scheduled_ms, kind, state, reason, iteration, budget.end())
-            try:
-                if reason != "stopped" or mission.id in self._stopped:
-                    # A run that ends with the process is no run: it is made up for at the next
-                    # start.
-                    line = await asyncio.shield(self._ledger.put(line))
-            finally:
-                budgets.remove(budget)
-                for other in budgets:
-                    other.add(budget.end())
-        if iteration is not None:
-            await self._guarded(self.run_planned)
-        return line
-
-    async def _plan(
-        self, mission: Mission, agent: Agent, scheduled_ms: int, budget: DeviceBudget, used: int
-    ) -> tuple[Plan, builtins.list[View]]:
-        self.phase_of(mission.id)("inputs")
-        views = await self._inputs(mission)
-        loaded: dict[str, builtins.list[View]] = {}
-        for view in views:
-            loaded.setdefault(view.table, []).append(view)
-        plan_input = PlanInput(
-            mission=mission,
-            agent=agent,
-            inputs=tuple(self._shown(view) for view in views),
-            history=await self._history(mission.id),
-            now_iso=self._opened.now_iso(),
-            zone=mission.zone,
-            today=self._opened.today(mission.zone),
-            tokens_today=used,
-        )
-        plan = await run(
-            plan_input,
-            model=self._opened.model,
-            catalogue=self._opened.catalogue,
-            policy=agent.policy,
-            space_policy=SpacePolicy(),
-            records=self._opened.snapshot_of(loaded, mission.zone),
-            budget=budget,
-            progress=_Phases(self.phase_of(mission.id)),
-            iteration_id=iteration_id(MissionId(mission.id), iso_ms(scheduled_ms)),
-        )
-        return plan, views
-
-    def phase_of(self, mission_id: str) -> Callable[[str], None]:
-        """Return what tells the page how far a run is."""
-
-        def tell(name: str) -> None:
-            self._ledger.set_phase(mission_id, name)
-            self._say()
-
-        return tell
-
-    async def _inputs(self, mission: Mission) -> builtins.list[View]:
-        """Return the mission's inputs, and nothing else: the same scope that a grant has."""
-        found: builtins.list[View] = []
-        for ref in mission.inputs:
-            view = await self._opened.find(ref.table, ref.id)
-            offered = self._opened.catalogue.input_kind(ref.table)
-            if view is None or view.deleted or offered is None:
-                continue
-            if self._opened.may_be_input(view):
-                found.append(view)
-        return found
-
-    def _shown(self, view: View) -> PlannedInput:
-        kind = self._opened.catalogue.input_kind(view.table)
-        return PlannedInput(
-            key=f"{view.table}:{view.id}",
-            module=self._opened.catalogue.module_of(view.table),
-            title="" if kind is None else kind.title(view),
-            content="" if kind is None else kind.content(view),
-        )
-
-    async def _history(self, mission_id: str) -> tuple[PastIteration, ...]:
-        """Return the last runs, oldest first, with what became of their steps."""
-        iterations = [
-            view
-            for view in await self._opened.book.views(ITERATIONS.name)
-            if view.text("missionId") == mission_id
-        ]
-        iterations.sort(key=lambda view: view.text("scheduledFor"))
-        steps: dict[str, builtins.list[View]] = {}
-        for step in await self._steps.views():
-            steps.setdefault(step.text("iterationId"), []).append(step)
-        return tuple(
-            PastIteration(
-                id=view.id,
-                started_at=view.text("startedAt") or view.text("scheduledFor"),
-                summary=view.text("summary"),
-                steps=tuple(_past(step) for step in in_order(steps.get(view.id, ()))),
-            )
-            for view in iterations[-HISTORY_MAX:]
-        )
-
-    async def _commit(
-        self,
-        mission: Mission,
-        agent: Agent,
-        scheduled_ms: int,
-        plan: Plan,
-        read: Sequence[View],
-    ) -> str:
-        """Write the iteration and its steps as one group; auto steps are this device's already."""
-        opened = self._opened
-        run_id = iteration_id(MissionId(mission.id), iso_ms(scheduled_ms))
-        actor = agent_at_work(agent.id, mission.id, run_id)
-        finished = opened.now_iso()
-        step_ids: builtins.list[Json] = [step.id for step in plan.steps]
-        inputs: builtins.list[Json] = [*sorted(f"{v.table}:{v.id}" for v in read)]
-        usage: dict[str, Json] = {
-            "promptTokens": plan.usage.prompt_tokens,
-            "completionTokens": plan.usage.completion_tokens,
-        }
-        values: dict[str, Json] = {
-            "missionId": mission.id,
-            "scheduledFor": iso_ms(scheduled_ms),
-            "source": "device",
-            "stepIds": step_ids,
-            "proof": {"deviceId": opened.device_id},
-            "agentName": agent.name[:80],
-            "agentAvatar": agent.avatar[:16],
-            "missionTitle": mission.title[:200],
-            "summary": plan.summary,
-            "model": plan.model[:200],
-            "endpoint": plan.endpoint[:500],
-            "promptVersion": plan.prompt_version,
-            "usage": usage,
-            "stopReason": plan.stop_reason,
-            "inputsRead": inputs,
-            "refusals": plan.refusals_within(REFUSALS_BYTES_MAX),
-            "startedAt": iso_ms(scheduled_ms),
-            "finishedAt": finished,
-        }
-        writes = [_insert(ITERATIONS.name, run_id, values, {}, actor=actor, place="run")]
-        for step in plan.steps:
-            auto = step.decision == "auto"
-            planned: dict[str, Json] = {
-                "missionId": mission.id,
-                "iterationId": run_id,
-                "index": step.index,
-                "status": "executing" if auto else "staged",
-                "intent": step.intent,
-                "sentence": step.sentence,
-                "rationale": step.rationale,
-                "preview": builtins.list(step.preview),
-                "base": dict(step.base),
-                "binding": step.binding,
-                "decision": step.decision,
-                "expiresAt": iso_ms(opened.now_ms() + PROPOSAL_LIFE_MS),
-            }
-            guards: dict[str, Json] = {"status": None}
-            if auto:
-                planned["claimedBy"] = opened.device_id
-                guards["claimedBy"] = None
-            writes.append(_insert(STEPS.name, step.id, planned, guards, actor=actor, place="run"))
-        await opened.book.commit(writes, group=derived_id("group", run_id, "run"))
-        return run_id
+    async def recover(self) -> None:
+        """Deal with what a crash left behind: it is run again, or written down."""
+        for line in await self._ledger.abandoned():
+            found = await self._runs.find(line.mission_id, line.scheduled_ms)
+            ended = replace(line, tokens=0, cost=0, leases=line.leases + 1)
+            if found is not None:
+                ended = replace(ended, state="done", reason="", iteration_id=found)
+            elif line.stop:
+                ended = replace(ended, state="failed", reason="stopped")
+            elif line.kind == "manual" or ended.leases >= LEASES_MAX:
+                ended = replace(ended, state="failed", reason="crash")
+            else:
+                ended = replace(ended, state="queued", due_ms=self._opened.now_ms())
+            await self._ledger.end(replace(ended, ended_ms=self._opened.now_ms()))
 
     async def run_planned(self) -> builtins.list[str]:
         """Claim and execute steps that policy lets run by themselves; return those done."""
+        await self._work.require_going()
         return await self._executing.run_planned()
+
+    async def keep_slices(self) -> None:
+        """Hold tokens for what is due soon, so that it can run without the hub."""
+        for view in await self._opened.book.views(MISSIONS.name):
+            mission = await self._obeyed(view)
+            if mission is None or mission.state != "active":
+                continue
+            agent = await self._agent(mission.agent_id)
+            if agent is None or not self._is_placed_here(mission, view):
+                continue
+            with contextlib.suppress(ModelUnknown):
+                first = (await candidates(self._opened, agent))[0]
+                if first.model.metered:
+                    now_ms = self._opened.now_ms()
+                    on_change = mission.cadence.kind == "onChange"
+                    due_ms = now_ms if on_change else next_ms(mission, view, now_ms)
+                    purse = Purse(self._opened.space, mission, agent)
+                    await self._budgets.keep_slice(purse, first.price, due_ms=due_ms)
+
+    # What is due
+
+    async def _next(
+        self, mission: Mission, view: View, waiting: RunLine | None, marks: MissionMarks
+    ) -> RunLine | None:
+        """Return the run that is due now, if one is; write down what was missed."""
+        now_ms = self._opened.now_ms()
+        if waiting is not None:
+            following = next_ms(mission, view, waiting.scheduled_ms)
+            if waiting.kind != "scheduled" or following is None or following > now_ms:
+                return waiting if waiting.due_ms <= now_ms else None
+            await self._end_queued(waiting, waiting.last_reason or "superseded")
+        if mission.cadence.kind == "onChange":
+            return await self._next_change(mission, view, marks)
+        came = due_moments(mission, view, after_ms=marks.after_ms, now_ms=now_ms)
+        if came is None:
+            return None
+        await self._ledger.missed(
+            replace(self._line(mission, at_ms, "scheduled"), state="missed", ended_ms=now_ms)
+            for at_ms in came.missed
+        )
+        if came.runs is None or await self._is_over(mission, came.runs):
+            return None
+        return self._line(mission, came.runs, "scheduled")
+
+    async def _next_change(
+        self, mission: Mission, view: View, marks: MissionMarks
+    ) -> RunLine | None:
+        """Return the run that changes of inputs by people made due."""
+        since_ms = max(marks.after_ms, arranged_ms(view))
+        changes = [at_ms for at_ms in changed_ms(await self._inputs(mission)) if at_ms > since_ms]
+        if not changes:
+            return None
+        if not marks.first_ms:
+            await self._ledger.note_change(mission.id, changes[0])
+        lines = await self._ledger.lines()
+        of_kind = [one for one in lines if one.mission_id == mission.id and one.kind == "change"]
+        due_ms = change_due_ms(
+            mission.cadence,
+            first_ms=marks.first_ms or changes[0],
+            newest_ms=changes[-1],
+            last_run_ms=max((one.started_ms for one in of_kind if one.started_ms), default=None),
+        )
+        if due_ms > self._opened.now_ms() or await self._is_over(mission, changes[-1]):
+            return None
+        return self._line(mission, changes[-1], "change")
+
+    async def _inputs(self, mission: Mission) -> builtins.list[Record]:
+        """Return the inputs of a mission as they are stored, deleted ones too."""
+        found: builtins.list[Record] = []
+        for ref in mission.inputs:
+            # Of a table that no module here knows, nothing is read.
+            with contextlib.suppress(NotFound):
+                record = await self._opened.book.record(ref.table, ref.id)
+                found += [record] if record is not None else []
+        return found
+
+    async def _is_over(self, mission: Mission, scheduled_ms: int) -> bool:
+        """Say whether a moment was worked on; if so, the ledger knows from now on."""
+        if await self._runs.find(mission.id, scheduled_ms) is not None:
+            await self._ledger.passed(mission.id, scheduled_ms)
+            return True
+        return await self._ledger.find(mission.id, scheduled_ms) is not None
+
+    async def _end_queued(self, line: RunLine | None, reason: str) -> None:
+        """End a run that waited for another try, or for the hub."""
+        if line is not None:
+            state = "failed" if reason in RETRIES_MS else "skipped"
+            over = replace(line, state=state, reason=reason, tokens=0, cost=0, due_ms=0)
+            await self._ledger.end(replace(over, ended_ms=self._opened.now_ms()))
+
+    # One run
+
+    async def _launch(
+        self, mission: Mission, view: View, line: RunLine
+    ) -> asyncio.Task[RunLine] | RunLine | Begun:
+        """Begin a run; return its line where a gate refuses it, or why it is not its turn."""
+        agent = await self._agent(mission.agent_id)
+        reason = _gate(agent)
+        if agent is None or reason:
+            return await self._refused(line, reason)
+        line = replace(line, agent_id=agent.id)
+        try:
+            models = tuple(await candidates(self._opened, agent))
+        except ModelUnknown:
+            spent = replace(line, tokens=0, cost=0)
+            return await self._settled(mission, view, spent, _End("failed", "no-model"))
+        refusal = await self._budgets.refusal(
+            Purse(self._opened.space, mission, agent),
+            metered=any(one.model.metered for one in models),
+            priced=any(one.price != FREE for one in models),
+        )
+        if refusal is not None:
+            return await self._refused(line, refusal)
+        begun = await self._ledger.begin(line, concurrent_max=agent.concurrent_max)
+        if begun:
+            return begun
+        started = replace(line, started_ms=self._opened.now_ms())
+        start = _Start(mission, view, agent, models, started)
+        task = self._running[mission.id] = asyncio.create_task(self._run(start))
+        task.add_done_callback(lambda ended: self._over(mission.id, ended))
+        return task
+
+    def _over(self, mission_id: str, task: asyncio.Task[RunLine]) -> None:
+        if self._running.get(mission_id) is task:
+            del self._running[mission_id]
+        self._stopped.discard(task)
+        self._say()
+        self._wake()
+
+    async def _run(self, start: _Start) -> RunLine:
+        """Plan and write one run; return its line, which is kept in every case."""
+        budget = self._budgets.of_run(Purse(self._opened.space, start.mission, start.agent))
+        own = self._running[start.mission.id]
+        watching = asyncio.create_task(self._watch(start, own))
+        try:
+            end = await self._attempt(start, budget)
+        except asyncio.CancelledError:
+            # A run that ends with the process is made up for at the next start.
+            is_stopped = own in self._stopped or start.line.kind == "manual"
+            end = _End("failed", "stopped") if is_stopped else _End("queued")
+        finally:
+            watching.cancel()
+        line = await _to_the_end(self._finish(start, budget, end))
+        if end.state == "done":
+            await self._guarded(self.run_planned)
+        return line
+
+    async def _finish(self, start: _Start, budget: RunBudget, end: _End) -> RunLine:
+        await budget.end()
+        spent = replace(start.line, tokens=budget.tokens, cost=budget.cost)
+        return await self._settled(start.mission, start.view, spent, end)
+
+    async def _attempt(self, start: _Start, budget: RunBudget) -> _End:
+        """Return how a run came to its end; raise CancelledError where it was cut off."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                plan, read = await self._runs.plan(
+                    start.mission,
+                    start.agent,
+                    start.line.scheduled_ms,
+                    models=start.models,
+                    budget=budget,
+                    progress=_Heard(lambda moment: self._moved(start.line, moment)),
+                    tokens_today=(await self._used_today(start.agent)),
+                )
+            if not await self._may_go_on(start):
+                return _End("failed", "stopped")
+            return _End("done", iteration_id=await self._write(start, plan, read))
+        except TimeoutError:
+            return _End("failed", "timeout")
+        except HubNeeded:
+            return _End("skipped", NEEDS_HUB)
+        except BudgetExceeded as error:
+            return _End("skipped", budget_reason(error.left, error.cap, error.scope, error.unit))
+        except PriceUnknown:
+            return _End("skipped", "no-price")
+        except InputTooLarge:
+            return _End("failed", "inputs")
+        except GuardrailBlocked:
+            return _End("failed", "guardrail")
+        except ModelFailed as error:
+            return _End("failed", error.kind, wait_ms=error.retry_after_ms or 0)
+        except ManaError as error:
+            _log.warning("run failed: %s", error.code)
+        except Exception as error:
+            # What it said may hold text of a person.
+            _log.error("run broke down: %s", type(error).__name__)
+        return _End("failed", "internal")
+
+    async def _write(self, start: _Start, plan: Plan, read: Sequence[View]) -> str:
+        """Write a run; once that has begun it is not cut off, so the ledger says what is."""
+        return await _to_the_end(
+            self._runs.commit(
+                start.mission,
+                start.agent,
+                start.line.scheduled_ms,
+                plan,
+                read,
+                started_ms=start.line.started_ms,
+            )
+        )
+
+    async def _settled(self, mission: Mission, view: View, line: RunLine, end: _End) -> RunLine:
+        """Enter how a run ended, or that it is tried again."""
+        now_ms = self._opened.now_ms()
+        ended = replace(
+            line, state=end.state, reason=end.reason, iteration_id=end.iteration_id, ended_ms=now_ms
+        )
+        waits = RETRIES_MS.get(end.reason, ()) if end.state == "failed" else ()
+        wait_ms: int | None = None
+        if line.tries < len(waits):
+            wait_ms = max(_about(waits[line.tries], line), end.wait_ms)
+            ended = replace(ended, tries=line.tries + 1)
+        elif end.reason == NEEDS_HUB and line.kind != "manual":
+            wait_ms = HUB_RETRY_MS
+        elif end.state == "queued":
+            wait_ms = 0
+        if wait_ms is not None:
+            following = next_ms(mission, view, now_ms)
+            if following is None or now_ms + wait_ms < following:
+                ended = replace(
+                    ended,
+                    state="queued",
+                    reason="",
+                    last_reason=end.reason or line.last_reason,
+                    due_ms=now_ms + wait_ms,
+                )
+            else:
+                ended = replace(ended, tries=line.tries)
+        return await self._ledger.end(ended)
+
+    async def _refused(self, line: RunLine, reason: str) -> RunLine:
+        over = replace(line, state="skipped", reason=reason, ended_ms=self._opened.now_ms())
+        return await self._ledger.end(replace(over, tokens=0, cost=0))
+
+    async def _watch(self, start: _Start, task: asyncio.Task[RunLine]) -> None:
+        """Cut a run off once it may not go on."""
+        try:
+            while await self._may_go_on(start):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await self._look.wait()
+        except Locked:
+            return  # Whoever locks the account ends its runs.
+        self._stopped.add(task)
+        task.cancel()
+
+    async def _may_go_on(self, start: _Start) -> bool:
+        """Say whether mission, agent and the person's word still allow a run."""
+        if await self._work.stopped_ms() is not None:
+            return False
+        line = await self._ledger.find(start.mission.id, start.line.scheduled_ms)
+        if line is None or line.stop:
+            return False
+        try:
+            view = await self._opened.mission_view(start.mission.id)
+        except NotFound:
+            return False
+        mission = await self._obeyed(view)
+        if mission is None or mission.state != "active" or mission.agent_id != start.agent.id:
+            return False
+        return self._is_placed_here(mission, view) and not _gate(await self._agent(start.agent.id))
+
+    def _moved(self, line: RunLine, moment: Moment) -> None:
+        before = self._ledger.moment(line.mission_id)
+        self._ledger.set_moment(line, moment)
+        if before is None or before.phase != moment.phase:
+            self._say()
+
+    async def _used_today(self, agent: Agent) -> int:
+        used = (await self._news.used_today()).get(agent.id)
+        return used.tokens if used is not None else 0
 
     # What is obeyed
 
@@ -480,33 +549,12 @@ class Runner:
             return None
         return agent
 
-    def _line(
-        self,
-        mission: Mission,
-        scheduled_ms: int,
-        kind: str,
-        state: str,
-        reason: str,
-        iteration: str | None = None,
-        tokens: int = 0,
-    ) -> RunLine:
-        return RunLine(
-            mission_id=mission.id,
-            agent_id=mission.agent_id,
-            scheduled_ms=scheduled_ms,
-            kind=kind,
-            state=state,
-            reason=reason,
-            iteration_id=iteration,
-            tokens=tokens,
-            ended_ms=self._opened.now_ms(),
-        )
+    def _line(self, mission: Mission, scheduled_ms: int, kind: str) -> RunLine:
+        return RunLine(mission.id, mission.agent_id, scheduled_ms, kind, "queued")
 
-    async def _guarded(self, work: Callable[[], object]) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[object]]) -> None:
         try:
-            result = work()
-            if asyncio.iscoroutine(result):
-                await result
+            await work()
         except Locked:
             raise
         except ManaError as error:
@@ -516,18 +564,30 @@ class Runner:
             _log.error("work of the device broke down: %s", type(error).__name__)
 
 
-class _Phases:
+class _Heard:
     """Progress of a run, told to the page."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self, tell: Callable[[Moment], None]) -> None:
         self._tell = tell
+        self._last = Moment("inputs")
 
     def phase(self, name: str) -> None:
         """Say that the run entered a phase."""
-        self._tell(name)
+        self.moment(replace(self._last, phase=name))
 
     def moment(self, moment: Moment) -> None:
-        """Leave it: the page is told of phases."""
+        """Say how far the run is."""
+        self._last = moment
+        self._tell(moment)
+
+
+async def _to_the_end(work: Coroutine[object, object, _T]) -> _T:
+    """Return what some work comes to, which is not cut off once it has begun."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        return await task
 
 
 def _gate(agent: Agent | None) -> str:
@@ -537,25 +597,8 @@ def _gate(agent: Agent | None) -> str:
     return "" if agent.state == "active" else f"agent-{agent.state}"
 
 
-def _insert(
-    table: str,
-    record_id: str,
-    values: Mapping[str, Json],
-    guards: Mapping[str, Json],
-    *,
-    actor: Actor,
-    place: str,
-) -> Write:
-    change = Change(table, RecordId(record_id), ChangeKind.CREATE, dict(values), dict(guards))
-    return Write(change, actor, change_id=derived_id("change", record_id, place))
-
-
-def _past(step: View) -> PastStep:
-    intent = step.values.get("intent")
-    tool = intent.get("toolName") if isinstance(intent, dict) else None
-    return PastStep(
-        tool=tool if isinstance(tool, str) else "",
-        sentence=step.text("sentence"),
-        status=step.text("status"),
-        feedback=step.text("feedback"),
-    )
+def _about(wait_ms: int, line: RunLine) -> int:
+    """Return a time that is a fifth shorter or longer, by mission, moment and try alone."""
+    name = length_prefixed("retry", line.mission_id, str(line.scheduled_ms), str(line.tries))
+    part = int.from_bytes(sha256(name)[:4], "big") / 0xFFFF_FFFF
+    return round(wait_ms * (0.8 + 0.4 * part))

@@ -26,9 +26,8 @@ class DeviceSettings:
     host: str = "127.0.0.1"
     port: int = PORT
     hub_url: str = HUB_URL
-    llm_url: str | None = None
-    llm_key: str | None = field(default=None, repr=False)
-    llm_model: str | None = None
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What names the models: MANA_LLM_URL and its kin, and the keys that models.toml refers to."""
     kdf_floor: KdfFloor = FLOOR
     """The least cost of a password that this device accepts; only tests set less."""
     poll_s: float = 30.0
@@ -56,9 +55,7 @@ class DeviceSettings:
             host=environ.get("MANA_DEVICE_HOST", "").strip() or "127.0.0.1",
             port=_port(environ.get("MANA_DEVICE_PORT", "").strip()),
             hub_url=_url("MANA_HUB_URL", environ.get("MANA_HUB_URL", "").strip() or HUB_URL),
-            llm_url=_optional_url(environ, "MANA_LLM_URL"),
-            llm_key=environ.get("MANA_LLM_KEY", "").strip() or None,
-            llm_model=environ.get("MANA_LLM_MODEL", "").strip() or None,
+            environ=dict(environ),
             name=_name(environ.get("MANA_DEVICE_NAME", "").strip()),
             auto_lock_minutes=_minutes(environ.get("MANA_AUTO_LOCK_MINUTES", "").strip()),
         )
@@ -87,11 +84,6 @@ def _minutes(text: str) -> int:
             f"MANA_AUTO_LOCK_MINUTES is a number from 0 (never) to {AUTO_LOCK_MINUTES_MAX}"
         )
     return int(text)
-
-
-def _optional_url(environ: Mapping[str, str], name: str) -> str | None:
-    text = environ.get(name, "").strip()
-    return _url(name, text) if text else None
 
 
 def _url(name: str, text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from mana.domain.cadences import Cadence
 from mana.domain.encoding import Json
-from mana.domain.missions import InputRef
+from mana.domain.missions import IfMissed, InputRef
 from mana.domain.policy import Decision, Policy
 
 LinkState = Literal["online", "offline", "refused"]
@@ -41,6 +41,9 @@ class ModelView:
     model: str
     description: str
     local: bool
+    alias: str = ""
+    key_goes_along: bool | None = None
+    """Whether the runner gets a key with a model of the person's own; None: it is not one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +387,11 @@ class Consent:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """One line of a mission's run ledger."""
+    """One line of a mission's run ledger. `cost` in millionths of the hub's currency.
+
+    `tries`: how often it failed in a way that is tried again, `last_reason` the last such way, and
+    `due_ms` when it is tried next. `round` to `heard`: how far a run is that goes on.
+    """
 
     occurrence_id: str
     scheduled_ms: int
@@ -395,12 +402,21 @@ class RunView:
     iteration_id: str | None
     tokens: int
     phase: str = ""
+    cost: int = 0
+    tries: int = 0
+    last_reason: str = ""
+    last_reason_words: str = ""
+    due_ms: int | None = None
+    round: int = 0
+    calls: int = 0
+    steps: int = 0
+    heard: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class MissionView:
     """A mission with its schedule. `next_ms` are the next three due moments by the cadence;
-    `hold_words` says why the hub waits, empty if it does not.
+    `hold_words` says why it waits, empty if it does not. `failures`: how often it failed in a row.
     """
 
     mission_id: str
@@ -425,6 +441,12 @@ class MissionView:
     runs: tuple[RunView, ...]
     last_summary: str = ""
     phase: str = ""
+    if_missed: IfMissed = "once"
+    tokens_per_day_max: int | None = None
+    cost_per_day_max: int | None = None
+    failures: int = 0
+    failure: str = ""
+    failure_words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,6 +470,81 @@ class AgentView:
     missions: tuple[str, ...]
     accepted: int
     rejected: int
+    cost_per_day_max: int | None = None
+    cost_today: int = 0
+    model: str = ""
+    model_words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkView:
+    """Whether anything runs by itself for the account, its caps, and its use of 24 hours.
+
+    `stopped_ms`: since when the person has stopped all work, None if it goes on. `hub_told`: the
+    hub has the same word; it is told as soon as it can be. Costs are millionths of `currency`; the
+    caps of the hub's operator stand beside the person's own, and the smaller counts.
+    """
+
+    stopped_ms: int | None
+    hub_told: bool
+    hub_stopped: bool
+    currency: str
+    tokens_today: int
+    cost_today: int
+    tokens_per_day_max: int | None
+    cost_per_day_max: int | None
+    hub_tokens_per_day_max: int | None
+    hub_cost_per_day_max: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnModelView:
+    """A model endpoint of the person's own. Its key is never shown; prices as in `money.Price`."""
+
+    model_id: str
+    label: str
+    url: str
+    host: str
+    model: str
+    has_key: bool
+    prompt_price: int | None
+    completion_price: int | None
+    context_tokens: int | None
+    used_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model that an agent can be given. `where`: hub, device, both, or own."""
+
+    value: str
+    label: str
+    where: Literal["hub", "device", "both", "own"]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageDay:
+    """What was used on one day, `YYYY-MM-DD` in the person's zone, under one scope.
+
+    `scope`: account, agent or mission; `name`: what the person calls it, empty where it is gone.
+    """
+
+    day: str
+    scope: str
+    id: str
+    name: str
+    tokens: int
+    cost: int
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageView:
+    """Use by day, oldest first. `hub_answered`: else only what this device knows is in it."""
+
+    currency: str
+    days: tuple[UsageDay, ...]
+    hub_answered: bool
 
 
 @dataclass(frozen=True, slots=True)

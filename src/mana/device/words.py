@@ -7,8 +7,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from mana.planning.budget import read_budget_reason
+from mana.domain.money import amount_words
+from mana.planning.budget import BudgetRefusal, read_budget_reason
 
+CURRENCY: Final = "USD"
+NEEDS_HUB: Final = "budget:offline"
+"""Under a cap the hub could not be asked, and nothing was reserved for this device."""
+SCOPES: Final = {
+    "mission": "The mission's",
+    "agent": "The agent's",
+    "account": "Your",
+    "hub": "The hub's",
+}
 SKIPPED: Final = {
     "mission-not-active": "The mission is not active.",
     "agent-missing": "The agent is gone, so nothing may happen in its name.",
@@ -30,6 +40,10 @@ SKIPPED: Final = {
     "not-a-member": "Whoever granted this may no longer write in the space.",
     "concurrency": "The agent is at work on as many missions as it may.",
     "budget": "Today's budget is used up.",
+    NEEDS_HUB: (
+        "There is a cap, and the hub cannot be reached: nothing is spent on this device beyond "
+        "what is reserved for it."
+    ),
     "no-price": "There is a cap of costs, and nobody said what the model costs.",
     "stopped": "All work was stopped.",
     "superseded": "A later run took its place.",
@@ -46,7 +60,7 @@ FAILED: Final = {
     "inputs": "The inputs hold more text than one run may read.",
     "internal": "Something went wrong inside Mana.",
     "timeout": "It took too long and was stopped.",
-    "stopped": "You stopped it.",
+    "stopped": "It was stopped.",
 }
 HELD: Final = {
     "no-grant": "Waits for your grant.",
@@ -111,27 +125,44 @@ def kind_words(table: str, count: int = 1) -> str:
     return one if count == 1 else many
 
 
-def reason_words(state: str, reason: str) -> str:
+def reason_words(state: str, reason: str, *, currency: str = CURRENCY) -> str:
     """Return why an occurrence ended as it did; empty where there is nothing to say."""
     if not reason:
         return "It was due while nothing could run." if state == "missed" else ""
     budget = read_budget_reason(reason)
     if budget is not None:
-        return _budget_words(budget.left, budget.cap)
+        return budget_words(budget, currency)
     known = (FAILED, SKIPPED) if state == "failed" else (SKIPPED, FAILED)
     return known[0].get(reason) or known[1].get(reason) or f"Reason: {reason}."
 
 
-def _budget_words(left: int, cap: int) -> str:
-    if cap == 0:
-        return "The agent's budget is 0 tokens, so it does not run."
-    if left == 0:
-        return f"Today's budget of {_tokens(cap)} is used up."
-    return f"What is left of today's budget, {_tokens(left)}, is too little for one call."
+def budget_words(refused: BudgetRefusal, currency: str = CURRENCY) -> str:
+    """Return whose cap stopped a run, and what was left of it."""
+    whose = SCOPES[refused.scope]
+    cap = amount(refused.cap, refused.unit, currency)
+    if refused.cap == 0:
+        return f"{whose} budget is {cap}, so nothing runs under it."
+    if refused.left == 0:
+        return f"{whose} budget of {cap} a day is used up."
+    left = amount(refused.left, refused.unit, currency)
+    return f"{whose} budget of {cap} a day has {left} left, too little for one call."
 
 
-def _tokens(count: int) -> str:
+def amount(count: int, unit: str, currency: str = CURRENCY) -> str:
+    """Return tokens or millionths of the currency as people read them."""
+    if unit == "cost":
+        return amount_words(count, currency)
     return "1 token" if count == 1 else f"{count:,} tokens"
+
+
+def errored_words(failures: int, failure: str) -> str:
+    """Return why a mission waits that failed too often in a row."""
+    why = reason_words("failed", failure)
+    return (
+        f"Waits: it failed {failures} times in a row. {why} Resume it when that is mended.".replace(
+            "  ", " "
+        )
+    )
 
 
 def hold_words(hold: str) -> str:

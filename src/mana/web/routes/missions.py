@@ -161,7 +161,7 @@ async def run_now(visit: Visiting, mission_id: Named) -> Page:
 @post("/missions/{mission_id:str}/stop")
 async def stop_run(visit: Visiting, mission_id: Named) -> Page:
     """Stop a run of this device."""
-    await visit.device.stop_run(record_id(mission_id))
+    await visit.device.stop_mission(record_id(mission_id))
     return visit.go(
         visit.to(f"/missions/{mission_id}"), t("Stopped. What it had not done is not done.")
     )
