@@ -456,7 +456,8 @@ async def test_half_a_reply_is_none(answer: Answer) -> None:
 @pytest.mark.parametrize("data", [b" " * 200_000, b"data: " + b"x" * 200_000, b"x\n" * 100_000])
 async def test_a_flood_is_cut(data: bytes) -> None:
     """A reply beyond the size limit is refused, not read to its end."""
-    assert (await failure(body(data), reply_bytes_max=100_000)).kind == "refused-reply"
+    failed = await failure(body(data), reply_bytes_max=100_000)
+    assert (failed.kind, failed.message) == ("refused-reply", "the model's reply is too large")
 
 
 async def test_an_endless_line_is_cut() -> None:

@@ -301,11 +301,11 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(database: Database) -> AsyncIterator[World]:
-    """Lend a world; its hub and its runners share one folder of secrets."""
+async def world(database: Database, **hub: Any) -> AsyncIterator[World]:
+    """Lend a world; its hub and its runners share one folder of secrets. `hub`: settings of it."""
     with tempfile.TemporaryDirectory(prefix="mana-runner-") as folder:
         home = Path(folder)
-        async with served_hub(database, home=home) as served:
+        async with served_hub(database, home=home, **hub) as served:
             served.clock.now_ms = now_ms()
             ada = await served.sign_up("ada")
             made = World(database, served, ada, home)

@@ -179,10 +179,7 @@ class _Call:
     def take(self, call_id: str, name: str, arguments: Json) -> None:
         """Take a piece: a name may come in pieces, or whole with each of them."""
         self.id = self.id or call_id
-        if name.startswith(self.name):
-            self.name = name
-        elif not self.name.endswith(name):
-            self.name += name
+        self.name = name if name.startswith(self.name) else self.name + name
         if len(self.name) > NAME_CHARS_MAX:
             raise _malformed()
         if isinstance(arguments, str):

@@ -30,9 +30,6 @@ class RunnerSettings:
     host: str = "127.0.0.1"
     port: int = PORT_DEFAULT
     models: ModelSettings = OFFLINE
-    llm_url: str = ""
-    llm_key: str = field(default="", repr=False)
-    llm_model: str = ""
     tick_interval_ms: int = TICK_INTERVAL_MS_DEFAULT
     tick_enabled: bool = True
     service_key: str = field(default="", repr=False)
@@ -63,9 +60,6 @@ class RunnerSettings:
             host=environ.get("MANA_RUNNER_HOST", "").strip() or "127.0.0.1",
             port=number(environ, "MANA_RUNNER_PORT", PORT_DEFAULT, 0, 65_535),
             models=load_models(home, environ),
-            llm_url=environ.get("MANA_LLM_URL", "").strip(),
-            llm_key=environ.get("MANA_LLM_KEY", "").strip(),
-            llm_model=environ.get("MANA_LLM_MODEL", "").strip(),
             tick_interval_ms=number(
                 environ, "TICK_INTERVAL_MS", TICK_INTERVAL_MS_DEFAULT, 10, 86_400_000
             ),
