@@ -15,7 +15,7 @@ from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.encoding import Json
 from mana.hub.runner.store import from_ms
 from mana.hub.runner.workers import ProcessWorkers
-from mana.planning.loop import worst_case
+from mana.planning.asking import worst_case
 from mana.planning.ports import ModelFailed, ModelReply, ModelRequest, Usage
 from mana.testing.models import ScriptedModel, calling, says
 from mana.testing.postgres import Database, connected
