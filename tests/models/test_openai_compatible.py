@@ -259,6 +259,7 @@ async def test_the_end_is_told(said: str, finish: str) -> None:
         b'data:{"choices":[{"delta":{"content":"Hi"}}]}\n\ndata:[DONE]\n\n',
         b'data: {"choices":[{"delta":{"content":"Hi"}}]}\r\n\r\ndata: [DONE]\r\n\r\n',
         b'data: {"choices":[{"delta":{"content":"Hi"}}]}\r\rdata: [DONE]\r\r',
+        b'data: {"choices":\r\ndata: [{"delta":{"content":"Hi"},"finish_reason":"stop"}]}\r\n\r\n',
         b': ping\n\nevent: x\nid: 1\ndata: {"choices":\ndata: [{"delta":{"content":"Hi"},"finish_reason":"stop"}]}\n\n',
         b'\xef\xbb\xbfdata: {"choices":[{"delta":{"content":"Hi"}}]}\n\ndata: [DONE]\n\n',
         b'data: {"choices":[{"delta":{"content":"Hi"},"finish_reason":"stop"}]}',
