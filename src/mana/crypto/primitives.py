@@ -72,7 +72,7 @@ def mac(key: bytes, message: bytes) -> bytes:
 
 def b64(data: bytes) -> str:
     """Encode in the standard alphabet with padding."""
-    return base64.b64encode(data).decode("ascii")
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
 def b64url(data: bytes) -> str:

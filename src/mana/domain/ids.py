@@ -7,7 +7,6 @@ for, so that the same step run twice names the same record.
 from __future__ import annotations
 
 import re
-import uuid
 from typing import Final, NewType
 
 from mana.domain.encoding import length_prefixed, sha256
@@ -34,7 +33,8 @@ def derived_id(purpose: str, *parts: str) -> str:
     digest = bytearray(sha256(length_prefixed("mana-id:v1", purpose, *parts))[:16])
     digest[6] = (digest[6] & 0x0F) | 0x80
     digest[8] = (digest[8] & 0x3F) | 0x80
-    return str(uuid.UUID(bytes=bytes(digest)))
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def require_uuid(value: str, what: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from mana.crypto.envelope import (
@@ -19,7 +20,7 @@ from mana.crypto.keys import RecordKeys
 from mana.crypto.primitives import unb64
 from mana.crypto.runners import RunnerPrivateKey
 from mana.crypto.signatures import VerifyKey
-from mana.domain.actors import Actor
+from mana.domain.actors import Actor, actor_from_wire
 from mana.domain.encoding import Json
 from mana.domain.errors import CryptoFailed, Invalid
 from mana.domain.grants import GrantHeader
@@ -28,7 +29,6 @@ from mana.domain.records import View, assemble
 from mana.domain.tables import DELETED_AT, Table
 from mana.hub.runner.dialogue import GrantMaterial
 from mana.protocol.messages import StateRecord
-from mana.protocol.replication import read_actor
 
 _MEMBERS: Final = frozenset({"records", "support", "iterationKey"})
 _MODEL: Final = "model"
@@ -142,7 +142,7 @@ def open_record(
             continue
         if hand is None or entry.actor != wire:
             # Most of a record was written at once.
-            wire, hand = entry.actor, (read_actor(entry.actor), actor_bytes(entry.actor))
+            wire, hand = entry.actor, _hand(tuple(entry.actor.items()))
         actor, bound = hand
         value: Json = entry.value
         if value is not None and table.field_at(path).sealed:
@@ -167,6 +167,13 @@ def open_record(
         visibility="private" if record.visibility == "private" else "space",
         deleted=deleted,
     )
+
+
+@lru_cache(maxsize=512)
+def _hand(members: tuple[tuple[str, str], ...]) -> tuple[Actor, bytes]:
+    """Return who wrote, and the bytes of it that are bound: ids, and most entries name one of few."""
+    wire = dict(members)
+    return actor_from_wire(wire), actor_bytes(wire)
 
 
 def _own_model(value: Json) -> OwnModel:
