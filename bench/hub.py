@@ -16,6 +16,7 @@ from mana.cli.lifelines import announcer, stop_event
 from mana.crypto.passwords import HashCost
 from mana.hub.app import build, serve, settle_memory
 from mana.hub.settings import HubSettings
+from mana.models.settings import load_models
 from mana.testing.accounts import CHEAP
 
 
@@ -24,7 +25,7 @@ async def run() -> None:
     settings = HubSettings(
         home=Path(os.environ["MANA_HOME"]),
         database_url=os.environ["MANA_APP_DATABASE_URL"],
-        llm_url=os.environ.get("MANA_LLM_URL", ""),
+        models=load_models(Path(os.environ["MANA_HOME"]), os.environ, with_keys=False),
         kdf_floor=CHEAP,
         hash_cost=HashCost(t=1, m_kib=8, p=1),
     )

@@ -91,6 +91,26 @@ def crew(hub: Hub, missions: int, *, endpoint: str, runner_key: RunnerPublicKey)
     return made
 
 
+def fill_missions(person: Person, count: int, *, changes: int) -> None:
+    """Make missions with so many changes each, and nothing else."""
+    client = person.client()
+    names = [f"mission-{uuid.uuid4()}" for _ in range(count)]
+    _push(client, person, [
+        _change(person, MISSIONS, name, {
+            "title": "Review", "objective": "Find tasks.", "state": "active",
+            "cadence": {"kind": "daily", "atHour": 3, "atMinute": 0},
+            "timeZone": "Europe/Berlin", "agentId": "agent", "runsOn": "hub",
+        })
+        for name in names
+    ])  # fmt: skip
+    for number in range(1, changes):
+        cadence: Json = {"kind": "daily", "atHour": number, "atMinute": 0}
+        _push(client, person, [
+            _change(person, MISSIONS, name, {"cadence": cadence}, op="update") for name in names
+        ])  # fmt: skip
+    client.close()
+
+
 def crews(
     hub: Hub, accounts: int, missions: int, *, endpoint: str, runner_key: RunnerPublicKey
 ) -> list[Crew]:
