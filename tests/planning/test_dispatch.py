@@ -6,11 +6,13 @@ import ast
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mana.domain.actors import Actor
 from mana.domain.agents import AGENTS
 from mana.domain.changes import Change, ChangeKind
-from mana.domain.encoding import Json
+from mana.domain.encoding import Json, canonical_json
 from mana.domain.errors import ManaError
 from mana.domain.ids import RecordId, created_id, step_id
 from mana.domain.iterations import binding_hash
@@ -32,7 +34,17 @@ from mana.planning.dispatch import (
     moved_paths,
 )
 from mana.registry.catalogue import BUILT_IN, Catalogue, build_catalogue
-from tests.planning.given import CATALOGUE, ITERATION, NOW, PERSON, STAMP, caller, records, view
+from tests.planning.given import (
+    CATALOGUE,
+    ITERATION,
+    NOW,
+    PERSON,
+    STAMP,
+    caller,
+    records,
+    some_views,
+    view,
+)
 
 SRC = Path(__file__).parents[2] / "src" / "mana"
 
@@ -411,3 +423,95 @@ def test_the_system_is_not_asked() -> None:
     """The system, like a person, bypasses policy; an agent never is the system."""
     system = Caller(Actor("system", "system:seed"))
     assert system.decision(CATALOGUE.tool("update_note")) == "auto"
+
+
+def nested(depth: int) -> Json:
+    """Return a list within a list, so deep."""
+    deep: Json = "x"
+    for _ in range(depth):
+        deep = [deep]
+    return deep
+
+
+SHAPES: tuple[Json, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    2**70,
+    10**400,
+    1.5,
+    float("nan"),
+    float("inf"),
+    "",
+    " \n",
+    "\x00",
+    "\ud800",
+    "x" * 25_000,
+    "x" * 70_000,
+    "1",
+    "true",
+    [],
+    ["a"],
+    {},
+    {"$ref": "#"},
+    {"\ud800": 1},
+    nested(40),
+    nested(5_000),
+)
+values = st.recursive(
+    st.sampled_from(SHAPES[:-1]) | st.text(st.characters(codec=None), max_size=30) | st.integers(),  # type: ignore[arg-type]
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def properties(tool: str) -> list[str]:
+    """Return the names of a tool's parameters."""
+    return list(CATALOGUE.schema(tool)["function"]["parameters"]["properties"])  # type: ignore[index,call-overload,arg-type]
+
+
+def is_whole(result: Answered | Planned | Refused) -> bool:
+    """Say whether an answer can be kept and sent: no broken text, within its limits."""
+    if isinstance(result, Planned):
+        step = result.step
+        canonical_json([step.intent, step.sentence, step.rationale, list(step.preview)])
+        return step.binding == binding_hash(step.intent, list(step.preview), dict(step.base))
+    canonical_json(result.message)
+    return isinstance(result, Refused) or canonical_json(result.data) != b""
+
+
+@pytest.mark.parametrize("tool", [tool.name for tool in CATALOGUE.tools])
+def test_every_malformed_shape_is_answered(tool: str) -> None:
+    """Each parameter in each wrong shape, and each shape instead of all: an answer, no breakdown."""
+    memory = view("agentMemory", "agent-1", {"content": "Mornings."})
+    over = records([*some_views(), memory])
+    fitting: dict[str, Json] = {
+        "content": "Text.",
+        "noteId": "n1",
+        "reason": "r",
+        "tag": "urgent",
+        "taskId": "t1",
+        "title": "Title",
+        "titleMatch": "rent",
+    }
+    known = {name: fitting[name] for name in properties(tool) if name in fitting}
+    assert is_whole(call(tool, known, over=over))
+    for shape in SHAPES:
+        assert is_whole(call(tool, shape, over=over))
+        for name in [*properties(tool), "unknown", "\ud800"]:
+            result = call(tool, {**known, name: shape}, over=over)
+            assert is_whole(result)
+            if name in ("unknown", "\ud800"):
+                assert isinstance(result, Refused)
+                assert result.repairable
+
+
+@given(st.sampled_from([tool.name for tool in CATALOGUE.tools]), st.data(), st.booleans())
+def test_no_arguments_break_dispatch(tool: str, data: st.DataObject, known: bool) -> None:
+    """Whatever a model writes as arguments, dispatch answers, plans or refuses."""
+    names = st.sampled_from(properties(tool)) if known and properties(tool) else st.text(max_size=9)
+    arguments: Json = data.draw(st.dictionaries(names, values, max_size=4) | values)
+    assert is_whole(call(tool, arguments))

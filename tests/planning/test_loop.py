@@ -195,6 +195,7 @@ async def test_inputs_beyond_the_limit_are_never_sent() -> None:
     assert model.requests == []
     await plan(model, given=filled(0))
     assert len(model.requests) == 1
+    assert model.requests[0].completion_tokens_max == COMPLETION_TOKENS_MAX
 
 
 @pytest.mark.parametrize("part", ["system_prompt", "memory", "concept", "objective", "history"])

@@ -85,10 +85,6 @@ class Asking:
         """Return what providers reported for all calls together."""
         return sum((one.usage for one in self._spent.values()), Usage())
 
-    def usage_of(self, purpose: Purpose) -> Usage:
-        """Return what providers reported for the calls of one purpose."""
-        return sum((one.usage for one in self.spent if one.purpose == purpose), Usage())
-
     async def ask(self, request: ModelRequest, purpose: Purpose, *, size: int) -> ModelReply:
         """Return the current model's reply. The worst case is reserved first, and settled after.
 

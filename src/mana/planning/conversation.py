@@ -31,6 +31,10 @@ from mana.planning.reminders import RunState, reminding
 
 TEMPERATURE: Final = 0.3
 SUMMARY_MAX: Final = 8_000
+_BYTES_USUAL: Final = 4
+"""Bytes of a token in ordinary text. Reservations take fewer, to be safe; a run that the model could
+still read must not end for that.
+"""
 CONTEXT_FULL: Final = "context-full"
 """The flag of a plan that ended because its next request was too long for the model."""
 
@@ -94,6 +98,10 @@ class _Measure:
             return estimate
         return self.reported_last + max(estimate - self.estimated_last, 0)
 
+    def least(self, size: int) -> int:
+        """Return what such a request has at least: as counted, or as ordinary text has it."""
+        return size // _BYTES_USUAL if self.reported_last is None else self.of(size)
+
     def learn(self, size: int, reported: int | None) -> None:
         """Take over what a provider said of a request of so many bytes, if it said anything."""
         self.estimated_last, self.reported_last = estimated_tokens(size), reported
@@ -104,8 +112,8 @@ class _Rounds:
     """What the rounds of one conversation remember between them."""
 
     measure: _Measure = field(default_factory=_Measure)
-    compacted_at: int = -compaction.SPACING_ROUNDS
-    compacted: bool = False
+    fold_tried_at: int = -compaction.SPACING_ROUNDS
+    folded: bool = False
 
 
 async def converse(talk: Talk, means: Means) -> Ending:
@@ -157,46 +165,41 @@ async def _reply(talk: Talk, means: Means, rounds: _Rounds) -> ModelReply | None
     Raises BudgetExceeded, PriceUnknown or ModelFailed, when there is nothing left to fall back on.
     """
     while True:
-        context = means.asking.current.context_tokens
-        measured = rounds.measure.of(talk.size + means.schemas_size)
-        spaced = talk.round - rounds.compacted_at >= compaction.SPACING_ROUNDS
-        if spaced and compaction.is_due(measured, context) and await _fold(talk, means):
-            rounds.compacted_at, rounds.compacted = talk.round, True
-            rounds.measure = _Measure()
-            means.compactions.append(means.purpose)
-            measured = rounds.measure.of(talk.size + means.schemas_size)
-        if measured >= context and talk.round > 1:
+        await _fold_if_due(talk, means, rounds)
+        size = talk.size + means.schemas_size
+        least = rounds.measure.least(size)
+        if least >= means.asking.current.context_tokens and talk.round > 1:
             # What a first request holds was granted and limited; later ones grow by the model.
             return None
-        request, size = _request(talk, means, rounds, measured)
+        request, notes_size = _request(talk, means, rounds, least)
         means.progress.phase("model")
         _teller(talk, means, "model")()
         try:
-            reply = await means.asking.ask(request, means.purpose, size=size)
+            reply = await means.asking.ask(request, means.purpose, size=size + notes_size)
         except (ModelFailed, PriceUnknown) as error:
             if not means.asking.falls_back(error):
                 raise
             continue
-        rounds.measure.learn(
-            talk.size + means.schemas_size,
-            None if reply.usage is None else reply.usage.prompt_tokens,
-        )
-        rounds.compacted = talk.marked = False
+        rounds.measure.learn(size, None if reply.usage is None else reply.usage.prompt_tokens)
+        rounds.folded = talk.marked = False
         return reply
 
 
-def _request(talk: Talk, means: Means, rounds: _Rounds, measured: int) -> tuple[ModelRequest, int]:
-    """Return the next request and its bytes, with what the model is reminded of in this one."""
+def _request(talk: Talk, means: Means, rounds: _Rounds, least: int) -> tuple[ModelRequest, int]:
+    """Return the next request, and the bytes of what the model is reminded of in this one only.
+
+    `least`: the tokens that it has at least, which leave the rest of the context to the reply.
+    """
     model = means.asking.current
     state = RunState(
         round=talk.round,
         outcomes=tuple(talk.outcomes),
         tokens_used=means.tokens_before + means.asking.tokens_counted,
         tokens_max=means.tokens_cap if model.model.metered else None,
-        compacted=rounds.compacted,
+        compacted=rounds.folded,
         marked=talk.marked,
     )
-    room = max(model.context_tokens - measured, COMPLETION_TOKENS_MIN)
+    room = max(model.context_tokens - least, COMPLETION_TOKENS_MIN)
     notes = reminding(state)
     request = ModelRequest(
         messages=(*talk.messages, *notes),
@@ -205,7 +208,7 @@ def _request(talk: Talk, means: Means, rounds: _Rounds, measured: int) -> tuple[
         completion_tokens_max=min(means.completion_tokens_max, room),
         heard=_teller(talk, means, "model"),
     )
-    return request, talk.size + means.schemas_size + sum(map(message_size, notes))
+    return request, sum(map(message_size, notes))
 
 
 def _teller(talk: Talk, means: Means, phase: str) -> Callable[..., None]:
@@ -218,23 +221,32 @@ def _teller(talk: Talk, means: Means, phase: str) -> Callable[..., None]:
     return tell
 
 
-async def _fold(talk: Talk, means: Means) -> bool:
-    """Fold earlier rounds into a summary; whatever goes wrong leaves the history as it was."""
+async def _fold_if_due(talk: Talk, means: Means, rounds: _Rounds) -> None:
+    """Fold earlier rounds into a summary; whatever goes wrong leaves the history as it was.
+
+    Who failed to is not asked again in the next round either: each summary costs a call.
+    """
+    measured = rounds.measure.of(talk.size + means.schemas_size)
+    if talk.round - rounds.fold_tried_at < compaction.SPACING_ROUNDS:
+        return
+    if not compaction.is_due(measured, means.asking.current.context_tokens):
+        return
     fold = compaction.fold_of(talk.messages)
     if fold is None:
-        return False
+        return
+    rounds.fold_tried_at = talk.round
     means.progress.phase("compaction")
     try:
         request = compaction.request_for(fold)
         reply = await means.asking.ask(request, "compaction", size=request_size(request))
     except (BudgetExceeded, PriceUnknown, ModelFailed):
         # The round goes on without: its own call then meets the same, and ends the run if need be.
-        return False
+        return
     messages = compaction.folded(fold, reply.content, facts=_facts(means.work))
-    if messages is None:
-        return False
-    talk.begin_anew(messages)
-    return True
+    if messages is not None:
+        talk.begin_anew(messages)
+        rounds.folded, rounds.measure = True, _Measure()
+        means.compactions.append(means.purpose)
 
 
 def _facts(work: Work) -> list[str]:
