@@ -13,7 +13,7 @@ from mana.models.addresses import check_own_origin, endpoint
 from mana.models.connections import Connections
 from mana.models.openai_compatible import OpenAiCompatible
 from mana.models.rules import ENDPOINT, Rules
-from mana.models.settings import ModelSetting, ModelSettings, models_from_env
+from mana.models.settings import ModelSetting, ModelSettings
 from mana.planning.ports import CONTEXT_TOKENS, Candidate
 from mana.protocol.messages import ModelInfo
 
@@ -51,27 +51,6 @@ def candidates(
 def model_infos(settings: ModelSettings) -> tuple[ModelInfo, ...]:
     """Return what the consent and the page say about each model, the first of all first."""
     return tuple(_info(one, settings) for one in settings.models)
-
-
-def model_from_settings(
-    url: str | None, key: str | None = None, model: str | None = None
-) -> OpenAiCompatible | Rules:
-    """Return the first model of an environment with these three variables.
-
-    Raises ModelsInvalid as `models_from_env`.
-    """
-    environ = {"MANA_LLM_URL": url or "", "MANA_LLM_KEY": key or "", "MANA_LLM_MODEL": model or ""}
-    return _model(models_from_env(environ).models[0])
-
-
-def model_info(model: OpenAiCompatible | Rules) -> ModelInfo:
-    """Return what the consent and the page say about a model."""
-    return ModelInfo(
-        endpoint=model.endpoint,
-        model=model.name,
-        description=model.description,
-        local=model.local,
-    )
 
 
 def _info(setting: ModelSetting, settings: ModelSettings) -> ModelInfo:
