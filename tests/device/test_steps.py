@@ -161,7 +161,7 @@ async def text_of(device: Device, proposal: Proposal) -> str:
 
 async def test_steps_rest_on_what_earlier_ones_create(home: Household) -> None:
     """Each step of a chain executes what it showed when it was planned, one after the other."""
-    ada = await home.person()
+    ada = await home.person(model=ScriptedModel([]))
     steps = await chain(ada)
     assert [one.moved for one in steps] == [False] * 3
     with pytest.raises(ProposalImpossible, match="earlier step of the same run"):
@@ -173,7 +173,7 @@ async def test_steps_rest_on_what_earlier_ones_create(home: Household) -> None:
 
 async def test_nothing_rests_on_a_record_that_was_never_made(home: Household) -> None:
     """Where the step that was to create a record was rejected, those on it say so."""
-    ada = await home.person()
+    ada = await home.person(model=ScriptedModel([]))
     first, second, _ = await chain(ada)
     await ada.reject(first.step_id)
     assert (await ada.proposal(second.step_id)).trouble.endswith("run, which was rejected.")
@@ -184,7 +184,7 @@ async def test_nothing_rests_on_a_record_that_was_never_made(home: Household) ->
 
 async def test_a_chain_that_nobody_decided_on_ends_as_a_whole(home: Household) -> None:
     """Steps of one run expire together, and none of them happens afterwards."""
-    ada = await home.person()
+    ada = await home.person(model=ScriptedModel([]))
     first, second, _ = await chain(ada)
     home.clock.ahead_ms = 15 * 24 * 60 * 60 * 1_000
     with pytest.raises(ProposalExpired):
@@ -201,7 +201,7 @@ async def test_a_later_step_stands_on_one_that_was_edited_elsewhere_in_the_recor
     home: Household,
 ) -> None:
     """An edit of the earlier step that leaves what the later one builds on leaves that one too."""
-    ada = await home.person()
+    ada = await home.person(model=ScriptedModel([]))
     first, second, third = await chain(ada)
     other_title = {"content": "Herbs.", "title": "Another list"}
     await ada.edit_preview(first.step_id, other_title)
@@ -213,7 +213,7 @@ async def test_a_later_step_stands_on_one_that_was_edited_elsewhere_in_the_recor
 
 async def test_a_later_step_is_shown_anew_on_one_that_was_edited(home: Household) -> None:
     """An edit of what a later step builds on is in what that one shows, and is not lost by it."""
-    ada = await home.person()
+    ada = await home.person(model=ScriptedModel([]))
     first, second, third = await chain(ada)
     edited = {"content": "Roots.", "title": "List"}
     await ada.edit_preview(first.step_id, edited)
@@ -229,7 +229,7 @@ async def test_a_later_step_is_shown_anew_on_one_that_was_edited(home: Household
 
 async def test_a_chain_is_decided_on_two_devices(home: Household) -> None:
     """What one device approved, the other one builds on without a second look."""
-    ada = await home.person()
+    ada = await home.person(model=ScriptedModel([]))
     first, second, third = await chain(ada)
     phone = await home.second()
     await phone.sync_now()

@@ -35,7 +35,8 @@ async def test_refused_calls_and_waiting_steps_are_shown(home: Household) -> Non
     )
     ada = await home.person(model=planner)
     mission, _, _ = await planned_mission(ada, runs_on="device")
-    await ada.run_now(mission)
+    first = await ada.run_now(mission)
+    assert first is not None
     await ada.run_now(mission)
     other = await ada.create_mission("Other", "Do", agent_id=(await ada.agents())[0].agent_id)
     newest, oldest = await ada.timeline()
@@ -44,7 +45,8 @@ async def test_refused_calls_and_waiting_steps_are_shown(home: Household) -> Non
     assert [line.state for line in oldest.lines] == ["proposed", "refused"]
     assert oldest.lines[0].sentence == "Add task “One”"
     assert oldest.lines[1].note == "TOOL_NOT_OFFERED"
-    assert (oldest.agent_name, oldest.source, oldest.tokens) == ("Mira", "device", 240)
+    assert (oldest.agent_name, oldest.source) == ("Mira", "device")
+    assert oldest.tokens == first.tokens > 0
     assert await ada.timeline(mission_id=other) == []
     assert len(await ada.timeline(limit=1)) == 1
     with pytest.raises(Invalid):

@@ -275,18 +275,19 @@ class Steps:
         iteration = await self._opened.book.view(ITERATIONS.name, step.text("iterationId"))
         return iteration is not None and await self._trust.is_for_others(iteration)
 
-    async def decision_now(self, case: Case) -> Decision:
-        """Return what may become of a step without a person, by all that holds now.
+    async def decision_now(self, case: Case) -> tuple[Decision, str]:
+        """Return what may become of a step without a person, and why not more, where that is new.
 
         Raises UnknownTool. What would come too often, or whose agent or mission is not at work any
         more, is the person's to decide.
         """
         word = case.caller.decision(self._opened.catalogue.tool(case.tool))
         if word != "auto":
-            return word
-        at_work = case.agent is not None and case.agent.state == "active"
-        if not at_work or case.mission_state != "active":
-            return "propose"
+            return word, ""
+        if case.agent is None or case.agent.state != "active":
+            return "propose", "Its agent is not active any more, so you decide."
+        if case.mission_state != "active":
+            return "propose", "Its mission is not active any more, so you decide."
         moments = [
             stamp_ms(view.stamps.get("status"))
             for view in await self.views()
@@ -295,7 +296,9 @@ class Steps:
             and written_by(view) == case.agent_id
             and tool_of(view) == case.tool
         ]
-        return "propose" if is_too_often(moments, self._opened.now_ms()) else "auto"
+        if is_too_often(moments, self._opened.now_ms()):
+            return "propose", "It came too soon after many others like it, so you decide."
+        return "auto", ""
 
     async def shown(self, case: Case, records: Snapshot, together: Together | None = None) -> Shown:
         """Return what a step would do now: as it was planned, or anew where its base moved.
@@ -744,7 +747,8 @@ def tokens_of(iteration: View | None) -> int:
     usage = iteration.values.get("usage") if iteration is not None else None
     if not isinstance(usage, dict):
         return 0
-    return sum(value for value in usage.values() if isinstance(value, int))
+    counted = (usage.get("promptTokens"), usage.get("completionTokens"))
+    return sum(tokens for tokens in counted if isinstance(tokens, int))
 
 
 def in_order(steps: Sequence[View]) -> list[View]:
