@@ -133,18 +133,6 @@ class RunnerMemory:
         known = self._known.ended
         await self._take(_Known(ended={one: at for one, at in ends.items() if one not in known}))
 
-    async def saw(
-        self,
-        account_id: str,
-        *,
-        space_id: str,
-        mission_id: str,
-        named_at: str,
-        head: tuple[int, str],
-    ) -> None:
-        """Remember what one run came with; as `saw_all`."""
-        await self.saw_all(account_id, named={(space_id, mission_id): named_at}, head=head)
-
     async def saw_all(
         self,
         account_id: str,
