@@ -1,0 +1,210 @@
+"""All work stopped: at once here, everywhere after a sync, and told to the hub until it agrees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mana.device.desk import Device
+from mana.domain.cadences import Cadence
+from mana.domain.errors import Invalid
+from mana.domain.iterations import ITERATIONS
+from mana.domain.settings import SETTINGS
+from mana.protocol.errors import WorkStopped
+from mana.protocol.messages import SetWork
+from mana.testing.models import ScriptedModel
+from mana.testing.postgres import Database
+from tests.device.household import Household, household, operations, planned_mission
+from tests.device.test_foreground import HOUR_MS, Hanging, creating
+
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+HOURLY = Cadence("interval", every_minutes=60)
+
+
+@pytest.fixture
+async def home(database: Database) -> AsyncIterator[Household]:
+    async with household(database) as made:
+        yield made
+
+
+async def hub_is_stopped(device: Device) -> bool:
+    """Return what the hub says."""
+    return (await operations(device).opened.hub.work()).stopped_at is not None
+
+
+async def test_stop_ends_what_runs_and_lets_nothing_begin(home: Household) -> None:
+    """After a stop the run is cut off, nothing is due, nothing starts by hand; the hub has the word."""
+    hanging = Hanging()
+    ada = await home.person(model=hanging)
+    mission, _, _ = await planned_mission(ada, runs_on="device", cadence=HOURLY)
+    home.clock.ahead_ms += HOUR_MS
+    (task,) = await operations(ada).runner.begin_due()
+    await hanging.asked.wait()
+    state = await ada.stop_work()
+    assert state.stopped_ms is not None
+    assert state.hub_told
+    async with asyncio.timeout(10):
+        line = await task
+    assert (line.state, line.reason) == ("failed", "stopped")
+    assert hanging.cancelled
+    assert await hub_is_stopped(ada)
+    home.clock.ahead_ms += HOUR_MS
+    await operations(ada).runner.work(expire=True)
+    with pytest.raises(WorkStopped):
+        await ada.run_now(mission)
+    with pytest.raises(WorkStopped):
+        await operations(ada).runner.run_planned()
+    assert len((await ada.mission(mission)).runs) == 1
+    assert (await ada.mission(mission)).failures == 0
+    again = await ada.start_work()
+    assert (again.stopped_ms, again.hub_told) == (None, True)
+    assert not await hub_is_stopped(ada)
+    begun = await operations(ada).runner.begin_due()
+    assert len(begun) == 1
+    await ada.stop_mission(mission)
+
+
+async def test_what_was_due_meanwhile_is_missed(home: Household) -> None:
+    """What came due while all was stopped follows the mission's policy for missed moments."""
+    ada = await home.person(model=creating())
+    mission, _, _ = await planned_mission(ada, runs_on="device", cadence=HOURLY)
+    await ada.stop_work()
+    home.clock.ahead_ms += 4 * HOUR_MS + HOUR_MS // 2
+    await operations(ada).runner.work(expire=False)
+    assert (await ada.mission(mission)).runs == ()
+    await ada.start_work()
+    await operations(ada).runner.run_due()
+    states = [run.state for run in (await ada.mission(mission)).runs]
+    assert states == ["done", "missed", "missed", "missed"]
+
+
+async def test_person_still_decides_while_work_is_stopped(home: Household) -> None:
+    """Approving and rejecting is the person's own doing, and goes on."""
+    ada = await home.person(model=creating("One", "Two"))
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.run_now(mission)
+    first, second = await ada.inbox()
+    await ada.stop_work()
+    assert (await ada.approve(first.step_id)).state == "approved"
+    assert (await ada.reject(second.step_id)).state == "rejected"
+    assert {"One", "Two"} & {view.text("title") for view in await ada.list("tasks")}
+
+
+async def test_stop_off_line_holds_here_and_reaches_the_hub_later(home: Household) -> None:
+    """Without the hub the stop holds at once; the hub hears of it as soon as it can be reached."""
+    ada = await home.person(model=ScriptedModel())
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.sync_now()
+    home.places[0].wire.is_cut = True
+    state = await ada.stop_work()
+    assert (state.stopped_ms is not None, state.hub_told) == (True, False)
+    with pytest.raises(WorkStopped):
+        await ada.run_now(mission)
+    home.places[0].wire.is_cut = False
+    assert not await hub_is_stopped(ada)
+    await operations(ada).work.tell()
+    assert await hub_is_stopped(ada)
+    assert (await ada.work_state()).hub_told
+
+
+async def test_every_device_obeys_after_its_sync(home: Household) -> None:
+    """A stop on one device ends the runs of another once it has synced."""
+    hanging = Hanging()
+    ada = await home.person(model=hanging)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.sync_now()
+    phone = await home.second()
+    await phone.sync_now()
+    running = asyncio.create_task(ada.run_now(mission))
+    await hanging.asked.wait()
+    await phone.stop_work()
+    await ada.sync_now()
+    async with asyncio.timeout(10):
+        run = await running
+    assert run is not None
+    assert (run.state, run.reason) == ("failed", "stopped")
+    assert (await ada.work_state()).stopped_ms is not None
+    await ada.start_work()
+    await phone.sync_now()
+    assert (await phone.work_state()).stopped_ms is None
+
+
+async def test_a_hub_that_says_something_else_is_told_again(home: Household) -> None:
+    """Whatever the hub was told, it has the person's word after the next look."""
+    ada = await home.person()
+    await ada.stop_work()
+    hub = operations(ada).opened.hub
+    await hub.set_work(SetWork(stopped=False))
+    await operations(ada).work.tell()
+    assert await hub_is_stopped(ada)
+    await ada.start_work()
+    await hub.set_work(SetWork(stopped=True))
+    await operations(ada).work.tell()
+    assert not await hub_is_stopped(ada)
+
+
+async def test_device_that_has_not_heard_yet_undoes_nothing(home: Household) -> None:
+    """A device that finds the hub stopped looks for the person's newest word before it speaks."""
+    ada = await home.person()
+    phone = await home.second()
+    await phone.sync_now()
+    await ada.stop_work()
+    await operations(phone).work.tell()
+    assert await hub_is_stopped(ada)
+    assert (await phone.work_state()).stopped_ms is not None
+
+
+async def test_planned_steps_wait_while_work_is_stopped(home: Household) -> None:
+    """What policy lets run by itself does not run either, also in the middle of a run's steps."""
+    ada = await home.person(model=creating("One", "Two", "Three"))
+    mission, _, _ = await planned_mission(ada, runs_on="device", preset="aggressive")
+    of = operations(ada)
+    execute = of.runner._executing._execute
+
+    async def then_stop(step_id: str) -> bool:
+        done = await execute(step_id)
+        await of.records.write_settings({"workStoppedAt": of.opened.now_iso()})
+        return done
+
+    of.runner._executing._execute = then_stop  # type: ignore[method-assign]
+    before = len(await ada.list("tasks"))
+    await ada.run_now(mission)
+    assert len(await ada.list("tasks")) == before + 1
+    assert len(await of.opened.book.views(ITERATIONS.name)) == 1
+
+
+async def test_the_hub_reads_nothing_of_the_word(home: Household) -> None:
+    """The setting travels sealed; what the hub needs to know it is told by its own call."""
+    ada = await home.person()
+    await ada.stop_work()
+    await ada.sync_now()
+    record = await operations(ada).opened.book.record(SETTINGS.name, "settings-global")
+    assert record is not None
+    assert str(record.entries["workStoppedAt"].value).startswith("enc:2:")
+
+
+async def test_word_that_cannot_be_read_stops(home: Household) -> None:
+    """A stop whose moment is malformed is still a stop."""
+    ada = await home.person()
+    of = operations(ada)
+    assert await of.work.stopped_ms() is None
+
+    async def broken(table: str, record_id: str) -> object:
+        view = await view_of(table, record_id)
+        return view and type(view)(view.table, view.id, {**view.values, "workStoppedAt": "soon"})
+
+    view_of = of.opened.book.view
+    of.opened.book.view = broken  # type: ignore[assignment,method-assign]
+    assert await of.work.stopped_ms() == 0
+
+
+async def test_caps_of_the_account_are_set_and_removed(home: Household) -> None:
+    """A cap is set at the hub, shown with what was used, and removed by None."""
+    ada = await home.person()
+    await ada.set_caps(tokens_per_day_max=5_000, cost_per_day_max=2_000_000)
+    state = await ada.set_caps(cost_per_day_max=None)
+    assert (state.tokens_per_day_max, state.cost_per_day_max) == (5_000, None)
+    with pytest.raises(Invalid):
+        await ada.set_caps(tokens_per_day_max=-5)
