@@ -84,15 +84,10 @@ class Auditing:
                     for one in judged
                 }
         # A worker hears of it when the runner could not be talked out of it any more.
-        for one, head in zip(judged, heads, strict=True):
-            admitted = one.asked.admitted
-            await memory.saw(
-                account,
-                space_id=space,
-                mission_id=admitted.lease.mission_id,
-                named_at=admitted.named_at,
-                head=head,
-            )
+        if heads:
+            runs = [one.asked.admitted for one in judged]
+            named = {(str(space), str(run.lease.mission_id)): run.named_at for run in runs}
+            await memory.saw_all(account, named=named, head=heads[-1])
         self._count(judged)
         return {
             one.asked.admitted.lease.occurrence_id: (
