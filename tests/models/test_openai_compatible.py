@@ -45,6 +45,7 @@ from mana.testing.endpoints import (
     silent,
     stalls,
     streams,
+    unless,
     whole,
 )
 
@@ -154,7 +155,40 @@ async def test_a_failed_second_try_is_not_remembered() -> None:
         model = OpenAiCompatible(server.url, model="m", connections=connections)
         with pytest.raises(ModelFailed):
             await model.complete(request())
-    assert connections.may_stream(f"{server.url}/v1/chat/completions", "m")
+    assert connections.quirks(f"{server.url}/v1/chat/completions", "m") == frozenset()
+
+
+async def test_an_endpoint_is_asked_as_it_wants() -> None:
+    """One that names the limit of replies otherwise, or has one temperature, is learnt once."""
+    picky = unless(
+        lambda asked: "max_tokens" in asked,
+        "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+        unless(
+            lambda asked: "temperature" in asked,
+            "Unsupported value: 'temperature' does not support 0.3 with this model.",
+            never_streams(says("Hi.")),
+        ),
+    )
+    async with model_server(picky) as server, Connections() as connections:
+        for _ in range(2):
+            model = OpenAiCompatible(server.url, model="m", connections=connections)
+            assert (await model.complete(request())).content == "Hi."
+        other = OpenAiCompatible(server.url, model="n", connections=connections)
+        assert (await other.complete(request())).content == "Hi."
+    assert [asked.body["model"] for asked in server.asked] == ["m"] * 5 + ["n"] * 4
+    last = server.asked[4].body
+    assert (last["max_completion_tokens"], last["stream"]) == (64, False)
+    assert not {"max_tokens", "temperature", "stream_options"} & set(last)
+
+
+async def test_an_endpoint_that_always_wants_otherwise_is_left() -> None:
+    """One that blames everything that it is sent is asked a few times, never for ever."""
+    echo = whole({"error": "stream max_completion_tokens temperature"}, status=422)
+    async with model_server(echo) as server:
+        with pytest.raises(ModelFailed) as failed:
+            await OpenAiCompatible(server.url, model="m").complete(request())
+    assert (failed.value.kind, len(server.asked)) == ("refused-reply", 4)
+    assert failed.value.__context__ is None
 
 
 def _piece(index: int | None, text: Json = None, name: str = "", call_id: str = "") -> Json:

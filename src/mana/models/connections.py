@@ -12,6 +12,7 @@ import functools
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from enum import StrEnum
 from types import TracebackType
 from typing import Final, TypeAlias
 
@@ -25,6 +26,14 @@ KEPT_S: Final = 4.0
 """Less than the five seconds after which common servers close: a call must not meet that moment."""
 ADDRESSES_MAX: Final = 4
 Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
+
+
+class Quirk(StrEnum):
+    """What an endpoint does not take as others do; the value is the word by which it says so."""
+
+    REPLY_LIMIT = "max_completion_tokens"
+    TEMPERATURE = "temperature"
+    STREAM = "stream"
 
 
 class AddressRefused(httpx.ConnectError):
@@ -68,7 +77,7 @@ class Connections:
         self._is_allowed = is_allowed
         self._tls = tls
         self._pools: dict[tuple[str, bool], httpx.AsyncBaseTransport] = {}
-        self._unstreamed: set[tuple[str, str]] = set()
+        self._quirks: dict[tuple[str, str], frozenset[Quirk]] = {}
 
     async def __aenter__(self) -> Connections:
         return self
@@ -100,13 +109,13 @@ class Connections:
             self._pools[key] = found
         return found
 
-    def may_stream(self, url: str, model: str) -> bool:
-        """Say whether a reply may be asked for in pieces: nothing is known against it."""
-        return (url, model) not in self._unstreamed
+    def quirks(self, url: str, model: str) -> frozenset[Quirk]:
+        """Return what is known of how a model wants to be asked."""
+        return self._quirks.get((url, model), frozenset())
 
-    def refuses_to_stream(self, url: str, model: str) -> None:
-        """Remember that this model gives whole replies only."""
-        self._unstreamed.add((url, model))
+    def remember(self, url: str, model: str, quirks: frozenset[Quirk]) -> None:
+        """Remember how a model wanted to be asked, while the process lasts."""
+        self._quirks[url, model] = quirks
 
     def _context(self, scheme: str) -> ssl.SSLContext:
         """Return how certificates are judged."""

@@ -19,7 +19,7 @@ import httpx
 
 from mana.domain.errors import Invalid
 from mana.models.addresses import Endpoint, endpoint, fits_header
-from mana.models.connections import CONNECT_S, AddressRefused, Connections
+from mana.models.connections import CONNECT_S, AddressRefused, Connections, Quirk
 from mana.models.replies import REPLY_BYTES_MAX, Phase, Reading, failure_of
 from mana.planning.ports import Message, ModelFailed, ModelReply, ModelRequest
 
@@ -39,7 +39,7 @@ _HEADERS: Final = {
     # What is not compressed cannot be larger than it looks.
     "Accept-Encoding": "identity",
 }
-_MAY_MEAN_NO_STREAM: Final = (400, 415, 422, 501)
+_MAY_BE_QUIRKS: Final = (400, 415, 422, 501)
 
 
 class OpenAiCompatible:
@@ -70,7 +70,7 @@ class OpenAiCompatible:
         self._endpoint = endpoint(base)
         self._headers = {**_HEADERS, **({"Authorization": f"Bearer {key}"} if key else {})}
         self._model = model
-        self._stream = stream
+        self._quirks: frozenset[Quirk] = frozenset() if stream else frozenset({Quirk.STREAM})
         self._timeout_s = timeout_s
         self._silence_s = silence_s
         self._reply_bytes_max = reply_bytes_max
@@ -120,20 +120,22 @@ class OpenAiCompatible:
         raise failed
 
     async def _complete(self, request: ModelRequest) -> ModelReply:
-        """Ask for a stream, and once more for a whole reply where the endpoint has none."""
+        """Ask, and once more for each thing that the endpoint wants otherwise."""
         url = self._endpoint.url
-        streams = self._stream and self._connections.may_stream(url, self._model)
-        if streams:
-            with contextlib.suppress(_NoStream):
-                return await self._ask(request, stream=True)
-        reply = await self._ask(request, stream=False)
-        if streams:
-            self._connections.refuses_to_stream(url, self._model)
-        return reply
+        known = quirks = self._connections.quirks(url, self._model) | self._quirks
+        while True:
+            try:
+                reply = await self._ask(request, quirks)
+            except _Unsupported as found:
+                quirks |= {found.quirk}
+            else:
+                if quirks != known:
+                    self._connections.remember(url, self._model, quirks)
+                return reply
 
-    async def _ask(self, request: ModelRequest, *, stream: bool) -> ModelReply:
-        """Return the reply; raise _NoStream where only its coming in pieces was refused."""
-        body = _body(request, self._model, stream=stream)
+    async def _ask(self, request: ModelRequest, quirks: frozenset[Quirk]) -> ModelReply:
+        """Return the reply; raise _Unsupported where the endpoint wants to be asked otherwise."""
+        body = _body(request, self._model, quirks)
         limits = httpx.Timeout(self._timeout_s, connect=min(CONNECT_S, self._timeout_s))
         # Straight to the pool: a client would heed proxies of the environment and keep cookies.
         pool = self._connections.pool(self._endpoint, public_only=self._public_only)
@@ -148,8 +150,9 @@ class OpenAiCompatible:
         )
         try:
             if response.status_code != httpx.codes.OK:
-                if stream and await _is_about_streams(response):
-                    raise _NoStream
+                found = await _quirk_of(response, quirks)
+                if found is not None:
+                    raise _Unsupported(found)
                 # A redirect too: it would send granted text to a host that no grant names.
                 raise _refusal(response)
             if response.headers.get("content-encoding", "identity") != "identity":
@@ -185,8 +188,12 @@ class OpenAiCompatible:
                 raise
 
 
-class _NoStream(Exception):  # caught where it is raised for
-    """The endpoint gives whole replies only."""
+class _Unsupported(Exception):
+    """The endpoint refuses a part of the request that others need."""
+
+    def __init__(self, quirk: Quirk) -> None:
+        super().__init__(quirk)
+        self.quirk = quirk
 
 
 def description(place: Endpoint, model: str) -> str:
@@ -201,16 +208,17 @@ def _nobody(_chars: int) -> None:
     """Hear of a reply for nobody."""
 
 
-async def _is_about_streams(response: httpx.Response) -> bool:
-    """Say whether an endpoint refused because the reply was to come in pieces."""
-    if response.status_code not in _MAY_MEAN_NO_STREAM:
-        return False
+async def _quirk_of(response: httpx.Response, known: frozenset[Quirk]) -> Quirk | None:
+    """Return what an endpoint refused the request for, None where it is nothing that is new."""
+    if response.status_code not in _MAY_BE_QUIRKS:
+        return None
     said = bytearray()
     async for piece in response.aiter_raw():
         said += piece
         if len(said) > ERROR_BYTES_MAX:
             break
-    return b"stream" in bytes(said[:ERROR_BYTES_MAX]).lower()
+    words = bytes(said[:ERROR_BYTES_MAX]).lower()
+    return next((one for one in Quirk if one not in known and one.encode() in words), None)
 
 
 def _refusal(response: httpx.Response) -> ModelFailed:
@@ -234,16 +242,18 @@ def _retry_after_ms(headers: httpx.Headers) -> int | None:
     return int(wait_ms) if 0 < wait_ms <= RETRY_AFTER_MS_MAX else None
 
 
-def _body(request: ModelRequest, model: str, *, stream: bool) -> bytes:
+def _body(request: ModelRequest, model: str, quirks: frozenset[Quirk]) -> bytes:
     """Return the request as the endpoint reads it."""
+    limit = "max_completion_tokens" if Quirk.REPLY_LIMIT in quirks else "max_tokens"
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(message) for message in request.messages],
-        "temperature": request.temperature,
-        "max_tokens": request.completion_tokens_max,
-        "stream": stream,
+        limit: request.completion_tokens_max,
+        "stream": Quirk.STREAM not in quirks,
     }
-    if stream:
+    if Quirk.TEMPERATURE not in quirks:
+        body["temperature"] = request.temperature
+    if Quirk.STREAM not in quirks:
         body["stream_options"] = {"include_usage": True}
     if request.tools:
         body["tools"] = list(request.tools)

@@ -269,10 +269,15 @@ def drops(*events: Json) -> Answer:
 
 def never_streams(then: Answer) -> Answer:
     """Refuse what is to come in pieces, as servers without streams do."""
+    return unless(lambda body: body.get("stream") is True, "stream is not supported", then)
+
+
+def unless(refused: Callable[[dict[str, Any]], bool], message: str, then: Answer) -> Answer:
+    """Refuse some requests with a message, and answer the others."""
+    problem: Json = {"error": {"message": message, "type": "invalid_request_error"}}
 
     async def answer(asked: Asked, line: Line) -> None:
-        refusal: Json = {"error": {"message": "stream is not supported", "type": "invalid_request"}}
-        await (whole(refusal, status=400) if asked.streams else then)(asked, line)
+        await (whole(problem, status=400) if refused(asked.body) else then)(asked, line)
 
     return answer
 
