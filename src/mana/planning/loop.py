@@ -21,14 +21,12 @@ from mana.domain.policy import Policy, SpacePolicy
 from mana.domain.records import Records
 from mana.domain.tools import PROPOSE_MEMORY, TASK, Tool
 from mana.planning.asking import Asking, FallBack, Spent
-from mana.planning.asking import worst_case as worst_case
 from mana.planning.calls import MARKED, Refusal, Setting, Work
 from mana.planning.conversation import Means, StopReason, converse, opening
 from mana.planning.dispatch import Caller, PlannedStep, is_offered
-from mana.planning.guardrails import InputTooLarge as InputTooLarge
 from mana.planning.guardrails import Rates, after_planning, size_before_planning
 from mana.planning.markers import is_marked
-from mana.planning.ports import Budget, Candidate, Model, Progress, Purpose, Usage
+from mana.planning.ports import Budget, Candidate, Progress, Purpose, Usage
 from mana.planning.prompt import PlanInput, material, now_line, prompt
 from mana.planning.subagents import SCHEMA, SCHEMA_SIZE, SubAgent, SubAgents, may_delegate
 from mana.planning.version import PROMPT_VERSION
@@ -98,8 +96,7 @@ def stands_still() -> int:
 async def run(
     plan_input: PlanInput,
     *,
-    models: Sequence[Candidate] = (),
-    model: Model | None = None,
+    models: Sequence[Candidate],
     catalogue: Catalogue,
     policy: Policy | None,
     space_policy: SpacePolicy,
@@ -130,7 +127,7 @@ async def run(
     work = Work(Rates(clock_ms), size_before_planning(messages))
     tools, delegates = _offered(setting), may_delegate(policy)
     compactions: list[Purpose] = []
-    asking = Asking(models or [Candidate(one) for one in (model,) if one is not None], budget)
+    asking = Asking(models, budget)
     means = Means(
         asking=asking,
         setting=setting,
