@@ -106,21 +106,27 @@ async def test_the_smaller_cap_of_an_account_counts(database: Database) -> None:
         assert granted.completion_tokens_max == 900
 
 
-async def test_calls_are_taken_in_their_order(database: Database) -> None:
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("scope", CAP_SCOPES)
+async def test_calls_are_taken_in_their_order(
+    database: Database, scope: CapScope, unit: CapUnit
+) -> None:
     """Of several calls at once each counts for those behind it, and a refused one for nobody."""
     async with bank(database) as made:
-        await made.cap("mission", "tokens", 1_000)
-        other = made.run(mission=2)
+        needs = 300 if unit == "tokens" else 700
+        await made.cap(scope, unit, 2 * needs + 1)
+        # They have nothing in common but what the cap is of.
+        other = made.run(1 if scope == "mission" else 2, 1 if scope == "agent" else 2)
         found = await made.reserve(
-            made.ask(500, 200),
-            made.ask(500, 200),
-            made.ask(500, 200, run=other),
-            made.ask(100, 200),
-            made.ask(100, 400, run=other),
+            made.ask(100, 200, price=PRICE),
+            made.ask(2_000, 200, price=PRICE, run=other),
+            made.ask(100, 200, price=PRICE, run=other),
+            made.ask(100, 200, price=PRICE),
         )
-        replies = [one.completion_tokens_max if isinstance(one, Granted) else one for one in found]
-        refused = Refusal("budget:mission:tokens:300/1000")
-        assert replies == [200, refused, 200, 200, refused]
+        granted = [isinstance(one, Granted) for one in found]
+        assert granted == [True, False, True, False]
+        assert found[1] == Refusal(budget_reason(needs + 1, 2 * needs + 1, scope, unit))
+        assert found[3] == Refusal(budget_reason(1, 2 * needs + 1, scope, unit))
         await made.check()
 
 

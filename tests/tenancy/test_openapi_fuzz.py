@@ -85,6 +85,7 @@ async def prepared(
             "deviceId": [made.device_id, outsider.account.device_id],
             "factorId": [made.factor_id],
             "linkId": [made.link_id],
+            "reservationId": [made.reservation_id],
             "key": ["s1"],
         }
         # Whoever logs out is out: this session is for that alone.
