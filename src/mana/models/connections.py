@@ -102,7 +102,7 @@ class Connections:
         found = self._pools.get(key)
         if found is None:
             found = httpx.AsyncHTTPTransport(
-                verify=self._context(place.scheme), trust_env=False, limits=self._limits
+                verify=self._context(place.scheme), limits=self._limits
             )
             if public_only:
                 found = _Checked(found, self._resolve, self._is_allowed)
