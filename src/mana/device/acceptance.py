@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from mana.device.cases import tool_of, was_edited, written_by
 from mana.device.opened import Opened, stamp_ms
-from mana.device.steps import tool_of, was_edited, written_by
 from mana.device.views import Acceptance, AcceptRate, AcceptWeek, RejectedFor, ToolAcceptance
 from mana.domain.clock import parse_iso_ms
 from mana.domain.errors import Invalid

@@ -11,10 +11,11 @@ import builtins
 import contextlib
 from collections.abc import Awaitable, Callable
 
+from mana.device.cases import Case, in_order
 from mana.device.errors import ChangeRefused, Offline
 from mana.device.journal import decide_change_id
 from mana.device.opened import Opened
-from mana.device.steps import Case, StepDone, Steps, decision, in_order
+from mana.device.steps import StepDone, Steps, decision
 from mana.device.writing import Write
 from mana.domain.encoding import Json
 from mana.domain.errors import ManaError, NotFound, Unauthenticated

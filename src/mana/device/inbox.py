@@ -15,18 +15,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Final
 
+from mana.device.cases import Case, Shown, Together
 from mana.device.errors import ChangeRefused, Offline
 from mana.device.forms import parameters_of
 from mana.device.journal import decide_change_id
 from mana.device.opened import Opened
 from mana.device.steps import (
     FEEDBACK_MAX,
-    Case,
-    Shown,
     StepDone,
     StepNotFound,
     Steps,
-    Together,
     decision,
     moment,
 )

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from mana.device.cases import in_order, planned_ms, tokens_of, was_edited
 from mana.device.diffs import record_diff
 from mana.device.journal import Chain, Journal
 from mana.device.opened import Opened
-from mana.device.steps import Steps, in_order, planned_ms, tokens_of, was_edited
+from mana.device.steps import Steps
 from mana.device.views import Bucket, RecordDiff, TimelineLine
 from mana.device.words import refused_call_words
 from mana.domain.clock import parse_iso_ms
