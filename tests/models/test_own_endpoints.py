@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import ssl
@@ -363,3 +364,19 @@ def test_an_own_model_that_no_header_names_is_passed_over() -> None:
     """Text goes to endpoints of the header only, also where the person's own key is."""
     own = OwnModel("own-1", f"https://{HOST}", "m")
     assert candidates(OFFLINE, "own:own-1", {"rules:offline"}, own) == []
+
+
+@pytest.mark.parametrize(("own_models", "went"), [("public", []), ("any", [HOST])])
+async def test_a_person_s_own_model_is_checked_at_each_call(
+    own_models: OwnModels, went: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run calls of a person's is resolved and checked, unless the operator allows any."""
+    connections, _ = resolving(["169.254.169.254"])
+    wire = Wire()
+    on_wire(connections, wire, monkeypatch)
+    settings = ModelSettings(OFFLINE.models, own_models)
+    own = OwnModel("own-1", f"https://{HOST}", "m")
+    [found] = candidates(settings, "own:own-1", None, own, connections=connections)
+    with contextlib.suppress(ModelFailed):
+        await found.model.complete(REQUEST)
+    assert [host for host, _, _ in wire.went] == went
