@@ -228,7 +228,7 @@ def test_what_runs_here_is_free_unless_a_price_is_given(tmp_path: Path) -> None:
         (models(named("a", *"bcdefghi"), *(named(x) for x in "bcdefghi")), "a", "fallback"),
         (models('alias = "a"\nurl = "rules:offline"\nkey = ""'), "a", "url"),
         (models(*(named(f"m{n}") for n in range(65))), "", ""),
-        ("#" * 262_145, "", ""),
+        (models(ONE) + "#" * 262_145, "", ""),
     ],
 )
 def test_what_is_wrong_is_named(text: str, model: str, member: str, tmp_path: Path) -> None:
