@@ -12,6 +12,8 @@ import pytest
 
 from mana.domain.errors import Invalid
 from mana.hub.runner.tracing import VARIABLE, Tracing, TracingMissing, tracing_from
+from mana.testing.postgres import Database
+from tests.runner.world import CANARY, world
 
 
 @pytest.fixture
@@ -77,3 +79,23 @@ def test_nothing_is_traced_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
         span.note(state="done")
     with pytest.raises(TracingMissing):
         tracing_from({VARIABLE: "http://127.0.0.1:4318"})
+
+
+@pytest.mark.postgres
+@pytest.mark.anyio
+async def test_a_run_is_traced_without_content(
+    database: Database, collector: tuple[str, list[bytes]]
+) -> None:
+    """What a collector gets of a whole run holds no text and no id of anybody's."""
+    address, sent = collector
+    async with world(database) as made:
+        await made.ready()
+        await made.run_now()
+        tracing = tracing_from({VARIABLE: address})
+        async with made.runner(tracing=tracing) as runner:
+            assert (await runner.scheduler.tick()).plans_written_back == 1
+        raw = b"".join(sent)
+        assert b"tick.planMission" in raw
+        assert b"done" in raw
+        for secret in (CANARY, made.ada.account.account_id, str(made.ada.space), "mission-1"):
+            assert secret.encode() not in raw

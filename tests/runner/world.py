@@ -30,6 +30,7 @@ from mana.hub.runner.dialogue import SocketChannel, ToRunner, ToWorker, WorkerLo
 from mana.hub.runner.files import write_secret
 from mana.hub.runner.keys import PRIVATE_FILE, PUBLIC_FILE
 from mana.hub.runner.settings import RunnerSettings
+from mana.hub.runner.tracing import Tracing
 from mana.hub.runner.worker import work
 from mana.models.rules import Rules
 from mana.modules.notes.manifest import MANIFEST as NOTES
@@ -289,10 +290,17 @@ class World:
 
     @contextlib.asynccontextmanager
     async def runner(
-        self, model: Callable[[], Model] = Rules, *, workers: Any = None, **options: Any
+        self,
+        model: Callable[[], Model] = Rules,
+        *,
+        workers: Any = None,
+        tracing: Tracing | None = None,
+        **options: Any,
     ) -> AsyncIterator[Runner]:
         """Lend an open runner whose workers share this process."""
-        runner = build(self.settings(**options), workers=workers or InlineWorkers(model))
+        runner = build(
+            self.settings(**options), workers=workers or InlineWorkers(model), tracing=tracing
+        )
         await runner.open()
         try:
             yield runner

@@ -194,7 +194,9 @@ class WorkStopped(Conflict):
     """The person stopped all work of the account, or the operator that of the hub."""
 
     code = "WORK_STOPPED"
-    advice = "Let the work go on first; while the operator has stopped it, ask whoever runs the hub."
+    advice = (
+        "Let the work go on first; while the operator has stopped it, ask whoever runs the hub."
+    )
 
 
 class MissionErrored(Conflict):

@@ -12,6 +12,7 @@ from mana.cli.lifelines import announcer, stop_event
 from mana.cli.places import Places
 from mana.hub.runner.app import build, serve
 from mana.hub.runner.settings import RunnerSettings
+from mana.hub.runner.tracing import tracing_from
 from mana.hub.schema.store import addresses
 from mana.models.choose import model_infos
 
@@ -43,7 +44,7 @@ async def _serve(settings: RunnerSettings) -> None:
         )
     with stop_event(os.environ) as stopping:
         await serve(
-            build(settings),
+            build(settings, tracing=tracing_from(os.environ)),
             ready=lambda port: announce(
                 {"url": f"http://{settings.host}:{port}", "model": models[0].description}
             ),

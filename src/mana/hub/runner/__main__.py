@@ -11,9 +11,12 @@ import os
 import sys
 from pathlib import Path
 
+import uvloop
+
 from mana.domain.errors import ManaError
 from mana.hub.runner.app import build, serve
 from mana.hub.runner.settings import RunnerSettings
+from mana.hub.runner.tracing import tracing_from
 
 
 def main() -> int:
@@ -25,8 +28,9 @@ def main() -> int:
         return 2
     try:
         settings = RunnerSettings.from_env(os.environ, database_url=url, home=home)
-        runner = build(settings)
-        asyncio.run(serve(runner, ready=_say))
+        runner = build(settings, tracing=tracing_from(os.environ))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+            loop.run(serve(runner, ready=_say))
     except ManaError as error:
         print(f"{error.code}: {error.message}", file=sys.stderr)  # noqa: T201 - for a person
         return 1

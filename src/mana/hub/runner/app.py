@@ -37,6 +37,7 @@ from mana.hub.runner.scheduler import Scheduler
 from mana.hub.runner.settings import RunnerSettings
 from mana.hub.runner.shared import Setting
 from mana.hub.runner.store import RunnerStore, Transaction
+from mana.hub.runner.tracing import Tracing
 from mana.hub.runner.workers import ProcessWorkers, Workers
 from mana.hub.secrets import load_public_keys
 from mana.hub.sync.store import ChangeLog
@@ -45,6 +46,8 @@ from mana.protocol.messages import ChangeMessage
 from mana.registry.catalogue import load_catalogue
 
 DRAIN_S: Final = 8.0
+CONNECTIONS_MAX: Final = 10
+"""Runs share their transactions, so many of them need few; each one plans every statement anew."""
 END_S: Final = 1.5
 _log: Final = structlog.get_logger("mana.runner")
 
@@ -61,6 +64,7 @@ class Runner:
     metrics: Metrics
     asgi: ASGIApp
     endpoints: tuple[Endpoint, ...]
+    tracing: Tracing
     _ticking: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -83,6 +87,7 @@ class Runner:
             await asyncio.gather(task, return_exceptions=True)
         await self.workers.close()
         await self.store.close()
+        await asyncio.to_thread(self.tracing.close)
 
     async def _tick(self) -> None:
         interval_s = self.settings.tick_interval_ms / 1_000
@@ -106,11 +111,14 @@ class Runner:
                         await awake.wait()
 
 
-def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner:
+def build(
+    settings: RunnerSettings, *, workers: Workers | None = None, tracing: Tracing | None = None
+) -> Runner:
     """Wire the runner. `workers` is given by tests; the keys are made on first use."""
+    tracing = tracing or Tracing()
     keys = RunnerKeys(settings)
     memory = RunnerMemory(settings)
-    store = RunnerStore.at(settings.database_url, size=settings.concurrency + 4)
+    store = RunnerStore.at(settings.database_url, size=CONNECTIONS_MAX)
     metrics = Metrics()
     log = ChangeLog({table.name: table for table in load_catalogue().tables})
 
@@ -143,7 +151,7 @@ def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner
         fail=kill_self,
     )
     made_by = workers or ProcessWorkers()
-    scheduler = Scheduler(store, made_by, append, metrics, setting)
+    scheduler = Scheduler(store, made_by, append, metrics, setting, tracing)
     endpoints = runner_endpoints(
         store,
         scheduler,
@@ -171,7 +179,7 @@ def build(settings: RunnerSettings, *, workers: Workers | None = None) -> Runner
     asgi = serve_endpoints(
         endpoints, authenticate=authenticate, lifespan=[lifespan], served="runner"
     )
-    runner = Runner(settings, keys, store, made_by, scheduler, metrics, asgi, endpoints)
+    runner = Runner(settings, keys, store, made_by, scheduler, metrics, asgi, endpoints, tracing)
     return runner
 
 

@@ -43,6 +43,7 @@ from mana.hub.runner.session import Port, RunLost, Session
 from mana.hub.runner.shared import Setting, TickStats, log
 from mana.hub.runner.spending import Reserve, Reserved, Settle, Spending
 from mana.hub.runner.store import RunnerStore
+from mana.hub.runner.tracing import Span, Tracing
 from mana.hub.runner.workers import Workers
 from mana.planning.budget import is_sane
 from mana.planning.ports import FAILURE_KINDS
@@ -67,6 +68,7 @@ class Crew:
     finishing: Finishing
     prices: Prices
     progress: Progress
+    tracing: Tracing
     reach: Callable[[str], None]
 
 
@@ -140,6 +142,7 @@ class Lane:
         self._ends = Gatherer[Ending, Outcome](crew.finishing.finish)
         self._starting = asyncio.Lock()
         self._session: Session | None = None
+        self._spans: Final[dict[Port, Span]] = {}
         self.sessions: Final[set[Session]] = set()
         self.users = 0
 
@@ -154,7 +157,9 @@ class Lane:
                 del lanes.leases[lease.occurrence_id]
                 lease = admitted.lease
                 lanes.leases[lease.occurrence_id] = lease
-                self._count(lease, await self._run(admitted, stats), stats)
+                with crew.tracing.span("tick.planMission") as span:
+                    outcome = await self._run(admitted, stats, span)
+                self._count(lease, outcome, stats)
         except RunLost as lost:
             if lost.blame == "at-fault":
                 stats.fail(lease, lost.code)
@@ -188,11 +193,13 @@ class Lane:
                     return
             endings.count(self._crew.metrics, outcome)
 
-    async def _run(self, admitted: Admitted, stats: TickStats) -> Outcome | None:
+    async def _run(self, admitted: Admitted, stats: TickStats, span: Span) -> Outcome | None:
         """Have a worker work on a run; None: the lease is another's by now."""
         crew, lanes, occurrence = self._crew, self._lanes, admitted.lease.occurrence_id
         began_s = time.monotonic()
+        span.note(kind=admitted.lease.kind, attempt=admitted.lease.attempts)
         port = lanes.ports[occurrence] = await self._seat(admitted)
+        self._spans[port] = span
         loop = asyncio.get_running_loop()
         limit = loop.call_later(crew.setting.run_s_max, port.interrupt, "timeout")
         try:
@@ -203,10 +210,14 @@ class Lane:
                 return None
             if isinstance(said, Finished):
                 stats.plans_produced += 1
-            return await self._ends.ask(Ending(admitted, said))
+                span.note(rounds=said.counts.rounds, calls=sum(said.counts.calls.values()))
+            outcome = await self._ends.ask(Ending(admitted, said))
+            span.note(state=outcome.state, reason=outcome.reason)
+            return outcome
         finally:
             limit.cancel()
             port.close()
+            del self._spans[port]
             del lanes.ports[occurrence]
             crew.progress.forget(occurrence)
             crew.metrics.run_seconds.observe(time.monotonic() - began_s)
@@ -236,6 +247,8 @@ class Lane:
         if not self._crew.progress.note(port.admitted.lease, note):
             port.blame()
         else:
+            if port in self._spans:
+                self._spans[port].reached(note.name)
             self._crew.reach(note.name)
 
     async def _talk(self, port: Port) -> Finished | Stopped | None:

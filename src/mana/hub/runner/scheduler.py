@@ -29,6 +29,7 @@ from mana.hub.runner.queue import End
 from mana.hub.runner.shared import Append, Setting, TickStats
 from mana.hub.runner.spending import Spending
 from mana.hub.runner.store import RunnerStore
+from mana.hub.runner.tracing import Tracing
 from mana.hub.runner.workers import Workers
 
 SWEEP_S: Final = 1.0
@@ -47,8 +48,10 @@ class Scheduler:
         append: Append,
         metrics: Metrics,
         setting: Setting,
+        tracing: Tracing,
     ) -> None:
         self._store = store
+        self._tracing = tracing
         self._metrics = metrics
         self._setting = setting
         self._progress = Progress(store)
@@ -65,6 +68,7 @@ class Scheduler:
                 finishing=Finishing(store, append, setting, metrics, self._reach),
                 prices=prices,
                 progress=self._progress,
+                tracing=tracing,
                 reach=self._reach,
             )
         )
@@ -108,7 +112,9 @@ class Scheduler:
         try:
             # To draw a key takes a moment, and is done twice a month.
             await asyncio.to_thread(self._setting.keys.turn)
-            await self._pass(stats)
+            with self._tracing.span("tick") as span:
+                await self._pass(stats)
+                span.note(missions=stats.due_mission_count)
         finally:
             self._is_running = False
             self._idle.set()
