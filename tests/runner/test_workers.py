@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from mana.crypto.envelope import RecordKey
+from mana.crypto.keys import mission_key
+from mana.crypto.primitives import b64
+from mana.hub.runner.dialogue import Finished, Message, Stopped
+from mana.hub.runner.worker import work
 from mana.hub.runner.workers import (
     ENVIRONMENT,
     ProcessWorker,
     ProcessWorkers,
     WorkersUnavailable,
 )
+from mana.planning.ports import ModelReply, ModelRequest
+from mana.testing.runs import Instant, Missions, answer
 from tests.runner.processes import (
     OPEN_PROGRAM,
     children,
@@ -328,3 +338,134 @@ def test_a_parent_that_lives_is_no_reason_to_end() -> None:
         "die_with_parent(os.getppid()); print('here')"
     )
     assert said_apart(code) == "here\n"
+
+
+async def conversed(worker: ProcessWorker, missions: Missions, runs: range) -> None:
+    """Play the runner of a worker for these runs, one after the other."""
+    for run in runs:
+        worker.channel.tell(missions.job(run))
+        while not isinstance(said := await worker.channel.receive(), Finished):
+            assert not isinstance(said, Stopped), said
+            if (reply := answer(said)) is not None:
+                worker.channel.tell(reply)
+        missions.ran(said)
+
+
+@pytest.mark.slow
+async def test_a_worker_stays_flat() -> None:
+    """A worker that serves run after run needs no more memory for the last than for the first."""
+    missions = Missions.made(8)
+    async with opened() as workers:
+        worker = await workers.start()
+        for message in missions.setup:
+            worker.channel.tell(message)
+        await conversed(worker, missions, range(64))
+        before = private_kib(worker.pid)
+        await conversed(worker, missions, range(64, 320))
+        assert private_kib(worker.pid) - before < 1_024
+        assert len(descriptors(worker.pid)) < 16
+
+
+class Inline:
+    """The runner's side of a worker's session in this process."""
+
+    def __init__(self, missions: Missions, runs: int) -> None:
+        self._missions = missions
+        self._runs = runs
+        self._said: asyncio.Queue[Message] = asyncio.Queue()
+        for message in (*missions.setup, missions.job(0)):
+            self._said.put_nowait(message)
+        self.ended = asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        self.tell(message)
+
+    def tell(self, message: Message) -> None:
+        if (reply := answer(message)) is not None:
+            self._said.put_nowait(reply)
+        elif isinstance(message, Finished):
+            self._missions.ran(message)
+            self._next(message.run + 1)
+        elif isinstance(message, Stopped):
+            self._next(message.run + 1)
+
+    def _next(self, run: int) -> None:
+        if run < self._runs:
+            self._said.put_nowait(self._missions.job(run))
+        else:
+            # Not before the task of the run has ended, too.
+            asyncio.get_running_loop().call_later(0.05, self.ended.set)
+
+    async def receive(self) -> Message:
+        return await self._said.get()
+
+    async def close(self) -> None:
+        return
+
+
+class Seeing(Instant):
+    """A model that knows whether it was shown a word, and breaks down if it is told to."""
+
+    def __init__(self, mark: bytes, *, breaks: bool) -> None:
+        self._mark = mark
+        self._breaks = breaks
+        self.saw = 0
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        text = " ".join(message.content for message in request.messages)
+        self.saw += self._mark.hex() in text
+        if self._breaks:
+            raise RuntimeError(text)
+        return await super().complete(request)
+
+
+def keys_of(missions: Missions) -> list[bytes]:
+    """Return the keys that these grants give, as bytes and as they stand in a payload."""
+    space = missions.account.personal.space_key
+    names = [(one.table, one.id) for records in missions.records for one in records]
+    raw = [RecordKey.derive(space, *name).to_bytes() for name in names]
+    raw += [mission_key(space, job.mission_id) for job in map(missions.job, range(2))]
+    return [*raw, *(b64(key).encode() for key in raw)]
+
+
+def held(wanted: Sequence[bytes]) -> set[int]:
+    """Return which of these are in a text or in bytes that some object of this process holds."""
+    place_by_word = {word: place for place, word in enumerate(wanted)}
+    alternatives = b"|".join(re.escape(word) for word in wanted)
+    pattern = re.compile(alternatives)
+    own = {id(one) for one in (*wanted, alternatives)}
+    found: set[int] = set()
+    gc.collect()
+    waiting, seen = gc.get_objects(), set[int]()
+    while waiting:
+        for one in gc.get_referents(waiting.pop()):
+            if isinstance(one, str | bytes | bytearray):
+                raw = one.encode("utf-8", "replace") if isinstance(one, str) else one
+                if id(one) not in own:
+                    found |= {place_by_word[word] for word in pattern.findall(raw)}
+            elif not gc.is_tracked(one) and id(one) not in seen:
+                # What the collector does not follow may hold texts all the same.
+                seen.add(id(one))
+                waiting.append(one)
+    return found
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_nothing_of_a_run_is_held_after_it(breaks: bool) -> None:
+    """When a run has ended, well or not, its worker holds no text that it opened and no key of its
+    grant: not in a cache, not in an error, not in a task."""
+    mark = secrets.token_bytes(12)
+    missions = Missions.made(2, content=mark.hex())
+    model = Seeing(mark, breaks=breaks)
+    channel = Inline(missions, 4)
+    session = asyncio.create_task(work(channel, model=lambda: model))
+    try:
+        async with asyncio.timeout(60):
+            await channel.ended.wait()
+        assert model.saw
+        assert held([mark.hex().encode(), *keys_of(missions)]) == set()
+        kept = mark.hex()
+        assert held([kept.encode()]) == {0}, "the search finds what is there"
+    finally:
+        session.cancel()
+        await asyncio.gather(session, return_exceptions=True)

@@ -80,13 +80,13 @@ class RecordBinding:
         written = (at, actor)
         if written != self._written:
             # Most fields of a record were written together.
-            self._written, self._tail = written, length_prefixed(at) + _prefixed(actor)
+            self._written, self._tail = written, length_prefixed(at, actor)
         return self._head + _prefixed(path) + self._tail
 
 
 @lru_cache(maxsize=4096)
-def _prefixed(part: str | bytes) -> bytes:
-    """Return what one part adds to `length_prefixed`: spaces, tables, paths and actors are few."""
+def _prefixed(part: str) -> bytes:
+    """Return what one part adds to `length_prefixed`: spaces, tables and paths are few."""
     return length_prefixed(part)
 
 
