@@ -32,9 +32,11 @@ from mana.device.writing import Write
 from mana.domain.agents import AGENT_MEMORY
 from mana.domain.changes import Change, ChangeKind
 from mana.domain.clock import Stamp
+from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 from mana.domain.ids import DeviceId, RecordId
-from mana.domain.iterations import ITERATIONS, JOURNAL, STEPS
+from mana.domain.iterations import ITERATIONS, JOURNAL, STEPS, binding_hash
+from mana.planning.dispatch import intent_of
 from mana.protocol.messages import GrantInfo
 from mana.testing.models import ScriptedModel, calling, says
 from mana.testing.postgres import Database, connected
@@ -534,7 +536,14 @@ async def test_what_is_written_beside_a_decision_is_no_edit(home: Household) -> 
     ada, (waiting,) = await proposed(home, calling("create_task", {"title": "One"}))
     await ada.approve(waiting.step_id)
     of = operations(ada)
-    lie = {"params": {"title": "Two"}, "sentence": "Add task “Two”", "preview": [], "base": {}}
+    params: dict[str, Json] = {"title": "Two"}
+    lie: dict[str, Json] = {
+        "params": params,
+        "sentence": "Add task “Two”",
+        "preview": [],
+        "base": {},
+        "binding": binding_hash(intent_of("create_task", params), [], {}),
+    }
     change = Change(STEPS.name, RecordId(waiting.step_id), ChangeKind.UPDATE, {"edited": lie})
     await of.opened.book.commit([Write(change, of.opened.person)])
     found = await ada.proposal(waiting.step_id)
@@ -598,6 +607,14 @@ async def test_steps_approved_together_see_each_other(home: Household) -> None:
     assert (await ada.get("notes", note)).text("content") == "More herbs."
     status = await ada.sync_now()
     assert (status.waiting, status.refused) == (0, 0)
+
+
+async def test_a_step_of_a_group_reverts_to_what_the_one_before_wrote(home: Household) -> None:
+    """Each step of a group is journalled with what stood before it, not before the group."""
+    ada, note, steps = await appended(home, "One.", "Two.")
+    await ada.approve_all([one.step_id for one in steps])
+    assert (await ada.revert(f"step:{steps[1].step_id}")).conflicts == ()
+    assert (await ada.get("notes", note)).text("content") == "More herbs.\n\nOne."
 
 
 async def test_a_group_on_a_base_that_moved_is_shown_as_a_whole(home: Household) -> None:
@@ -801,6 +818,29 @@ async def test_a_comment_on_a_run_is_kept_and_its_proposals_stay_good(home: Hous
         await ada.comment("nothing", "?")
     with pytest.raises(Invalid):
         await ada.comment(bucket.iteration_id, "x" * 2_001)
+
+
+async def test_a_run_keeps_its_proof_when_who_commented_it_leaves(home: Household) -> None:
+    """What a former member said of a run takes nothing of it along."""
+    ada = await home.person(model=model(calling("create_task", {"title": "One"})))
+    bob = await home.person("bob")
+    team = await shared_space(ada)
+    await let_in(ada, team, bob)
+    space = ada.in_space(team)
+    mission, _, _ = await planned_mission(space, runs_on="device")
+    await space.run_now(mission)
+    await ada.sync_now()
+    await bob.sync_now()
+    (bucket,) = await bob.in_space(team).timeline()
+    await bob.in_space(team).comment(bucket.iteration_id, "Fewer tasks.")
+    await bob.sync_now()
+    await ada.sync_now()
+    await space.remove_member(bob.account_id)
+    await ada.sync_now()
+    (waiting,) = await space.inbox()
+    assert (await space.timeline())[0].feedback == "Fewer tasks."
+    assert waiting.verified, waiting.trouble
+    assert (await space.approve(waiting.step_id)).state == "approved"
 
 
 async def test_a_viewer_says_nothing_of_a_run(home: Household) -> None:

@@ -171,6 +171,25 @@ async def test_steps_rest_on_what_earlier_ones_create(home: Household) -> None:
     assert await text_of(ada, steps[0]) == "Herbs.\n\nMore.\n\n#herbs"
 
 
+async def test_a_step_fills_what_the_one_that_creates_left_out(home: Household) -> None:
+    """A path that an earlier step's record does not have is as it was planned while it lacks it."""
+
+    def complete(request: ModelRequest) -> ModelReply:
+        answer = json.loads(request.messages[-1].content)
+        task = created_id(StepId(answer["data"]["stepId"]), 0)
+        return says("", calling("complete_task", {"taskId": task}, id="2"))
+
+    made = says("", calling("create_task", {"title": "Water the herbs"}))
+    ada = await home.person(model=ScriptedModel([made, complete]))
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.run_now(mission)
+    first, second = await ada.inbox()
+    await ada.approve(first.step_id)
+    await ada.approve(second.step_id)
+    task = await ada.get("tasks", first.diffs[0].record_id)
+    assert task.values["isCompleted"] is True
+
+
 async def test_nothing_rests_on_a_record_that_was_never_made(home: Household) -> None:
     """Where the step that was to create a record was rejected, those on it say so."""
     ada = await home.person(model=ScriptedModel([]))

@@ -7,6 +7,7 @@ where both meet in one record. Normative: docs/protocol/grants.md, 4.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from mana.crypto.authority import (
@@ -29,6 +30,7 @@ from mana.domain.tables import Table
 from mana.protocol.replication import Held
 
 _PROOF: Final = "proof"
+_FEEDBACK: Final = "feedback"
 _RUNNER: Final = "runner:"
 
 
@@ -69,6 +71,21 @@ def verify_run(
     if digest != write.digest:
         raise SignatureRejected("the iteration or a step is not what the runner wrote")
     verify_runner_write(runner.signing_key, write, unb64(str(proof.get("signature"))))
+
+
+def uncommented(iteration: Held) -> Held:
+    """Return a run without what members said of it, which decides nothing.
+
+    Else a run would lose its proof with whoever said something of it and left the space.
+    """
+    entries = iteration.record.entries
+    entry = entries.get(_FEEDBACK)
+    proof = iteration.proofs.get(entry.change_id) if entry is not None else None
+    if entry is None or proof is None or set(proof.entries) != {_FEEDBACK}:
+        return iteration
+    kept = {path: one for path, one in entries.items() if path != _FEEDBACK}
+    proofs = {name: one for name, one in iteration.proofs.items() if name != entry.change_id}
+    return replace(iteration, record=replace(iteration.record, entries=kept), proofs=proofs)
 
 
 def reason_of(error: ManaError) -> str:

@@ -20,7 +20,7 @@ from mana.crypto.envelope import parse_json
 from mana.crypto.primitives import b64
 from mana.crypto.runners import RunnerPublicKey
 from mana.crypto.signatures import SigningKey
-from mana.device.authority import reason_of, verify_run
+from mana.device.authority import reason_of, uncommented, verify_run
 from mana.device.ends import CLOCK_OFFSET
 from mana.device.errors import (
     ChangeRefused,
@@ -419,6 +419,7 @@ class RecordBook:
         iteration = await self._held(ITERATIONS.name, iteration_id)
         if iteration is None:
             return False, "missing"
+        iteration = uncommented(iteration)
         entries = iteration.record.entries
         named = entries["stepIds"].value if "stepIds" in entries else None
         if not isinstance(named, list) or not all(isinstance(name, str) for name in named):

@@ -193,7 +193,10 @@ class Trust:
         if self._verified.get(iteration.id) == marks:
             return True, ""
         if iteration.text("source") == "device":
-            reason = await self._verify_own(iteration)
+            verified, why = await self._opened.book.iteration_verified(
+                iteration.id, headers={}, runners={}
+            )
+            reason = "" if verified else why or "signature-rejected"
         else:
             reason = await self._verify_hub(iteration)
         if reason:
@@ -201,16 +204,6 @@ class Trust:
             return False, _WORDS.get(reason, f"Not verified: {reason}.")
         self._verified[iteration.id] = marks
         return True, ""
-
-    async def _verify_own(self, iteration: View) -> str:
-        book = self._opened.book
-        if not await book.is_verified(ITERATIONS.name, iteration.id):
-            return "signature-rejected"
-        named = iteration.values.get("stepIds")
-        for step_id in named if isinstance(named, list) else []:
-            if not await book.is_verified(STEPS.name, str(step_id)):
-                return "signature-rejected"
-        return ""
 
     async def grantor(self, iteration: View) -> str:
         """Return the account that granted a run of the hub; empty for any other, or unknown."""
