@@ -63,6 +63,25 @@ LOGIN_FUNCTIONS = [
     "mana.sweep_waiting",
     "mana.touch_attempts",
 ]
+# The letters of all accounts, which the hub sends.
+LETTER_FUNCTIONS = ["mana.end_letter", "mana.next_letter", "mana.take_letters"]
+# For the operator: snapshots of all accounts, made anew from the plain side of the records.
+REBUILDING_FUNCTIONS = [
+    "mana_ai.hold_spaces",
+    "mana_ai.plain_agents",
+    "mana_ai.plain_missions",
+    "mana_ai.put_plain",
+    "mana_ai.put_turns",
+]
+DEFINERS = sorted(
+    [
+        *ENDING_FUNCTIONS,
+        *LETTER_FUNCTIONS,
+        *LOGIN_FUNCTIONS,
+        *REBUILDING_FUNCTIONS,
+        *TRIGGER_FUNCTIONS,
+    ]
+)
 
 ONE = Migration(1, "one", "create table mana.one (x int);")
 TWO = Migration(2, "two", "create table mana.two (x int); create table mana.three (x int);")
@@ -170,9 +189,9 @@ async def test_doors_of_log_in(database: Database) -> None:
     """Only named functions run with their owner's rights; the serving roles call few of them."""
     async with connected(database.owner_url) as owner:
         names = [name.partition("(")[0] for name in await security_definer_functions(owner)]
-    assert names == sorted([*LOGIN_FUNCTIONS, *ENDING_FUNCTIONS, *TRIGGER_FUNCTIONS])
+    assert names == DEFINERS
     files = {m.name for m in read_migrations() if "security definer" in m.sql.lower()}
-    assert files == {"accounts", "vault", "engine"}
+    assert files == {"accounts", "vault", "engine", "letters"}
 
 
 async def test_doors_keep_their_search_path(database: Database) -> None:

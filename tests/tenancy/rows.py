@@ -141,6 +141,9 @@ RULES: Final[Mapping[str, Rule]] = {
         deletes=nobody,
     ),
     "mana.vault_statements": Rule(own, runner=nobody),
+    "mana.letters": Rule(own),
+    # Whose turn it is: the runner finds it across accounts.
+    "mana_ai.account_work": Rule(own, runner=everybody),
     "mana_ai.agent_snapshots": Rule(in_space),
     "mana_ai.audit_heads": Rule(own),
     "mana_ai.decrypt_audit": Rule(own),
@@ -148,10 +151,35 @@ RULES: Final[Mapping[str, Rule]] = {
     "mana_ai.mission_snapshots": Rule(in_space),
     # Door (a) of the design: the runner finds and leases what is due, across accounts.
     "mana_ai.occurrences": Rule(in_space, runner=everybody),
-    "mana_ai.token_usage": Rule(in_space),
+    "mana_ai.spend": Rule(
+        lambda row, who: own(row, who) or in_space(row, who),
+        inserts=own,
+        updates=own,
+        deletes=nobody,
+    ),
+    # What somebody stopped: the runner looks for what it works on, whoever's it is.
+    "mana_ai.stops": Rule(in_space, runner=everybody),
+    # What is as old as these rows is not asked for any more, but is not 400 days old.
+    "mana_ai.token_usage": Rule(
+        lambda row, who: own(row, who) or in_space(row, who),
+        inserts=in_own_space,
+        updates=own,
+        deletes=nobody,
+    ),
+    "mana_ai.watched": Rule(in_space),
 }
-HUBS_OWN: Final = frozenset({"mana.migrations"})
-"""Tables without any person's row; neither serving role may touch them at all."""
+HUBS_OWN: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
+    "mana.migrations": {"mana_app": frozenset(), "mana_runner": frozenset()},
+    "mana_ai.hub_limits": {
+        "mana_app": frozenset({"select", "update"}),
+        "mana_runner": frozenset({"select"}),
+    },
+    "mana_ai.hub_spend": {
+        "mana_app": frozenset({"select"}),
+        "mana_runner": frozenset({"select", "insert", "update", "delete"}),
+    },
+}
+"""Tables without any person's row, and what each serving role may do with them."""
 
 # Columns in which an account stands, and what else must stand in a column for the row to be one.
 ACCOUNTS: Final = frozenset({"account_id", "user_id", "author_id", "created_by"})
@@ -166,8 +194,11 @@ FIXED: Final[Mapping[str, Mapping[str, Any]]] = {
         "revoker": None,
         "revocation": None,
     },
-    "mana_ai.mission_snapshots": {"hold": None},
+    "mana.letters": {"waiting": False, "due_at": None},
     "mana_ai.occurrences": {"kind": "manual", "state": "queued"},
+    "mana_ai.mission_snapshots": {"hold": None, "if_missed": "once"},
+    "mana_ai.spend": {"scope": "agent"},
+    "mana_ai.token_usage": {"purpose": "plan"},
     "mana.invitations": {"role": "member"},
     "mana.links": {"state": "waiting", "wrapped": None, "certificate": None},
     "mana.second_factors": {"kind": "totp", "state": "pending"},
@@ -257,7 +288,7 @@ def _value(column: Column, number: int) -> Any:
         "integer": number + 1,
         "bigint": number + 1,
         "bytea": f"\\x{number:04x}",
-        "timestamp with time zone": "2026-11-21T05:00:00Z",
+        "timestamp with time zone": "2026-11-21T05:00:00+00:00",
     }
     return made[column.type]
 

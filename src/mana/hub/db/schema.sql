@@ -918,6 +918,8 @@ CREATE OR REPLACE FUNCTION mana_ai.plain_missions(p_spaces text[])
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO ''
+ SET plan_cache_mode TO 'force_custom_plan'
+ SET enable_seqscan TO 'on'
 AS $function$
 #variable_conflict use_column
 begin
@@ -950,8 +952,9 @@ begin
      cross join lateral pg_catalog.json_to_record(r.fields)
        as x (state json, cadence json, "timeZone" json, "agentId" json, "runsOn" json,
              "ifMissed" json, "maxTokensPerDay" json, "maxCostPerDay" json, "deletedAt" json)
-      left join mana_ai.mission_snapshots m
-        on m.space_id = r.space_id and m.mission_id = r.record_id
+      left join lateral (
+        select n.* from mana_ai.mission_snapshots n
+         where n.space_id = r.space_id and n.mission_id = r.record_id offset 0) m on true
       left join lateral (
         select q.scheduled_for from mana_ai.occurrences q
          where q.space_id = r.space_id and q.mission_id = r.record_id
@@ -971,6 +974,8 @@ CREATE OR REPLACE FUNCTION mana_ai.put_plain(p_missions json, p_agents json, p_m
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO ''
+ SET plan_cache_mode TO 'force_custom_plan'
+ SET enable_seqscan TO 'on'
 AS $function$
 begin
   perform pg_catalog.set_config('app.door', 'open', true);

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from mana.domain.cadences import next_due
 from mana.domain.ids import AccountId, MissionId, SpaceId
@@ -19,6 +19,8 @@ from mana.hub.runner.ledger import Lease, MissionSnapshot
 from mana.hub.runner.queue import End, Moment, Queue, Retry
 
 _TAKEN: Final = frozenset({"done", "skipped", "failed", "missed"})
+Locked: TypeAlias = tuple[int, Mapping[tuple[SpaceId, MissionId], MissionSnapshot]]
+"""The database's time, and missions by their keys, which nobody else changes until the end."""
 _SPREAD: Final = 5
 """A retry comes up to this part earlier or later than its class says."""
 
@@ -142,7 +144,13 @@ async def resume(ledger: Queue, mission: MissionSnapshot) -> None:
 
 
 async def due(
-    ledger: Queue, lease: Lease, mission: MissionSnapshot, *, worker: str, lease_s: int
+    ledger: Queue,
+    lease: Lease,
+    mission: MissionSnapshot,
+    *,
+    now_ms: int,
+    worker: str,
+    lease_s: int,
 ) -> Due:
     """Note what was missed, by the mission's rule, and return the lease of what is to run now.
 
@@ -154,7 +162,6 @@ async def due(
     delay_ms = 0
     if mission.if_missed == "skip":
         delay_ms = await ledger.jitter_ms(mission, lease.scheduled_ms)
-    now_ms = await ledger.now_ms()
     found = passed(
         mission.cadence,
         mission.time_zone,
@@ -192,13 +199,19 @@ async def ended(
     return (await ended_all(ledger, [End(lease, state, reason, iteration)]))[0]
 
 
-async def ended_all(ledger: Queue, ends: Sequence[End]) -> list[Ended]:
+async def ended_all(
+    ledger: Queue, ends: Sequence[End], *, locked: Locked | None = None
+) -> list[Ended]:
     """End occurrences, or put them back for another try, and see to what follows each.
+
+    `locked`: what `missions_locked` told in this transaction, where nothing was written since.
 
     A failure of a class that may pass is tried again, but never past the mission's next moment.
     One that is final counts: too many in a row hold the mission until its person resumes it.
     """
-    now_ms, missions = await ledger.missions_locked([_key(end.lease) for end in ends])
+    if locked is None:
+        locked = await ledger.missions_locked([_key(end.lease) for end in ends])
+    now_ms, missions = locked[0], dict(locked[1])
     retries = {
         end.lease.occurrence_id: Retry(end.lease, at_ms, str(end.reason))
         for end in ends

@@ -438,7 +438,7 @@ create function mana_ai.plain_missions(p_spaces text[])
     hold text, failures integer, failure text, waits_for timestamptz, last_for timestamptz,
     lines json)
   language plpgsql volatile security definer
-  set search_path = ''
+  set search_path = '' set plan_cache_mode = force_custom_plan set enable_seqscan = on
 as $$
 #variable_conflict use_column
 begin
@@ -471,8 +471,9 @@ begin
      cross join lateral pg_catalog.json_to_record(r.fields)
        as x (state json, cadence json, "timeZone" json, "agentId" json, "runsOn" json,
              "ifMissed" json, "maxTokensPerDay" json, "maxCostPerDay" json, "deletedAt" json)
-      left join mana_ai.mission_snapshots m
-        on m.space_id = r.space_id and m.mission_id = r.record_id
+      left join lateral (
+        select n.* from mana_ai.mission_snapshots n
+         where n.space_id = r.space_id and n.mission_id = r.record_id offset 0) m on true
       left join lateral (
         select q.scheduled_for from mana_ai.occurrences q
          where q.space_id = r.space_id and q.mission_id = r.record_id
@@ -512,7 +513,7 @@ $$;
 
 create function mana_ai.put_plain(p_missions json, p_agents json, p_moments json) returns void
   language plpgsql volatile security definer
-  set search_path = ''
+  set search_path = '' set plan_cache_mode = force_custom_plan set enable_seqscan = on
 as $$
 begin
   perform pg_catalog.set_config('app.door', 'open', true);
