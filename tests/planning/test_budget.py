@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mana.device.runner import DeviceBudget
 from mana.domain.money import FREE, Price, amount_words
 from mana.models.openai_compatible import OpenAiCompatible
 from mana.models.rules import Rules
@@ -47,31 +44,16 @@ counts = st.integers(-(10**9), 10**15) | st.integers(0, 5_000)
 usages = st.none() | st.builds(Usage, counts, counts)
 
 
-def on_device(cap: int) -> DeviceBudget:
-    """Return the budget of a run on a device, beside which nothing else runs."""
-    return DeviceBudget(cap, 0, lambda: 0)
-
-
-def spent(budget: CountedBudget | DeviceBudget) -> int:
-    """Return what counts as spent."""
-    return budget.spent if isinstance(budget, CountedBudget) else budget.end()
-
-
-@pytest.mark.parametrize("make", [CountedBudget, on_device])
 @given(
     st.integers(0, 50_000),
     st.lists(st.tuples(st.integers(0, 9_000), st.integers(0, 5_000), usages), max_size=12),
 )
 @pytest.mark.anyio
-async def test_no_reply_lifts_the_cap(
-    make: Callable[[int], CountedBudget | DeviceBudget],
-    cap: int,
-    calls: list[tuple[int, int, Usage | None]],
-) -> None:
+async def test_no_reply_lifts_the_cap(cap: int, calls: list[tuple[int, int, Usage | None]]) -> None:
     """Whatever providers report, no call starts at the cap, and what is reported is counted."""
-    budget = make(cap)
+    budget = CountedBudget(cap)
     for prompt, wanted, usage in calls:
-        before = spent(budget)
+        before = budget.spent
         try:
             reservation = await budget.reserve(
                 prompt, wanted, ModelCall("scripted:test", "scripted")
@@ -81,12 +63,12 @@ async def test_no_reply_lifts_the_cap(
             assert before >= cap or cap - before - prompt < min(wanted, COMPLETION_TOKENS_MIN)
             continue
         assert before < cap
-        assert spent(budget) == before + prompt + reservation.completion_tokens_max <= cap
+        assert budget.spent == before + prompt + reservation.completion_tokens_max <= cap
         assert min(wanted, COMPLETION_TOKENS_MIN) <= reservation.completion_tokens_max <= wanted
         await budget.settle(reservation.id, usage)
-        assert spent(budget) >= before
+        assert budget.spent >= before
         if usage is not None and is_sane(usage.prompt_tokens, usage.completion_tokens):
-            assert spent(budget) - before == usage.total
+            assert budget.spent - before == usage.total
 
 
 @given(usages, st.integers(0, 10_000))
