@@ -807,9 +807,12 @@ async def test_a_comment_on_a_run_is_kept_and_its_proposals_stay_good(home: Hous
     phone = await home.second()
     await phone.sync_now()
     assert (await phone.timeline())[0].feedback == "Shorter, please."
-    (first, *_) = await phone.inbox()
+    first, second = (await phone.inbox())[:2]
     assert first.verified, first.trouble
-    await phone.approve(first.step_id)
+    edit = {**first.params, "title": "Something else"}
+    await phone.edit_preview(first.step_id, edit)
+    assert (await phone.approve(first.step_id, arguments=edit)).edited
+    assert (await phone.proposal(second.step_id)).verified
     await phone.comment(bucket.iteration_id, "")
     await phone.sync_now()
     await ada.sync_now()
