@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import msgspec
 import pytest
 
 from mana.domain.encoding import Json
+from mana.hub.app import operator
+from mana.hub.operating.service import LimitInvalid
 from mana.hub.runner import scheduling
 from mana.hub.runner.ledger import Lease
 from mana.hub.runner.store import RunnerStore
@@ -207,13 +210,40 @@ async def test_an_account_stops_no_other(database: Database) -> None:
 async def test_the_hub_stops(database: Database) -> None:
     """The operator stops everything: what runs is told, and nothing is leased or asked for."""
     async with at_work(database) as (made, store):
+        told = asyncio.Event()
+        await store.listen_stops(lambda _payload: told.set())
         lease = await leased(made, store)
-        async with connected(database.owner_url) as owner:
-            await owner.execute("update mana_ai.hub_limits set stopped_at = now()")
-        await assert_told(store, lease)
-        assert await refused(made) == (409, "WORK_STOPPED")
-        state = await work(made)
-        assert (state.hub_stopped, state.stopped_at) == (True, None)
+        told.clear()
+        async with operator(made.served.hub.settings) as whoever:
+            first = await whoever.stop_work(stopped=True)
+            assert first.stopped_ms is not None
+            assert await whoever.stop_work(stopped=True) == first
+            await asyncio.wait_for(told.wait(), 10)
+            await assert_told(store, lease)
+            assert await refused(made) == (409, "WORK_STOPPED")
+            state = await work(made)
+            assert (state.hub_stopped, state.stopped_at) == (True, None)
+            async with store.work(lease.account_id) as ledger:
+                assert await ledger.put_back(lease, delay_ms=0, counted=False)
+            assert await store.lease(RUNNER, 5, lease_s=60) == []
+            assert (await whoever.stop_work(stopped=False)).stopped_ms is None
+        assert len(await store.lease(RUNNER, 5, lease_s=60)) == 1
+
+
+async def test_the_operator_sets_limits(database: Database) -> None:
+    """Limits that are named are set, the others stay, and what cannot be is refused as a whole."""
+    async with world(database) as made, operator(made.served.hub.settings) as whoever:
+        before = await whoever.limits({})
+        assert (before.runs_max, before.tokens_per_day_max) == (64, None)
+        await whoever.limits({"runs_max": 3, "account_cost_per_day_max": 7})
+        for wrong in ({"runs_max": 0}, {"jitter_ms": None}, {"nonsense": 1}, {"stopped_at": 1}):
+            with pytest.raises(LimitInvalid):
+                await whoever.limits({"runs_per_account_max": 2, **wrong})
+        found = await whoever.limits({})
+        assert found == replace(before, runs_max=3, account_cost_per_day_max=7)
+        assert (await work(made)).hub_cost_per_day_max == 7
+        found = await whoever.limits({"account_cost_per_day_max": None})
+        assert found.account_cost_per_day_max is None
 
 
 async def test_caps_are_kept(database: Database) -> None:

@@ -54,7 +54,7 @@ from mana.hub.money.routes import money_routes
 from mana.hub.money.service import MoneyService
 from mana.hub.money.store import MoneyStore
 from mana.hub.operating.service import Operator
-from mana.hub.operating.store import KekStore
+from mana.hub.operating.store import KekStore, WorkLimitStore
 from mana.hub.runner.keys import PUBLIC_FILE
 from mana.hub.runner.projection import RunnerProjection
 from mana.hub.secrets import HubSecrets, KekRing, load, load_or_create
@@ -260,7 +260,13 @@ async def operator(
     tenancy = Tenancy(pool)
     accounts = AccountStore(tenancy, KekRing(lambda: load(settings.secrets_dir)))
     async with pool:
-        yield Operator(accounts, KekStore(tenancy), settings.secrets_dir, now_ms=clock)
+        yield Operator(
+            accounts,
+            KekStore(tenancy),
+            WorkLimitStore(tenancy),
+            settings.secrets_dir,
+            now_ms=clock,
+        )
 
 
 def _grants(settings: HubSettings, kept: HubSecrets, tenancy: Tenancy) -> GrantService:

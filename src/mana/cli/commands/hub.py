@@ -16,8 +16,11 @@ from mana.cli.lifelines import announcer, stop_event
 from mana.cli.output import Answer, Line, show
 from mana.cli.places import AlreadyRunning, Places
 from mana.cli.text import one_line
+from mana.domain.clock import iso_ms
+from mana.domain.encoding import Json
 from mana.hub.app import build, operator, serve, settle_memory
 from mana.hub.operating.service import Operator
+from mana.hub.operating.store import HubLimits
 from mana.hub.postgres import Instance, Outcome, find_binaries
 from mana.hub.schema.store import addresses, bring_up_to_date
 from mana.hub.settings import HubSettings
@@ -86,6 +89,103 @@ def rotate_kek(as_json: JsonOption = False) -> None:
         return Answer({"rewrapped": wrapped}, [said])
 
     _operate(work, as_json=as_json)
+
+
+@hub.command("stop-work")
+def stop_work(as_json: JsonOption = False) -> None:
+    """Stop all runs of all accounts at once; nothing runs until `mana hub start-work`."""
+
+    async def work(made: Operator) -> Answer:
+        return _limits_answer(await made.stop_work(stopped=True))
+
+    _operate(work, as_json=as_json)
+
+
+@hub.command("start-work")
+def start_work(as_json: JsonOption = False) -> None:
+    """Let work go on that `mana hub stop-work` has stopped."""
+
+    async def work(made: Operator) -> Answer:
+        return _limits_answer(await made.stop_work(stopped=False))
+
+    _operate(work, as_json=as_json)
+
+
+@hub.command()
+def limits(
+    runs: Annotated[
+        int | None, typer.Option(help="How many runs there are at once, of all accounts.")
+    ] = None,
+    runs_per_account: Annotated[
+        int | None, typer.Option(help="How many runs there are at once of one account.")
+    ] = None,
+    jitter_ms: Annotated[
+        int | None, typer.Option(help="By how much due moments are spread, in milliseconds.")
+    ] = None,
+    tokens_per_day: Annotated[
+        int | None, typer.Option(help="Tokens of a day, of all accounts; -1: no cap.")
+    ] = None,
+    cost_per_day: Annotated[
+        int | None, typer.Option(help="Costs of a day in millionths; -1: no cap.")
+    ] = None,
+    account_tokens_per_day: Annotated[
+        int | None, typer.Option(help="Tokens of a day of each account; -1: no cap.")
+    ] = None,
+    account_cost_per_day: Annotated[
+        int | None, typer.Option(help="Costs of a day of each account in millionths; -1: no cap.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the limits of the hub's work, and set those that are named."""
+    numbers = {"runs_max": runs, "runs_per_account_max": runs_per_account, "jitter_ms": jitter_ms}
+    caps = {
+        "tokens_per_day_max": tokens_per_day,
+        "cost_per_day_max": cost_per_day,
+        "account_tokens_per_day_max": account_tokens_per_day,
+        "account_cost_per_day_max": account_cost_per_day,
+    }
+    wanted: dict[str, int | None] = {
+        name: number for name, number in numbers.items() if number is not None
+    }
+    wanted |= {name: None if cap == -1 else cap for name, cap in caps.items() if cap is not None}
+
+    async def work(made: Operator) -> Answer:
+        return _limits_answer(await made.limits(wanted))
+
+    _operate(work, as_json=as_json)
+
+
+@hub.command()
+def rebuild(as_json: JsonOption = False) -> None:
+    """Make anew what the hub keeps of missions and agents beside their records."""
+
+    async def work(made: Operator) -> Answer:
+        made_anew = await made.rebuild()
+        said = f"{made_anew.missions} missions and {made_anew.agents} agents were made anew."
+        return Answer({"missions": made_anew.missions, "agents": made_anew.agents}, [said])
+
+    _operate(work, as_json=as_json)
+
+
+def _limits_answer(found: HubLimits) -> Answer:
+    stopped = None if found.stopped_ms is None else iso_ms(found.stopped_ms)
+    values: dict[str, Json] = {
+        "stoppedAt": stopped,
+        "runsMax": found.runs_max,
+        "runsPerAccountMax": found.runs_per_account_max,
+        "jitterMs": found.jitter_ms,
+        "tokensPerDayMax": found.tokens_per_day_max,
+        "costPerDayMax": found.cost_per_day_max,
+        "accountTokensPerDayMax": found.account_tokens_per_day_max,
+        "accountCostPerDayMax": found.account_cost_per_day_max,
+    }
+    words = "All work is stopped." if stopped else "Work goes on."
+    shown = [
+        f"{name}: {'no cap' if value is None else value}"
+        for name, value in values.items()
+        if name != "stoppedAt"
+    ]
+    return Answer(values, [words, *shown])
 
 
 def _operate(work: Callable[[Operator], Awaitable[Answer]], *, as_json: bool) -> None:

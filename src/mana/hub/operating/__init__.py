@@ -1,1 +1,1 @@
-"""What only the operator does, on the hub's own machine: one-time tokens, and another KEK."""
+"""What only the operator does, on the hub's own machine: tokens, another KEK, limits of the work."""

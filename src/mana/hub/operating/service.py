@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from mana.domain.errors import NotFound
+from mana.domain.errors import Invalid, NotFound
+from mana.domain.money import COST_PER_DAY_MAX, TOKENS_PER_DAY_MAX
 from mana.hub.accounts.founding import login_name
 from mana.hub.accounts.store import AccountStore, hash_of, new_token
-from mana.hub.operating.store import KekStore
+from mana.hub.operating.store import HubLimits, KekStore, WorkLimitStore
+from mana.hub.runner.rebuilding import Rebuilt
 from mana.hub.secrets import KekRing, destroy_old_keks, draw_kek, load, rotating
 from mana.protocol.errors import ZeroKnowledgeActive
 
@@ -25,14 +27,43 @@ class LoginUnknown(NotFound):
     advice = "Check how the login name is written."
 
 
+class LimitInvalid(Invalid):
+    """A limit of the hub's work is not known, or is outside of what it can be."""
+
+    code = "LIMIT_INVALID"
+    advice = "See `mana hub limits --help` for the limits and what they can be."
+
+
+LIMITS: Final[Mapping[str, tuple[int, int]]] = {
+    "runs_max": (1, 10_000),
+    "runs_per_account_max": (1, 10_000),
+    "jitter_ms": (0, 3_600_000),
+}
+"""By limit of the hub's work the lowest and the highest."""
+CAPS: Final[Mapping[str, tuple[int, int]]] = {
+    "tokens_per_day_max": (0, TOKENS_PER_DAY_MAX),
+    "cost_per_day_max": (0, COST_PER_DAY_MAX),
+    "account_tokens_per_day_max": (0, TOKENS_PER_DAY_MAX),
+    "account_cost_per_day_max": (0, COST_PER_DAY_MAX),
+}
+"""Those that can be removed, in the same way."""
+
+
 class Operator:
     """What whoever runs the hub can do that no account can."""
 
     def __init__(
-        self, accounts: AccountStore, keks: KekStore, folder: Path, *, now_ms: Callable[[], int]
+        self,
+        accounts: AccountStore,
+        keks: KekStore,
+        work: WorkLimitStore,
+        folder: Path,
+        *,
+        now_ms: Callable[[], int],
     ) -> None:
         self._accounts = accounts
         self._keks = keks
+        self._work = work
         self._folder = folder
         self._now_ms = now_ms
 
@@ -50,6 +81,24 @@ class Operator:
         if mode != "standard":
             raise ZeroKnowledgeActive("the account is in zero-knowledge mode")
         return token
+
+    async def stop_work(self, *, stopped: bool) -> HubLimits:
+        """Stop all runs of all accounts, or let them go on; the hub may run meanwhile."""
+        return await self._work.stop(stopped=stopped)
+
+    async def limits(self, wanted: Mapping[str, int | None]) -> HubLimits:
+        """Set limits of the hub's work and return all that are in force; raise LimitInvalid."""
+        for name, value in wanted.items():
+            low, high = {**LIMITS, **CAPS}.get(name, (0, -1))
+            if value is None and name in CAPS:
+                continue
+            if value is None or not low <= value <= high:
+                raise LimitInvalid(f"{name} is a number from {low} to {high}")
+        return await (self._work.set(wanted) if wanted else self._work.limits())
+
+    async def rebuild(self) -> Rebuilt:
+        """Make the plain side of all missions and agents anew from their records."""
+        return await self._work.rebuild()
 
     async def rotate_kek(self, told: Callable[[int, int], None]) -> None:
         """Put a new KEK in force, make every wrap anew, then destroy the old KEK.

@@ -1,11 +1,16 @@
-"""The wraps of master keys under the hub's KEK, of all accounts; through the doors made for it."""
+"""What the operator's commands read and write: wraps of master keys under the hub's KEK, of all
+accounts, through the doors made for it, and the limits of the hub's work.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from mana.hub.db import Tenancy, load_queries, retried
+from mana.hub.db import Row, Tenancy, load_queries, retried
+from mana.hub.runner.rebuilding import Rebuilt, rebuild_all
+from mana.hub.runner.rows import to_ms
 from mana.hub.secrets import KekRing
 
 Q: Final = load_queries("mana.hub.operating")
@@ -53,3 +58,64 @@ class KekStore:
                 return False
             destroy()
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class HubLimits:
+    """What the operator sets for the whole hub; None: no cap. Costs are millionths.
+
+    `stopped_ms`: since when nothing runs.
+    """
+
+    stopped_ms: int | None
+    runs_max: int
+    runs_per_account_max: int
+    jitter_ms: int
+    tokens_per_day_max: int | None
+    cost_per_day_max: int | None
+    account_tokens_per_day_max: int | None
+    account_cost_per_day_max: int | None
+
+
+class WorkLimitStore:
+    """Reads and sets the limits of the hub's work."""
+
+    def __init__(self, tenancy: Tenancy) -> None:
+        self._tenancy = tenancy
+
+    async def limits(self) -> HubLimits:
+        """Return the limits in force."""
+        async with self._tenancy.door() as tx:
+            rows = await tx.all(Q["limits"])
+        return _limits(rows[0])
+
+    async def stop(self, *, stopped: bool) -> HubLimits:
+        """Stop all work of the hub or let it go on; whoever works on a run is told at once."""
+        async with self._tenancy.door() as tx:
+            await tx.value(Q["hold_turns"])
+            rows = await tx.all(Q["set_stopped"], stopped)
+        return _limits(rows[0])
+
+    async def set(self, limits: Mapping[str, int | None]) -> HubLimits:
+        """Set limits by name; those that are not named stay. None, for a cap, removes it."""
+        async with self._tenancy.door() as tx:
+            rows = await tx.all(Q["set_limits"], dict(limits))
+        return _limits(rows[0])
+
+    async def rebuild(self) -> Rebuilt:
+        """Make the snapshots of all missions and agents anew from their records."""
+        return await rebuild_all(self._tenancy)
+
+
+def _limits(row: Row) -> HubLimits:
+    stopped = row["stopped_at"]
+    return HubLimits(
+        stopped_ms=None if stopped is None else to_ms(stopped),
+        runs_max=row["runs_max"],
+        runs_per_account_max=row["runs_per_account_max"],
+        jitter_ms=row["jitter_ms"],
+        tokens_per_day_max=row["tokens_per_day_max"],
+        cost_per_day_max=row["cost_per_day_max"],
+        account_tokens_per_day_max=row["account_tokens_per_day_max"],
+        account_cost_per_day_max=row["account_cost_per_day_max"],
+    )

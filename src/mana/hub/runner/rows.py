@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 from mana.domain.cadences import MANUAL, Cadence, cadence_from_wire
 from mana.domain.clock import iso_ms
 from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 from mana.domain.ids import AccountId, AgentId, MissionId, OccurrenceId, SpaceId
-from mana.hub.db import Row
 from mana.hub.runner.ledger import AgentSnapshot, Lease, MissionSnapshot
 from mana.protocol.messages import OccurrenceInfo
+
+Row: TypeAlias = Mapping[str, Any]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
