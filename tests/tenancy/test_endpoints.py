@@ -171,6 +171,8 @@ NAMED: dict[str, Named] = {
     # Whoever holds the link accepts; without it the invitation is not there for anybody.
     "POST /api/v1/invitations/{invitationId}": Named(wrong_token, ("404 NOT_FOUND",) * 3),
     f"POST {SPACE}/missions/{{missionId}}/run": Named(None, ("202", "202", "403 FORBIDDEN")),
+    f"POST {SPACE}/missions/{{missionId}}/stop": Named(None, ("200", "200", "403 FORBIDDEN")),
+    f"POST {SPACE}/missions/{{missionId}}/resume": Named(None, ("200", "200", "403 FORBIDDEN")),
     f"POST {SPACE}/missions/{{missionId}}/reservations": Named(
         lambda *_: {"agentId": AGENT, "tokens": 10, "tokensMin": 0},
         ("201", "201", "403 FORBIDDEN"),
@@ -210,6 +212,8 @@ OWN = frozenset(
         "me/ai-mission-grants",
         "me/ai-audit",
         "me/ai-usage",
+        "me/ai-work",
+        "me/notifications",
         "me/invitations",
         "spaces",
         "runner",
@@ -226,6 +230,8 @@ ELSEWHERE = frozenset(
         "POST /api/v1/me/factors",
         *(f"POST /api/v1/auth/{path}" for path in ("signup", "kdf", "login", "refresh", "logout")),
         *(f"POST /api/v1/auth/{path}" for path in ("recover", "reset")),
+        "PUT /api/v1/me/ai-work",
+        "PUT /api/v1/me/notifications",
         "PUT /api/v1/me/vault",
         "POST /api/v1/auth/invites",
         "DELETE /api/v1/me",
