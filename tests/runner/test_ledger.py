@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mana.domain.cadences import Cadence, next_due
+from mana.domain.cadences import Cadence, next_due, overdue
 from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.occurrences import MISSED_KEPT_MAX
 from mana.hub.db import Pool, Role, Tenancy
 from mana.hub.db.errors import AccessRefused
-from mana.hub.runner.moments import overdue
 from mana.hub.runner.rebuilding import Rebuilt, rebuild_all
 from mana.hub.tenants import Tenant
 from mana.planning.ports import ModelReply, ModelRequest
@@ -48,7 +47,14 @@ def test_overdue_is_what_passed(cadence: Cadence, anchor_ms: int, late_ms: int) 
     due = next_due(cadence, "Europe/Berlin", anchor_ms=anchor_ms, after_ms=anchor_ms)
     assert due is not None
     now = due + late_ms
-    missed, newest = overdue(cadence, "Europe/Berlin", anchor_ms=anchor_ms, due_ms=due, now_ms=now)
+    missed, newest = overdue(
+        cadence,
+        "Europe/Berlin",
+        anchor_ms=anchor_ms,
+        due_ms=due,
+        now_ms=now,
+        kept=MISSED_KEPT_MAX,
+    )
     moments = [*missed, newest]
     assert len(missed) <= MISSED_KEPT_MAX
     assert moments == sorted(set(moments))
