@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mana.device import runner as runner_module
 from mana.device.errors import Offline
 from mana.device.holders import Holder
 from mana.device.journal import decide_change_id
@@ -528,8 +529,11 @@ async def test_run_ends_when_it_is_not_allowed_any_more(home: Household, way: st
     assert await operations(ada).opened.book.views(ITERATIONS.name) == []
 
 
-async def test_run_that_was_not_allowed_at_its_end_writes_nothing(home: Household) -> None:
+async def test_run_that_was_not_allowed_at_its_end_writes_nothing(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between the model's last word and the write it is asked once more."""
+    monkeypatch.setattr(runner_module, "LOOK_S", 600.0)
     pausing: list[asyncio.Future[None]] = []
 
     def last_word(request: ModelRequest) -> ModelReply:
@@ -539,6 +543,7 @@ async def test_run_that_was_not_allowed_at_its_end_writes_nothing(home: Househol
     ada = await home.person(model=ScriptedModel([last_word]))
     mission, _, _ = await planned_mission(ada, runs_on="device", preset="aggressive")
     of = operations(ada)
+    monkeypatch.setattr(of.runner, "heard", lambda: None)
     plan = of.runner._runs.plan
 
     async def planned_slowly(*args: Any, **options: Any) -> Any:

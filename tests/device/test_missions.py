@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import get_args
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -11,9 +14,12 @@ from mana.device.editing import OwnOperation
 from mana.device.errors import Offline
 from mana.device.missions import InputNotThere
 from mana.device.opened import AgentNotFound, MissionNotFound
-from mana.domain.cadences import Cadence
+from mana.device.runner import NotRunHere
+from mana.device.words import reason_words
+from mana.domain.cadences import Cadence, cadence_from_wire
 from mana.domain.errors import Invalid
 from mana.domain.missions import InputRef
+from mana.domain.occurrences import FailReason, SkipReason
 from mana.domain.policy import AGGRESSIVE, CAUTIOUS, STANDARD
 from mana.testing.postgres import Database
 from tests.device.household import Household, household, planned_mission
@@ -142,3 +148,80 @@ async def test_own_tool_call_is_applied_at_once(home: Household) -> None:
     assert await ada.list("tasks") == []
     await ada.restore("tasks", picked[0].id)
     assert len(await ada.list("tasks")) == 1
+
+
+async def test_mission_keeps_its_caps_and_its_policy_for_missed_moments(home: Household) -> None:
+    """What a day may cost and what becomes of missed moments is written, shown and cleared."""
+    ada = await home.person()
+    first, _, _ = await planned_mission(ada)
+    view = await ada.mission(first)
+    assert (view.if_missed, view.tokens_per_day_max, view.cost_per_day_max) == ("once", None, None)
+    made = await ada.create_mission(
+        "Nightly",
+        "Look",
+        agent_id=view.agent_id,
+        cadence=cadence_from_wire({"kind": "cron", "expression": "30 6 * * 1-5"}),
+        zone="Europe/Berlin",
+        if_missed="skip",
+        tokens_per_day_max=0,
+        cost_per_day_max=2_500_000,
+    )
+    view = await ada.mission(made)
+    assert (view.if_missed, view.tokens_per_day_max, view.cost_per_day_max) == (
+        "skip",
+        0,
+        2_500_000,
+    )
+    local = [datetime.fromtimestamp(ms / 1_000, tz=ZoneInfo(view.zone)) for ms in view.next_ms]
+    assert len(local) == 3
+    assert {(one.hour, one.minute) for one in local} == {(6, 30)}
+    assert all(one.weekday() < 5 for one in local)
+    await ada.edit_mission(made, tokens_per_day_max=None, cost_per_day_max=None, if_missed="all")
+    view = await ada.mission(made)
+    assert (view.if_missed, view.tokens_per_day_max, view.cost_per_day_max) == ("all", None, None)
+    with pytest.raises(Invalid):
+        await ada.edit_mission(made, tokens_per_day_max=-1)
+    with pytest.raises(Invalid):
+        await ada.edit_mission(made, if_missed="never")  # type: ignore[typeddict-item]
+
+
+async def test_run_is_stopped_and_resumed_where_it_runs(home: Household) -> None:
+    """The hub is asked for its missions, and another device's cannot be reached from here."""
+    ada = await home.person()
+    mission, _, _ = await planned_mission(ada)
+    await ada.sync_now()
+    await ada.stop_mission(mission)
+    await ada.resume_mission(mission)
+    asked = [path for _, path, _ in home.places[0].wire.seen]
+    assert any(path.endswith(f"/missions/{mission}/stop") for path in asked)
+    assert any(path.endswith(f"/missions/{mission}/resume") for path in asked)
+    await ada.edit_mission(mission, runs_on="device")
+    await ada.resume_mission(mission)
+    phone = await home.second()
+    await phone.sync_now()
+    with pytest.raises(NotRunHere):
+        await phone.stop_mission(mission)
+    with pytest.raises(NotRunHere):
+        await phone.resume_mission(mission)
+    await ada.edit_mission(mission, runs_on="hub")
+    home.places[0].wire.is_cut = True
+    with pytest.raises(Offline):
+        await ada.stop_mission(mission)
+
+
+def test_reasons_are_told_in_words_with_their_scope_and_currency() -> None:
+    """Each class of failure and each cap has a sentence; costs are in the hub's currency."""
+    assert reason_words("skipped", "budget:hub:cost:0/5000000", currency="EUR") == (
+        "The hub's budget of 5.00 EUR a day is used up."
+    )
+    assert reason_words("skipped", "budget:account:tokens:1/9000") == (
+        "Your budget of 9,000 tokens a day has 1 token left, too little for one call."
+    )
+    assert reason_words("skipped", "budget:0/0") == (
+        "The agent's budget is 0 tokens, so nothing runs under it."
+    )
+    for reason in get_args(FailReason):
+        assert not reason_words("failed", reason).startswith("Reason:")
+    for reason in get_args(SkipReason):
+        assert not reason_words("skipped", reason).startswith("Reason:")
+    assert reason_words("missed", "") == "It was due while nothing could run."
