@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
 
 from mana.domain.agents import AGENT_MEMORY, AGENTS
 from mana.domain.clock import iso_ms
+from mana.domain.encoding import canonical_json
 from mana.domain.errors import Invalid
 from mana.domain.grants import GrantHeader
 from mana.domain.ids import AccountId, AgentId, MissionId, OccurrenceId, SpaceId
 from mana.domain.missions import MISSIONS
 from mana.domain.spaces import SPACE_POLICY, SPACE_POLICY_ID
+from mana.hub.accounts.store import devices_answer
 from mana.hub.money.store import Run, caps_of
 from mana.hub.runner import endings, gates, scheduling
 from mana.hub.runner.batches import Batch, FoundRecords, WantedRecords, by_space
@@ -33,9 +35,11 @@ from mana.hub.runner.queue import End
 from mana.hub.runner.shared import Setting
 from mana.hub.runner.store import Ledger, RunnerStore
 from mana.planning.budget import Cap, used_up
+from mana.protocol.messages import SignedEntry
 
 CONCURRENCY_DELAY_MS: Final = 5_000
 HISTORY_MAX: Final = 3
+STANDINGS_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,17 @@ class _Candidate:
     mission: MissionSnapshot
     agent: AgentSnapshot
     grant: RegisteredGrant
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the database tells of the missions of a batch, their agents and their grants."""
+
+    now_ms: int
+    role: str | None
+    missions: Mapping[MissionId, MissionSnapshot]
+    agents: Mapping[AgentId, AgentSnapshot]
+    grants: Mapping[MissionId, RegisteredGrant]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +128,8 @@ class Admission:
         self._setting = setting
         self._metrics = metrics
         self._numbers = itertools.count(1)
+        self._standings = _Standings()
+        self._keys: dict[str, OpeningKey] = {}
 
     async def admit(self, leases: Sequence[Lease]) -> list[Admitted | None]:
         """Return for each lease what runs now; None: it ended, or waits, or is another's."""
@@ -135,16 +152,25 @@ class Admission:
         tally: _Tally,
     ) -> dict[OccurrenceId, Admitted]:
         batch = Batch(ledger.tx, space)
-        missions = await batch.missions(leases)
+        now_ms, missions = await ledger.missions_locked(
+            [(space, lease.mission_id) for lease in leases]
+        )
         held = await batch.held(leases, account)
-        mine = [lease for lease in leases if lease.occurrence_id in held.ids]
-        agents = await batch.agents(missions.values())
-        grants = await batch.grants(missions)
+        known = _Known(
+            now_ms,
+            held.role,
+            {mission.mission_id: mission for mission in missions.values()},
+            await batch.agents(missions.values()),
+            await batch.grants(mission.mission_id for mission in missions.values()),
+        )
         candidates: list[_Candidate] = []
         # A lease that stands for missed moments may be replaced by that of the newest one.
         origin: dict[OccurrenceId, OccurrenceId] = {}
-        for lease in mine:
-            passed = await self._gates(ledger, lease, held.role, missions, agents, grants, tally)
+        for lease in leases:
+            if lease.occurrence_id not in held.ids:
+                continue
+            is_stopped = lease.stop or lease.occurrence_id in held.stopped
+            passed = await self._gates(ledger, replace(lease, stop=is_stopped), known, tally)
             if passed is not None:
                 origin[passed.lease.occurrence_id] = lease.occurrence_id
                 candidates.append(passed)
@@ -153,7 +179,7 @@ class Admission:
         if not prepared:
             return {}
         records = await batch.records([one.wanted for one in prepared], earlier=HISTORY_MAX)
-        standing = await _standing(ledger, space)
+        standing = self._standings.of(space, *await batch.standing())
         found: dict[OccurrenceId, Admitted] = {}
         for one in prepared:
             lease = one.candidate.lease
@@ -166,36 +192,31 @@ class Admission:
         return found
 
     async def _gates(
-        self,
-        ledger: Ledger,
-        lease: Lease,
-        role: str | None,
-        missions: Mapping[MissionId, MissionSnapshot],
-        agents: Mapping[AgentId, AgentSnapshot],
-        grants: Mapping[MissionId, RegisteredGrant],
-        tally: _Tally,
+        self, ledger: Ledger, lease: Lease, known: _Known, tally: _Tally
     ) -> _Candidate | None:
         """Ask the gates of mission, agent and grant; None if the occurrence ended."""
-        if lease.stop:
-            tally.ends.append(End(lease, "failed", "stopped"))
-            return None
-        mission = missions.get(lease.mission_id)
+        mission = known.missions.get(lease.mission_id)
         refusal = gates.mission_refusal(mission)
-        if mission is None and role is None:
+        if mission is None and known.role is None:
             refusal = "not-a-member"
         if mission is None or refusal is not None:
             tally.skip(lease, refusal or "mission-not-active")
             return None
         setting = self._setting
         due = await scheduling.due(
-            ledger, lease, mission, worker=setting.name, lease_s=setting.lease_s
+            ledger,
+            lease,
+            mission,
+            now_ms=known.now_ms,
+            worker=setting.name,
+            lease_s=setting.lease_s,
         )
         tally.missed += due.missed
         if due.lease is None:
             return None
-        agent = None if mission.agent_id is None else agents.get(mission.agent_id)
+        agent = None if mission.agent_id is None else known.agents.get(mission.agent_id)
         refusal = gates.agent_refusal(agent)
-        grant = grants.get(lease.mission_id)
+        grant = known.grants.get(lease.mission_id)
         if refusal is None:
             refusal = setting.grant_refusal(grant)
             if refusal == "expired" and grant is not None:
@@ -204,6 +225,9 @@ class Admission:
             refusal = "scope-mismatch"
         if refusal is not None or agent is None or grant is None:
             tally.skip(due.lease, refusal or "no-grant")
+            return None
+        if lease.stop:
+            tally.ends.append(End(due.lease, "failed", "stopped"))
             return None
         return _Candidate(due.lease, mission, agent, grant)
 
@@ -252,7 +276,12 @@ class Admission:
         refusal = gates.register_refusal(one.grant, header)
         if refusal is not None or key is None:
             return refusal or keys.refusal(header.runner_key_id) or "not-configured"
-        opening = OpeningKey(header.runner_key_id, key.to_pem())
+        opening = self._keys.get(header.runner_key_id)
+        if opening is None:
+            # As many as a runner has at a time; to write one as text takes a moment.
+            self._keys = {name: kept for name, kept in self._keys.items() if keys.opening(name)}
+            opening = OpeningKey(header.runner_key_id, key.to_pem())
+            self._keys[header.runner_key_id] = opening
         spent = (cap.counted for cap in caps if (cap.scope, cap.unit) == ("agent", "tokens"))
         return _Prepared(one, header, material, opening, next(self._numbers), next(spent, 0))
 
@@ -286,13 +315,28 @@ class Admission:
         return Admitted(lease, agent, one.header, job, standing, one.key, rows.named_at)
 
 
-async def _standing(ledger: Ledger, space: SpaceId) -> Standing:
-    """Return who may decide in a space, as its members' devices signed it."""
-    log = await ledger.membership_log(space)
-    devices = await ledger.devices(space)
-    told = msgspec.msgpack.encode((space, log, devices))
-    digest = hashlib.sha256(told).hexdigest()
-    return Standing(space, digest, log, devices.devices, devices.revoked)
+class _Standings:
+    """What was read of spaces last, so that nothing is read anew that is the same text."""
+
+    def __init__(self) -> None:
+        self._newest: dict[SpaceId, tuple[str, str, Standing]] = {}
+
+    def of(self, space: SpaceId, log: str, devices: str) -> Standing:
+        """Return who may decide in a space, as its members' devices signed it."""
+        known = self._newest.pop(space, None)
+        if known is None or known[:2] != (log, devices):
+            known = log, devices, _standing(space, log, devices)
+        self._newest[space] = known
+        if len(self._newest) > STANDINGS_MAX:
+            del self._newest[next(iter(self._newest))]
+        return known[2]
+
+
+def _standing(space: SpaceId, log: str, devices: str) -> Standing:
+    digest = hashlib.sha256(canonical_json([space, log, devices])).hexdigest()
+    entries = msgspec.json.decode(log, type=list[SignedEntry])
+    found = devices_answer(msgspec.json.decode(devices))
+    return Standing(space, digest, entries, found.devices, found.revoked)
 
 
 def _material(grant: RegisteredGrant) -> GrantMaterial:

@@ -70,8 +70,10 @@ class AuditRows(Protocol):
     async def audit_hash(self, account: AccountId, seq: int) -> str | None:
         """Return the hash of one row."""
 
-    async def append_audit(self, account: AccountId, rows: Sequence[AuditRow]) -> None:
-        """Append rows and move the head to the last of them."""
+    async def append_audit(
+        self, account: AccountId, rows: Sequence[AuditRow], *, after: tuple[int, str]
+    ) -> bool:
+        """Append rows and move the head to the last of them; False: it is not `after` any more."""
 
 
 async def append(
@@ -84,13 +86,30 @@ async def append(
 ) -> list[tuple[int, str]]:
     """Append the rows of readings, in the caller's transaction; return the head after each.
 
-    `known`: a head that was written before. Raises AuditSetBack where the chain lacks it.
+    `known`: the head that was written last by what this runner knows. Mostly that is the head
+    still; else what follows it is read. Raises AuditSetBack where the chain lacks it.
     """
-    seq, previous = await rows.audit_head(account, AUDIT_START)
-    is_next = known is None or known == (seq, previous)
-    if known is not None and not is_next and await rows.audit_hash(account, known[0]) != known[1]:
-        raise AuditSetBack("the audit lacks a row that was written")
+    if not any(reading.entries for reading in readings):
+        return [known or await rows.audit_head(account, AUDIT_START) for _ in readings]
     ts = iso_ms(now_ms)
+    if known is not None:
+        made, heads = _chained(readings, known, ts)
+        if await rows.append_audit(account, made, after=known):
+            return heads
+    head = await rows.audit_head(account, AUDIT_START)
+    if known is not None and await rows.audit_hash(account, known[0]) != known[1]:
+        raise AuditSetBack("the audit lacks a row that was written")
+    made, heads = _chained(readings, head, ts)
+    if not await rows.append_audit(account, made, after=head):
+        raise AuditSetBack("the audit's head is not where its last row is")
+    return heads
+
+
+def _chained(
+    readings: Sequence[Reading], head: tuple[int, str], ts: str
+) -> tuple[list[AuditRow], list[tuple[int, str]]]:
+    """Return the rows of readings after a head, and the head after each of the readings."""
+    seq, previous = head
     made: list[AuditRow] = []
     heads: list[tuple[int, str]] = []
     for reading in readings:
@@ -115,9 +134,7 @@ async def append(
             made.append(row)
             previous = row.hash
         heads.append((seq, previous))
-    if made:
-        await rows.append_audit(account, made)
-    return heads
+    return made, heads
 
 
 def asked(call: Call) -> AuditFilter:

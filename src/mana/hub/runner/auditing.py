@@ -13,7 +13,7 @@ from mana.domain.ids import AccountId, OccurrenceId, SpaceId, iteration_id
 from mana.hub.runner import audit, gates
 from mana.hub.runner.admission import Admitted
 from mana.hub.runner.audit import AuditSetBack, Reading
-from mana.hub.runner.batches import Batch, by_space
+from mana.hub.runner.batches import Batch, Held, by_space
 from mana.hub.runner.dialogue import AuditAsk, AuditDone, AuditEntry, Refused
 from mana.hub.runner.ledger import RegisteredGrant
 from mana.hub.runner.metrics import Metrics
@@ -65,7 +65,7 @@ class Auditing:
             grants = await batch.grants(checked, lock=True) if checked else {}
             held = await batch.held([one.admitted.lease for one in asked], account)
             judged = [
-                self._judged(one, grants.get(one.admitted.lease.mission_id), held.role)
+                self._judged(one, grants.get(one.admitted.lease.mission_id), held)
                 for one in asked
                 if one.admitted.lease.occurrence_id in held.ids
             ]
@@ -98,11 +98,11 @@ class Auditing:
             for one, head in zip(judged, heads, strict=True)
         }
 
-    def _judged(
-        self, asked: AskedReading, grant: RegisteredGrant | None, role: str | None
-    ) -> _Judged:
+    def _judged(self, asked: AskedReading, grant: RegisteredGrant | None, held: Held) -> _Judged:
         admitted, ask = asked.admitted, asked.ask
-        refusal = self._refusal(admitted, grant, role) if ask.checked else None
+        refusal = self._refusal(admitted, grant, held.role) if ask.checked else None
+        if refusal is None and ask.checked and admitted.lease.occurrence_id in held.stopped:
+            refusal = "stopped"
         entries = ask.entries
         if refusal is not None:
             status = "revoked" if refusal == "revoked" else "failed"

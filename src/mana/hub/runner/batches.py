@@ -17,7 +17,7 @@ from mana.domain.ids import AccountId, AgentId, MissionId, OccurrenceId, SpaceId
 from mana.hub.db import Row, Transaction, load_queries
 from mana.hub.runner.ledger import AgentSnapshot, Lease, MissionSnapshot, RegisteredGrant
 from mana.hub.runner.queue import Queue
-from mana.hub.runner.rows import agent_of, mission_of, to_ms
+from mana.hub.runner.rows import agent_of, to_ms
 from mana.hub.runner.store import LIVE, registered_grant
 from mana.protocol.messages import AuditRow
 
@@ -26,9 +26,13 @@ _QUERIES: Final = load_queries("mana.hub.runner", "batches.sql")
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Leases that are the current ones until the transaction ends, and the account's role here."""
+    """Leases that are the current ones until the transaction ends, and the account's role here.
+
+    `stopped`: those that somebody has stopped, alone, with the account or with the hub.
+    """
 
     ids: frozenset[OccurrenceId]
+    stopped: frozenset[OccurrenceId]
     role: str | None
     now_ms: int
 
@@ -69,20 +73,14 @@ class Batch:
         self._tx = tx
         self._space = space
 
-    async def missions(self, leases: Iterable[Lease]) -> dict[MissionId, MissionSnapshot]:
-        """Return what the hub knows of the missions, and lock them."""
-        ids = {lease.mission_id for lease in leases}
-        rows = await self._tx.all(_QUERIES["missions"], self._space, sorted(ids))
-        found = [mission_of(row) for row in rows]
-        return {mission.mission_id: mission for mission in found}
-
     async def held(self, leases: Sequence[Lease], account: AccountId) -> Held:
         """Return which of these leases are the current ones, and keep them so."""
         rows = await self._tx.all(_QUERIES["held"], *_fenced(leases), self._space, account)
         if not rows:
-            return Held(frozenset(), None, 0)
+            return Held(frozenset(), frozenset(), None, 0)
         ids = frozenset(OccurrenceId(row["occurrence_id"]) for row in rows)
-        return Held(ids, rows[0]["role"], to_ms(rows[0]["now"]))
+        stopped = frozenset(OccurrenceId(row["occurrence_id"]) for row in rows if row["stopped"])
+        return Held(ids, stopped, rows[0]["role"], to_ms(rows[0]["now"]))
 
     async def agents(self, missions: Iterable[MissionSnapshot]) -> dict[AgentId, AgentSnapshot]:
         """Return what the hub knows of the missions' agents."""
@@ -158,10 +156,15 @@ class Batch:
         found: str | None = await self._tx.value(_QUERIES["audit_hash"], account, seq)
         return found
 
-    async def append_audit(self, account: AccountId, rows: Sequence[AuditRow]) -> None:
-        """Append rows of one moment and move the head to the last of them."""
+    async def append_audit(
+        self, account: AccountId, rows: Sequence[AuditRow], *, after: tuple[int, str]
+    ) -> bool:
+        """Append rows of one moment and move the head to the last of them.
+
+        False: the head is not `after` any more, and nothing was written.
+        """
         last = rows[-1]
-        await self._tx.execute(
+        written = await self._tx.execute(
             _QUERIES["append_audit"],
             account,
             last.ts,
@@ -179,7 +182,14 @@ class Batch:
             [row.hash for row in rows],
             last.seq,
             last.hash,
+            *after,
         )
+        return written == len(rows)
+
+    async def standing(self) -> tuple[str, str]:
+        """Return the signed log of the space, and the rows of its members' devices, as JSON."""
+        row = await self._tx.one(_QUERIES["standing"], self._space)
+        return ("[]", "[]") if row is None else (row["log"], row["devices"])
 
 
 async def renew(

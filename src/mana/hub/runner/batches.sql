@@ -1,11 +1,10 @@
--- name: missions
-select m.* from mana_ai.mission_snapshots m
- where m.space_id = $1 and m.mission_id = any ($2::text[])
- order by m.mission_id for update
-
 -- name: held
 select o.occurrence_id, clock_timestamp() as now,
-  (select m.role from mana.memberships m where m.space_id = $3 and m.account_id = $4) as role
+  (select m.role from mana.memberships m where m.space_id = $3 and m.account_id = $4) as role,
+  exists (select from mana_ai.stops s where s.occurrence_id = o.occurrence_id)
+    or exists (select from mana_ai.hub_limits l where l.stopped_at is not null)
+    or exists (select from mana_ai.account_work w
+                where w.account_id = $4 and w.stopped_at is not null) as stopped
   from unnest($1::text[], $2::bigint[]) as k (occurrence_id, fence)
   join mana_ai.occurrences o on o.occurrence_id = k.occurrence_id and o.fence = k.fence
  where o.state = 'leased'
@@ -80,17 +79,18 @@ with earlier as (
 ), found as (
   select k.run, e.*
     from unnest($2::integer[], $3::text[], $4::text[]) as k (run, table_name, record_id)
-    join mana.records e on e.space_id = $1 and e.table_name = k.table_name
-     and e.record_id = k.record_id
-  union all
-  select n.run, e.* from earlier n
-    join mana.records e on e.space_id = $1 and e.table_name = 'aiIterations'
-     and e.record_id = n.iteration_id
+   cross join lateral (
+     select * from mana.records
+      where space_id = $1 and table_name = k.table_name and record_id = k.record_id offset 0) e
   union all
   select n.run, e.* from earlier n cross join lateral (
     select * from mana.records
-     where space_id = $1 and table_name = 'aiSteps' and record_id = any (
-       select n.iteration_id || '-' || place from generate_series(0, 24) as place)) e
+     where space_id = $1 and table_name = 'aiIterations' and record_id = n.iteration_id offset 0) e
+  union all
+  select n.run, e.* from earlier n cross join lateral (
+    select * from mana.records
+     where space_id = $1 and table_name = 'aiSteps' and record_id = any (array(
+       select n.iteration_id || '-' || place from generate_series(0, 24) as place)) offset 0) e
 )
 select f.run,
   convert_to('[' || string_agg(concat(
@@ -110,27 +110,49 @@ select hash from mana_ai.decrypt_audit where account_id = $1 and seq = $2
 
 -- name: append_audit
 with moved as (
-  update mana_ai.audit_heads set seq = $15, hash = $16 where account_id = $1 and seq < $15
+  update mana_ai.audit_heads set seq = $15, hash = $16
+   where account_id = $1 and seq = $17 and hash = $18
+  returning seq
 )
 insert into mana_ai.decrypt_audit
   (account_id, ts, seq, mission_id, iteration_id, grant_id, table_name, record_id, status, reason,
    endpoint, runner_key_id, previous, hash)
-select $1, $2, r.* from unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],
+select $1, $2, r.* from moved, unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],
   $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[]) as r
 
+-- name: standing
+select
+  (select coalesce(json_agg(json_build_object('entry', e.entry, 'signature', e.signature)
+                            order by e.number), '[]')::text
+     from mana.membership_entries e where e.space_id = $1) as log,
+  (select coalesce(json_agg(d order by d.device_id), '[]')::text
+     from mana.devices d
+    where d.account_id in (select m.account_id from mana.memberships m
+                            where m.space_id = $1)) as devices
+
 -- name: renew
+with held as materialized (
+  select o.occurrence_id from unnest($1::text[], $2::bigint[]) as k (occurrence_id, fence)
+    join mana_ai.occurrences o on o.occurrence_id = k.occurrence_id and o.fence = k.fence
+   where o.state = 'leased'
+   order by o.occurrence_id for update of o
+)
 update mana_ai.occurrences o set lease_until = clock_timestamp() + $3
-  from unnest($1::text[], $2::bigint[]) as k (occurrence_id, fence)
- where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'
+  from held h where o.occurrence_id = h.occurrence_id
 returning o.occurrence_id
 
 -- name: progress
-with noted as (
-  update mana_ai.occurrences o
-     set phase = k.phase, round = k.round, calls = k.calls, steps = k.steps, heard = k.heard
+with free as (
+  select o.occurrence_id, k.phase, k.round, k.calls, k.steps, k.heard
     from unnest($1::text[], $2::bigint[], $3::text[], $4::integer[], $5::integer[], $6::integer[],
       $7::bigint[]) as k (occurrence_id, fence, phase, round, calls, steps, heard)
-   where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'
+    join mana_ai.occurrences o on o.occurrence_id = k.occurrence_id and o.fence = k.fence
+   where o.state = 'leased'
+     for update of o skip locked
+), noted as (
+  update mana_ai.occurrences o
+     set phase = f.phase, round = f.round, calls = f.calls, steps = f.steps, heard = f.heard
+    from free f where o.occurrence_id = f.occurrence_id
   returning o.space_id, o.mission_id
 )
 select pg_notify($8, json_build_object('spaceId', n.space_id, 'missionId', n.mission_id)::text)

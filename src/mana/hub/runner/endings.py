@@ -10,6 +10,7 @@ from mana.domain.occurrences import ERRORED, FailReason, SkipReason
 from mana.hub.runner import scheduling
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.queue import End
+from mana.hub.runner.scheduling import Locked
 from mana.hub.runner.store import Ledger
 from mana.planning.budget import read_budget_reason
 from mana.planning.ports import FAILURE_KINDS
@@ -47,11 +48,16 @@ class Outcome:
     errored: bool = False
 
 
-async def end_all(ledger: Ledger, ends: Sequence[End]) -> list[Outcome]:
-    """End occurrences, or put them back for another try, where their fences are current."""
+async def end_all(
+    ledger: Ledger, ends: Sequence[End], *, locked: Locked | None = None
+) -> list[Outcome]:
+    """End occurrences, or put them back for another try, where their fences are current.
+
+    `locked`: see `scheduling.ended_all`.
+    """
     if not ends:
         return []
-    found = await scheduling.ended_all(ledger, ends)
+    found = await scheduling.ended_all(ledger, ends, locked=locked)
     return [
         Outcome(
             one.state,

@@ -27,9 +27,10 @@ from mana.hub.runner.admission import Admitted
 from mana.hub.runner.batches import Batch, Held, by_space
 from mana.hub.runner.dialogue import Counts, Finished, Stopped
 from mana.hub.runner.endings import Outcome
-from mana.hub.runner.ledger import AgentSnapshot, MissionSnapshot, RegisteredGrant
+from mana.hub.runner.ledger import AgentSnapshot, RegisteredGrant
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.queue import End
+from mana.hub.runner.scheduling import Locked
 from mana.hub.runner.shared import Append, Setting
 from mana.hub.runner.store import Ledger, RunnerStore
 
@@ -55,10 +56,9 @@ class _Facts:
     """What the database tells of the runs of a batch when they end."""
 
     held: Held
-    missions: Mapping[MissionId, MissionSnapshot]
+    locked: Locked
     agents: Mapping[AgentId, AgentSnapshot]
     grants: Mapping[MissionId, RegisteredGrant]
-    stopped: frozenset[OccurrenceId]
 
 
 class Finishing:
@@ -113,7 +113,9 @@ class Finishing:
             outcomes.update(await self._write(ledger, account, space, finished, facts.held.now_ms))
             ending = [one for one in ends if outcomes[one.admitted.lease.occurrence_id].took]
             ended = await endings.end_all(
-                ledger, [_end(one, outcomes[one.admitted.lease.occurrence_id]) for one in ending]
+                ledger,
+                [_end(one, outcomes[one.admitted.lease.occurrence_id]) for one in ending],
+                locked=facts.locked,
             )
             for one, outcome in zip(ending, ended, strict=True):
                 outcomes[one.admitted.lease.occurrence_id] = outcome
@@ -126,14 +128,14 @@ class Finishing:
     ) -> _Facts:
         batch = Batch(ledger.tx, space)
         leases = [one.admitted.lease for one in ends]
-        missions = await batch.missions(leases)
+        locked = await ledger.missions_locked([(space, lease.mission_id) for lease in leases])
         held = await batch.held(leases, account)
+        missions = locked[1].values()
         return _Facts(
             held,
-            missions,
-            await batch.agents(missions.values()),
-            await batch.grants(missions),
-            frozenset(await ledger.stopped(leases)),
+            locked,
+            await batch.agents(missions),
+            await batch.grants(mission.mission_id for mission in missions),
         )
 
     def _against(self, one: Ending, facts: _Facts) -> Outcome | None:
@@ -142,7 +144,7 @@ class Finishing:
         if lease.occurrence_id not in facts.held.ids:
             return _LOST
         is_stopped = isinstance(one.said, Stopped) and one.said.reason == STOPPED
-        if is_stopped or lease.occurrence_id in facts.stopped:
+        if is_stopped or lease.occurrence_id in facts.held.stopped:
             # What a run was stopped for, where it is more than a word to stop, is the better reason.
             refusal = self._refusal(one.admitted, facts)
             return Outcome("skipped", refusal) if refusal else Outcome("failed", STOPPED)
@@ -157,7 +159,8 @@ class Finishing:
         """Return why what was allowed when the run began is not allowed any more."""
         if facts.held.role in (None, "viewer"):
             return "not-a-member"
-        mission = facts.missions.get(admitted.lease.mission_id)
+        lease = admitted.lease
+        mission = facts.locked[1].get((lease.space_id, lease.mission_id))
         refusal = gates.mission_refusal(mission)
         if refusal is not None or mission is None:
             return refusal
@@ -166,7 +169,7 @@ class Finishing:
         refusal = gates.agent_refusal(facts.agents.get(admitted.agent.agent_id))
         if refusal is not None:
             return refusal
-        grant = facts.grants.get(admitted.lease.mission_id)
+        grant = facts.grants.get(lease.mission_id)
         if grant is not None and grant.grant_id != admitted.header.grant_id:
             return "revoked"
         return self._setting.grant_refusal(grant)

@@ -192,16 +192,17 @@ class Session:
         self._is_over = True
         self._reading.cancel()
 
+    def _is_ending(self) -> bool:
+        """Say whether the worker is being ended: nothing is heard any more from it then."""
+        return self._blamed is not None
+
     async def _read(self) -> None:
         """Hand out what the worker says, until it ends."""
         try:
-            while self._blamed is None:
+            while not self._is_ending():
                 message = await self.worker.channel.receive()
-                if self._blamed is not None:
-                    # Nothing is heard any more from a worker that is being ended.
-                    break
                 port = self._ports.get(message.run) if isinstance(message, RunMessage) else None
-                if port is None:
+                if port is None or self._is_ending():
                     continue
                 if isinstance(message, PhaseNote):
                     self._noted(port, message)
