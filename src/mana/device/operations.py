@@ -298,7 +298,7 @@ class Operations:
             if expire or self._told_of_work:
                 self._told_of_work = False
                 await self.work.tell()
-            await self.keep_books()
+            await self.keep_books(slices=expire)
             for space in self.everywhere():
                 if not space.opened.book.may_write:
                     continue
@@ -312,12 +312,12 @@ class Operations:
                 async with asyncio.timeout(TICK_S):
                     await self._woken.wait()
 
-    async def keep_books(self) -> None:
-        """Tell the hub what was spent, and hold tokens for what is due while it may be away."""
+    async def keep_books(self, *, slices: bool) -> None:
+        """Tell the hub what was spent; `slices`: hold tokens for what is due while it may be away."""
         try:
             await self.budgets.recover()
             await self.budgets.report()
-            for space in self.everywhere():
+            for space in self.everywhere() if slices else ():
                 if space.opened.book.may_write:
                     await space.runner.keep_slices()
         except Locked:
@@ -365,19 +365,13 @@ def _shared(opened: Opened, timeout_s: float) -> _Shared:
     holder = Holder(opened.book.settings.folder, opened.account_id)
     ledger, budgets = RunLedger(opened, holder), Budgets(opened, holder)
     news.used_here, budgets.moved = budgets.unreported_today, news.moved
-    by_space: dict[str, Operations] = {}
-
-    def halt() -> None:
-        for each in by_space.values():
-            each.runner.heard()
-
     spaces = Spaces(opened, say=notices.say)
     return _Shared(
         notices=notices,
         news=news,
         ledger=ledger,
         budgets=budgets,
-        work=Work(opened, Editing(opened), news, budgets, halt=halt),
+        work=Work(opened, Editing(opened), news, budgets),
         own_models=OwnModels(opened, news),
         usage=UsageHistory(opened, news, budgets),
         memory=Memory(),
@@ -388,6 +382,6 @@ def _shared(opened: Opened, timeout_s: float) -> _Shared:
         links=Links(opened),
         sessions=Sessions(opened),
         keyring=Remembering(opened.book, opened.keyring),
-        by_space=by_space,
+        by_space={},
         timeout_s=timeout_s,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import Final, Literal, TypedDict
 
 from mana.device.budgets import PATIENCE_S, Budgets
@@ -44,14 +43,11 @@ class Work:
         records: Editing,
         news: HubNews,
         budgets: Budgets,
-        *,
-        halt: Callable[[], None],
     ) -> None:
         self._opened = opened
         self._records = records
         self._news = news
         self._budgets = budgets
-        self._halt = halt
         self._telling = asyncio.Lock()
         self._told: bool | None = None
 
@@ -75,7 +71,6 @@ class Work:
         """Stop all work, here at once and everywhere else as soon as they hear of it."""
         if await self.stopped_ms() is None:
             await self._records.write_settings({STOPPED_AT: self._opened.now_iso()})
-        self._halt()
         await self.tell()
         return await self.state()
 
@@ -130,6 +125,8 @@ class Work:
                     async with asyncio.timeout(PATIENCE_S):
                         said = await self._opened.hub.work()
                     await self._heard(said)
+                    if self._told == (await self.stopped_ms() is not None):
+                        return
                     await self._opened.book.sync_now()
                     wanted = await self.stopped_ms() is not None
                     if self._told == wanted:
