@@ -293,3 +293,20 @@ async def test_an_errored_mission_is_resumed(database: Database) -> None:
         assert (status.hold, status.failures, status.failure) == (None, 0, None)
         assert status.next_run_at is not None
         await made.run_now()
+
+
+async def test_ending_grants_and_working_take_turns(database: Database) -> None:
+    """Who revokes a grant and a run that asks for it lock in the same order: neither is cut off."""
+    async with at_work(database) as (made, store):
+        header = await made.grant()
+        lease = await leased(made, store)
+        async with store.work(lease.account_id) as running:
+            assert await running.mission(lease.space_id, lease.mission_id, lock=True)
+            revoking = asyncio.create_task(made.revoke(header))
+            await asyncio.wait({revoking}, timeout=0.5)
+            grant = await running.latest_grant(lease.space_id, lease.mission_id, lock=True)
+            assert grant is not None
+            assert grant.state == "active"
+            assert not revoking.done()
+        await revoking
+        await assert_told(store, lease)

@@ -96,6 +96,16 @@ class Queue:
         found = [mission_of(row) for row in rows]
         return now_ms, {mission.key: mission for mission in found}
 
+    async def lock_granted(
+        self, accounts: Sequence[str] | None = None, space: SpaceId | None = None
+    ) -> None:
+        """Hold the missions that accounts (None: our own) have granted, in a space or everywhere.
+
+        Missions are locked before their grants, everywhere, so that who ends grants and who works
+        under them do not wait for each other.
+        """
+        await self.tx.all(_Q["lock_granted"], accounts and list(accounts), space)
+
     async def missions(self) -> list[MissionSnapshot]:
         """Return the missions of all spaces of the account."""
         return [mission_of(row) for row in await self.tx.all(_Q["missions"])]

@@ -10,6 +10,14 @@ select m.*, clock_timestamp() as now
   join mana_ai.mission_snapshots m on m.space_id = k.space_id and m.mission_id = k.mission_id
  order by m.space_id, m.mission_id for update of m
 
+-- name: lock_granted
+select from mana_ai.mission_snapshots m
+ where (m.space_id, m.mission_id) in (
+   select g.space_id, g.mission_id from mana_ai.grants g
+    where g.account_id = any (coalesce($1::text[], array[mana.current_account()])) and g.state = 'active'
+      and ($2::text is null or g.space_id = $2))
+ order by m.space_id, m.mission_id for update of m
+
 -- name: missions
 select * from mana_ai.mission_snapshots where not deleted order by space_id, mission_id
 

@@ -351,6 +351,7 @@ async def _end_grants(tx: Transaction, space_id: SpaceId, accounts: Sequence[str
     if not accounts:
         return
     ledger = Ledger(tx)
+    await ledger.lock_granted(accounts, space_id)
     held = {
         row["mission_id"]: "no-grant" for row in await tx.all(Q["missions_of"], space_id, accounts)
     }

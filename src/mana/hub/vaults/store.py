@@ -186,6 +186,7 @@ def _signed(row: Mapping[str, Any]) -> SignedStatement:
 async def _end_grants(tx: Transaction) -> None:
     """Revoke all that the account granted, and hold the missions that ran on it."""
     ledger = Ledger(tx)
+    await ledger.lock_granted()
     held = {
         (SpaceId(row["space_id"]), MissionId(row["mission_id"]))
         for row in await tx.all(Q["end_grants"])
