@@ -276,7 +276,14 @@ async def test_a_forged_or_hidden_record_lifts_nothing(home: Household) -> None:
     ]
     for one in forged:
         assert space_policy_of(authority, one).lifted == frozenset()
-    for changed in (replace(authority, members={}), replace(authority, devices={})):
+    # Who manages it no more, by the newest entry, lifts nothing, whatever they were then.
+    members = {name: replace(one, role="member") for name, one in authority.members.items()}
+    for changed in (
+        replace(authority, members={}),
+        replace(authority, members=members),
+        replace(authority, devices={}),
+        replace(authority, entries=()),
+    ):
         assert space_policy_of(changed, held).lifted == frozenset()
 
 
