@@ -218,6 +218,8 @@ async def test_workers_die_with_their_parent() -> None:
     async with opened() as workers:
         before = parent_pid(workers)
         first, second = await workers.start(), await workers.start()
+        # One that is busy, and does not look whether its pipe has ended.
+        os.kill(first.pid, signal.SIGSTOP)
         os.kill(before, signal.SIGKILL)
         await asyncio.gather(first.close(), second.close())
         await gone(before, first.pid, second.pid)
@@ -311,6 +313,8 @@ parent, told = os.getpid(), os.pipe()
 if os.fork() == 0:
     os.close(told[1])
     os.read(told[0], 1)
+    while os.getppid() == parent:
+        time.sleep(0.001)
     die_with_parent(parent)
     print("still here", flush=True)
     os._exit(0)

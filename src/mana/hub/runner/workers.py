@@ -269,10 +269,8 @@ class _Parent:
                 self._ready.set_result(None)
         elif kind == Kind.FORKED:
             child = self._children[second] = _Child(second)
-            if asked is None or asked.done():
-                # Whoever asked for it does not want it any more.
-                self.kill(child)
-            else:
+            # Where nobody waits for it any more its pipe is closed, and it ends with that.
+            if asked is not None and not asked.done():
                 asked.set_result(child)
         elif kind == Kind.FAILED:
             if asked is not None and not asked.done():
