@@ -307,7 +307,8 @@ async def test_workers_die_with_the_runner() -> None:
 
 
 ORPHAN = """
-import os, sys, time
+import os, time
+from mana.hub.runner.isolation import die_with_parent
 
 parent, told = os.getpid(), os.pipe()
 if os.fork() == 0:
@@ -326,7 +327,9 @@ def said_apart(code: str) -> str:
     """Return what a process says that runs this code."""
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCES)}
     program = [sys.executable, "-c", code]
-    return subprocess.run(program, env=environ, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(program, env=environ, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout
 
 
 def test_a_worker_whose_parent_died_first_ends_itself() -> None:
