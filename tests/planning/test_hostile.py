@@ -17,7 +17,8 @@ from mana.domain.tools import PROPOSE_MEMORY
 from mana.planning.loop import ROUNDS_MAX, Plan
 from mana.planning.ports import Candidate, ModelRequest
 from mana.planning.subagents import ROUNDS, SUB_AGENTS_MAX
-from mana.testing.models import CountedBudget, HostileModel
+from mana.testing.hostile_model import HostileModel
+from mana.testing.models import CountedBudget
 from tests.planning.given import CATALOGUE, ITERATION, plan, some_views, view
 
 policies = st.builds(
