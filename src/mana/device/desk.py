@@ -25,6 +25,7 @@ from mana.device.views import (
     MemberView,
     MissionView,
     ModelChoice,
+    ModelView,
     Notice,
     OwnModelView,
     Proposal,
@@ -455,6 +456,10 @@ class Device:
         """Remove a model endpoint, with its key; agents that use it wait for another."""
         await self._of.own_models.remove(model_id)
 
+    async def device_models(self) -> builtins.list[ModelView]:
+        """Return the models that this device itself is set up with, the first choice first."""
+        return builtins.list(self._of.own_models.here())
+
     async def model_choices(self) -> builtins.list[ModelChoice]:
         """Return the models that an agent can be given."""
         return await self._of.own_models.choices()
@@ -650,6 +655,10 @@ class Device:
     async def dismiss_conflict(self, conflict_id: str) -> None:
         """Leave it as it stands, and forget what was overwritten."""
         await self._of.conflicts.dismiss(conflict_id)
+
+    async def zone(self) -> str:
+        """Return the person's time zone, a name such as Europe/Vienna; UTC if none is set."""
+        return await self._of.opened.zone()
 
     async def set_display_name(self, name: str) -> None:
         """Set the name by which the person is addressed."""

@@ -49,7 +49,7 @@ def granted_models(choice: str, info: RunnerInfo, own: OwnModel | None) -> Grant
         said = f"{own.model}: text goes to {place.host}"
         view = ModelView(place.origin, own.model, said, False, key_goes_along=bool(own.key))
         return GrantedModels((view,), own)
-    views = model_views(info)
+    views = model_views(info.models)
     named = {one.alias: one for one in info.models if one.alias}
     if not named and not choice:
         return GrantedModels(views)  # A runner of an earlier version names no aliases.

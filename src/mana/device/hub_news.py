@@ -7,7 +7,7 @@ hub can be asked again. Nothing here decides; what decides is verified where it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from mana.protocol.messages import (
     GrantInfo,
     MissionsAnswer,
     MissionStatus,
+    ModelInfo,
     RunnerInfo,
     UsageAnswer,
     WorkState,
@@ -134,7 +135,7 @@ class HubNews:
         info = await self.runner_info()
         if info is None:
             return None
-        return RunnerView(info.key_id, info.fingerprint, model_views(info))
+        return RunnerView(info.key_id, info.fingerprint, model_views(info.models))
 
     async def runner_info(self) -> RunnerInfo | None:
         """Return the hub's runner as the hub tells of it; None if it never did."""
@@ -169,9 +170,18 @@ async def _none() -> Sequence[Used]:
     return ()
 
 
-def model_views(info: RunnerInfo) -> tuple[ModelView, ...]:
-    """Return the runner's models, for people."""
+def model_views(models: Iterable[ModelInfo]) -> tuple[ModelView, ...]:
+    """Return models as people see them, in their order."""
     return tuple(
-        ModelView(one.endpoint, one.model, one.description, one.local, one.alias)
-        for one in info.models
+        ModelView(
+            one.endpoint,
+            one.model,
+            one.description,
+            one.local,
+            one.alias,
+            prompt_price=one.prompt_price,
+            completion_price=one.completion_price,
+            context_tokens=one.context_tokens,
+        )
+        for one in models
     )

@@ -10,9 +10,9 @@ import builtins
 from dataclasses import replace
 from typing import Final, TypedDict
 
-from mana.device.hub_news import HubNews
+from mana.device.hub_news import HubNews, model_views
 from mana.device.opened import Opened
-from mana.device.views import ModelChoice, OwnModelView
+from mana.device.views import ModelChoice, ModelView, OwnModelView
 from mana.device.writing import Write
 from mana.domain.agents import AGENTS, OWN_MODEL, Agent
 from mana.domain.changes import Change, ChangeKind
@@ -24,7 +24,7 @@ from mana.domain.records import View
 from mana.domain.settings import MODELS
 from mana.domain.tables import DELETED_AT
 from mana.models.addresses import endpoint, fits_header
-from mana.models.choose import ModelUnknown
+from mana.models.choose import ModelUnknown, model_infos
 from mana.models.choose import candidates as chosen
 from mana.models.settings import OFFLINE
 from mana.planning.ports import Candidate
@@ -173,6 +173,10 @@ class OwnModels:
             for one in await self.list()
         ]
         return found
+
+    def here(self) -> tuple[ModelView, ...]:
+        """Return the models that this device is set up with, the first choice first."""
+        return model_views(model_infos(self._opened.listed or OFFLINE))
 
     async def _view(self, model_id: str) -> View:
         view = await self._opened.book.view(MODELS.name, model_id)

@@ -44,6 +44,10 @@ class ModelView:
     alias: str = ""
     key_goes_along: bool | None = None
     """Whether the runner gets a key with a model of the person's own; None: it is not one."""
+    prompt_price: int | None = None
+    completion_price: int | None = None
+    """Prices are those of `money.Price`; None: nobody said what it costs."""
+    context_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
