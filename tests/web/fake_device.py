@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import itertools
 import secrets
 import time
@@ -39,17 +40,21 @@ from mana.device.views import (
     SyncStatus,
     TimelineLine,
 )
+from mana.device.words import errored_words
 from mana.domain.cadences import MANUAL, Cadence, describe, next_due
 from mana.domain.encoding import Json
 from mana.domain.errors import Conflict as Clash
 from mana.domain.errors import Forbidden, Invalid, NotFound
 from mana.domain.ids import RecordId
 from mana.domain.missions import InputRef
+from mana.domain.occurrences import ERRORED
 from mana.domain.policy import PRESETS, SpacePolicy, decide, preset_of
 from mana.domain.records import View, Visibility
+from mana.protocol.errors import WorkStopped
 from mana.registry.catalogue import load_catalogue
 from tests.web.fake_security import FakeKeyring, FakeLinks, FakeSecurity
 from tests.web.fake_spaces import FakeSpaces
+from tests.web.fake_work import FakeWork
 
 RULES = ModelView(
     "rules", "rules (offline)", "Fixed rules on this machine; it understands little.", True
@@ -75,7 +80,7 @@ class KnownAccount:
     locked_because: str = ""
 
 
-class FakeDevice(FakeSpaces):
+class FakeDevice(FakeWork, FakeSpaces):
     """One unlocked account, in one of its spaces; `first` is the one of the personal space."""
 
     def __init__(
@@ -108,7 +113,8 @@ class FakeDevice(FakeSpaces):
         self._readings: list[Reading] = []
         self._refused: dict[str, RefusedChange] = {}
         self._undo: dict[str, tuple[str, str, Mapping[str, Json] | None]] = {}
-        self._running: asyncio.Task[None] | None = None
+        self._stops: dict[str, asyncio.Event] = {}
+        self._init_work(first)
         self.security = FakeSecurity(login) if first is None else first.security
         self.sessions = self.security.sessions
         self.links = FakeLinks() if first is None else first.links
@@ -344,8 +350,14 @@ class FakeDevice(FakeSpaces):
             ),
             cadence_words=describe(found.cadence),
             next_ms=tuple(due),
-            hold="no-grant" if held else "",
-            hold_words="Waits for your grant." if held else "",
+            hold=found.hold or ("no-grant" if held else ""),
+            hold_words=(
+                errored_words(found.failures, found.failure)
+                if found.hold == ERRORED
+                else "Waits for your grant."
+                if held
+                else ""
+            ),
             grant=grant,
         )
 
@@ -360,6 +372,7 @@ class FakeDevice(FakeSpaces):
         zone: str | None = None,
         concept: str = "",
         runs_on: str = "hub",
+        **limits: Any,
     ) -> str:
         self._check()
         new = self._id("mission")
@@ -384,6 +397,7 @@ class FakeDevice(FakeSpaces):
             "",
             None,
             (),
+            **limits,
         )
         self.tell("missions", "aiMissions")
         return new
@@ -402,6 +416,8 @@ class FakeDevice(FakeSpaces):
 
     async def run_now(self, mission_id: str) -> RunView | None:
         found = await self.mission(mission_id)
+        if self.first.work.stopped_ms is not None:
+            raise WorkStopped("all work is stopped")
         if found.runs_on == "hub" and not self.first.online:
             raise Offline("the hub cannot be reached")
         run = RunView(self._id("run"), now(), "manual", "leased", "", "", None, 0, "model")
@@ -416,7 +432,14 @@ class FakeDevice(FakeSpaces):
             self._set(mission_id, runs=(skipped, *found.runs))
             return skipped
         self._set(mission_id, runs=(run, *found.runs), phase="model")
-        await asyncio.sleep(self.run_takes_s)
+        stop = self._stops[mission_id] = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), self.run_takes_s)
+        if stop.is_set():
+            words = "It was stopped."
+            ended = replace(run, state="failed", reason="stopped", reason_words=words, phase="")
+            self._set(mission_id, runs=(ended, *found.runs), phase="")
+            return ended
         iteration = self._propose(found)
         done = replace(run, state="done", iteration_id=iteration, tokens=212, phase="")
         self._set(mission_id, runs=(done, *found.runs), phase="")
@@ -426,8 +449,22 @@ class FakeDevice(FakeSpaces):
         self._missions[mission_id] = replace(self._missions[mission_id], **fields)
         self.tell("missions", "aiMissions", "aiSteps")
 
+    def progress(self, mission_id: str, **fields: Any) -> None:
+        """Let the run that goes on say how far it is."""
+        run, *before = self._missions[mission_id].runs
+        self._set(mission_id, runs=(replace(run, **fields), *before))
+
     async def stop_mission(self, mission_id: str) -> None:
-        self._set(mission_id, phase="")
+        await self.mission(mission_id)
+        if mission_id in self._stops:
+            self._stops[mission_id].set()
+
+    async def stop_all(self) -> None:
+        for stop in self._stops.values():
+            stop.set()
+
+    async def resume_mission(self, mission_id: str) -> None:
+        self._set(mission_id, hold="", failures=0, failure="", failure_words="")
 
     def _propose(self, mission: MissionView, *, at: int | None = None) -> str:
         iteration = self._id("iteration")
