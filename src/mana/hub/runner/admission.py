@@ -27,7 +27,7 @@ from mana.hub.money.store import Run, caps_of
 from mana.hub.runner import endings, gates, scheduling
 from mana.hub.runner.batches import Batch, FoundRecords, WantedRecords, by_space
 from mana.hub.runner.dialogue import GrantMaterial, Job, OpeningKey, Standing
-from mana.hub.runner.endings import Outcome
+from mana.hub.runner.endings import STOPPED, Outcome
 from mana.hub.runner.ledger import AgentSnapshot, Lease, MissionSnapshot, RegisteredGrant
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.prices import Prices
@@ -227,7 +227,7 @@ class Admission:
             tally.skip(due.lease, refusal or "no-grant")
             return None
         if lease.stop:
-            tally.ends.append(End(due.lease, "failed", "stopped"))
+            tally.ends.append(End(due.lease, "failed", STOPPED))
             return None
         return _Candidate(due.lease, mission, agent, grant)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mana.domain.ids import AccountId, OccurrenceId, SpaceId, iteration_id
 from mana.hub.runner import audit, gates
@@ -15,6 +16,7 @@ from mana.hub.runner.admission import Admitted
 from mana.hub.runner.audit import AuditSetBack, Reading
 from mana.hub.runner.batches import Batch, Held, by_space
 from mana.hub.runner.dialogue import AuditAsk, AuditDone, AuditEntry, Refused
+from mana.hub.runner.endings import STOPPED
 from mana.hub.runner.ledger import RegisteredGrant
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.shared import Setting, log
@@ -58,36 +60,18 @@ class Auditing:
     async def _note(
         self, account: AccountId, space: SpaceId, asked: Sequence[AskedReading]
     ) -> dict[OccurrenceId, AuditDone | Refused]:
-        memory = self._setting.memory
-        async with self._store.work(account, space=space) as ledger:
-            batch = Batch(ledger.tx, space)
-            checked = [one.admitted.lease.mission_id for one in asked if one.ask.checked]
-            grants = await batch.grants(checked, lock=True) if checked else {}
-            held = await batch.held([one.admitted.lease for one in asked], account)
-            judged = [
-                self._judged(one, grants.get(one.admitted.lease.mission_id), held)
-                for one in asked
-                if one.admitted.lease.occurrence_id in held.ids
-            ]
-            try:
-                heads = await audit.append(
-                    batch,
-                    account,
-                    [one.reading for one in judged],
-                    now_ms=held.now_ms,
-                    known=memory.head(account),
-                )
-            except AuditSetBack:
-                log.error("audit_set_back", account=account)
-                return {
-                    one.asked.admitted.lease.occurrence_id: Refused(one.asked.ask.run, "set-back")
-                    for one in judged
-                }
+        try:
+            judged, heads = await self._store.again(partial(self._commit, account, space, asked))
+        except AuditSetBack:
+            log.error("audit_set_back", account=account)
+            return {
+                one.admitted.lease.occurrence_id: Refused(one.ask.run, "set-back") for one in asked
+            }
         # A worker hears of it when the runner could not be talked out of it any more.
         if heads:
             runs = [one.asked.admitted for one in judged]
             named = {(str(space), str(run.lease.mission_id)): run.named_at for run in runs}
-            await memory.saw_all(account, named=named, head=heads[-1])
+            await self._setting.memory.saw_all(account, named=named, head=heads[-1])
         self._count(judged)
         return {
             one.asked.admitted.lease.occurrence_id: (
@@ -98,11 +82,34 @@ class Auditing:
             for one, head in zip(judged, heads, strict=True)
         }
 
+    async def _commit(
+        self, account: AccountId, space: SpaceId, asked: Sequence[AskedReading]
+    ) -> tuple[list[_Judged], list[tuple[int, str]]]:
+        """Return what was noted, and the audit's head after each of it."""
+        async with self._store.work(account, space=space) as ledger:
+            batch = Batch(ledger.tx, space)
+            checked = [one.admitted.lease.mission_id for one in asked if one.ask.checked]
+            grants = await batch.grants(checked, lock=True) if checked else {}
+            held = await batch.held([one.admitted.lease for one in asked], account)
+            judged = [
+                self._judged(one, grants.get(one.admitted.lease.mission_id), held)
+                for one in asked
+                if one.admitted.lease.occurrence_id in held.ids
+            ]
+            heads = await audit.append(
+                batch,
+                account,
+                [one.reading for one in judged],
+                now_ms=held.now_ms,
+                known=self._setting.memory.head(account),
+            )
+        return judged, heads
+
     def _judged(self, asked: AskedReading, grant: RegisteredGrant | None, held: Held) -> _Judged:
         admitted, ask = asked.admitted, asked.ask
         refusal = self._refusal(admitted, grant, held.role) if ask.checked else None
         if refusal is None and ask.checked and admitted.lease.occurrence_id in held.stopped:
-            refusal = "stopped"
+            refusal = STOPPED
         entries = ask.entries
         if refusal is not None:
             status = "revoked" if refusal == "revoked" else "failed"

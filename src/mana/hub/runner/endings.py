@@ -30,6 +30,7 @@ _GRANT_REASONS: Final = frozenset(
         "set-back",
     }
 )
+STOPPED: Final = "stopped"
 _SKIPS: Final = frozenset(get_args(SkipReason))
 _FAILURES: Final = frozenset(get_args(FailReason))
 

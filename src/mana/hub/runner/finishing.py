@@ -26,7 +26,7 @@ from mana.hub.runner import endings, gates
 from mana.hub.runner.admission import Admitted
 from mana.hub.runner.batches import Batch, Held, by_space
 from mana.hub.runner.dialogue import Counts, Finished, Stopped
-from mana.hub.runner.endings import Outcome
+from mana.hub.runner.endings import STOPPED, Outcome
 from mana.hub.runner.ledger import AgentSnapshot, RegisteredGrant
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.queue import End
@@ -34,7 +34,6 @@ from mana.hub.runner.scheduling import Locked
 from mana.hub.runner.shared import Append, Setting
 from mana.hub.runner.store import Ledger, RunnerStore
 
-STOPPED: Final = "stopped"
 _LOST: Final = Outcome("leased", took=False)
 _REFUSED: Final[Mapping[str, Outcome]] = {
     "stale-key": Outcome("skipped", "key-rotated"),

@@ -57,6 +57,8 @@ class Port:
         self.run: Final = admitted.job.run
         self._inbox: asyncio.Queue[Message | RunLost] = asyncio.Queue()
         self._grace: asyncio.TimerHandle | None = None
+        self._is_over = False
+        self._is_closed = False
         self.interruption: Interruption | None = None
         self.granted: Final[dict[str, Granted]] = {}
         """The reservations of the run that are not settled, by their ids."""
@@ -89,14 +91,25 @@ class Port:
         self._session.kill(self.run)
 
     def close(self) -> None:
-        """Leave the worker; what the run still says is not heard."""
+        """Leave the worker; what the run still says is not heard. It ends, if it has not yet."""
+        self._is_closed = True
+        if self._is_over:
+            self._leave()
+        else:
+            self.interrupt("lost")
+
+    def _leave(self) -> None:
         if self._grace is not None:
             self._grace.cancel()
         self._session.leave(self.run)
 
     def hear(self, message: Message) -> None:
         """Take in what the run said."""
-        if self._inbox.qsize() >= INBOX_MAX:
+        self._is_over = self._is_over or isinstance(message, Stopped | Finished)
+        if self._is_closed:
+            if self._is_over:
+                self._leave()
+        elif self._inbox.qsize() >= INBOX_MAX:
             self.blame()
         elif self.interruption is None or isinstance(message, Stopped | Finished):
             # After it was told to end, a run is given nothing any more.
@@ -104,6 +117,9 @@ class Port:
 
     def lose(self, lost: RunLost) -> None:
         """Take in that the worker has ended."""
+        self._is_over = True
+        if self._grace is not None:
+            self._grace.cancel()
         self._inbox.put_nowait(lost)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from mana.domain.ids import OccurrenceId, SpaceId
+from mana.domain.ids import OccurrenceId
 from mana.hub.money import store as money
 from mana.hub.runner.admission import Admitted
 from mana.hub.runner.batches import Batch, by_space
 from mana.hub.runner.dialogue import Granted, Refused, ReserveAsk, SettleAsk
+from mana.hub.runner.endings import STOPPED
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.store import RunnerStore
 from mana.planning.budget import is_sane
@@ -55,32 +57,45 @@ class Spending:
         """Return an answer for each; None: its lease is another's by now."""
         settles = [one for one in asked if isinstance(one, Settle)]
         reserves = [one for one in asked if isinstance(one, Reserve)]
-        lease = asked[0].admitted.lease
-        tokens = 0
-        async with self._store.work(lease.account_id) as ledger:
-            held: set[OccurrenceId] = set()
-            for space, leases in by_space(one.admitted.lease for one in reserves).items():
-                found = await Batch(ledger.tx, SpaceId(space)).held(leases, lease.account_id)
-                held |= found.ids
-            # Money comes last: what it locks is held until the end.
-            if settles:
-                tokens = await money.settle(
-                    ledger.tx, [money.Settlement(one.granted, _usage(one.ask)) for one in settles]
-                )
-            current = [one for one in reserves if one.admitted.lease.occurrence_id in held]
-            answers = (
-                await money.reserve(ledger.tx, [_for(one) for one in current]) if current else []
-            )
+        tokens, by_run = await self._store.again(partial(self._commit, settles, reserves))
         self._metrics.tokens.inc(tokens)
         for settled in settles:
             self._metrics.call_seconds.observe(max(settled.ask.seconds, 0.0))
-        by_run = {one.ask.run: answer for one, answer in zip(current, answers, strict=True)}
         return [
             Granted(one.ask.run, one.ask.reservation)
             if isinstance(one, Settle)
             else _heard(one.ask.run, by_run)
             for one in asked
         ]
+
+    async def _commit(
+        self, settles: Sequence[Settle], reserves: Sequence[Reserve]
+    ) -> tuple[int, dict[int, money.Granted | money.Refusal]]:
+        """Return the tokens that were settled, and the answers to the reservations, by run."""
+        account = (settles or reserves)[0].admitted.lease.account_id
+        tokens = 0
+        async with self._store.work(account) as ledger:
+            held: set[OccurrenceId] = set()
+            stopped: set[OccurrenceId] = set()
+            for space, leases in by_space(one.admitted.lease for one in reserves).items():
+                found = await Batch(ledger.tx, space).held(leases, account)
+                held |= found.ids - found.stopped
+                stopped |= found.stopped
+            # Money comes last: what it locks is held until the end.
+            if settles:
+                tokens = await money.settle(
+                    ledger.tx, [money.Settlement(one.granted, _usage(one.ask)) for one in settles]
+                )
+            current = [one for one in reserves if one.admitted.lease.occurrence_id in held]
+            answers: Sequence[money.Granted | money.Refusal] = []
+            if current:
+                answers = await money.reserve(ledger.tx, [_for(one) for one in current])
+        told = {one.ask.run: answer for one, answer in zip(current, answers, strict=True)}
+        for one in reserves:
+            if one.admitted.lease.occurrence_id in stopped:
+                # After a stop nothing is begun any more that costs something.
+                told[one.ask.run] = money.Refusal(STOPPED)
+        return tokens, told
 
 
 def _heard(

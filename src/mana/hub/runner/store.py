@@ -6,7 +6,9 @@ them, and has the one door across accounts, to what is due. All times are the da
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -16,6 +18,7 @@ from mana.domain.errors import Invalid
 from mana.domain.ids import AccountId, AgentId, GrantId, MissionId, SpaceId
 from mana.hub.accounts.store import devices_answer
 from mana.hub.db import (
+    DatabaseUnavailable,
     Isolation,
     Pool,
     Role,
@@ -52,6 +55,10 @@ __all__ = [
 _T = TypeVar("_T")
 
 LIVE: Final = "mana_live"
+PATIENCE_S: Final = 20.0
+"""How long a transaction of a run is tried again; less than a lease, so that it is ours still."""
+PAUSE_S_MIN: Final = 0.05
+PAUSE_S_MAX: Final = 1.0
 _QUERIES: Final = load_queries("mana.hub.runner")
 
 
@@ -215,8 +222,20 @@ class RunnerStore(Turns):
             yield Ledger(tx)
 
     async def again(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Run a whole transaction again while another one came first."""
-        return await retried(work)
+        """Run a whole transaction again while another one came first, or the database is away.
+
+        What a run has come to by then was paid for, so a moment's absence is waited for.
+        """
+        until_s = time.monotonic() + PATIENCE_S
+        pause_s = PAUSE_S_MIN
+        while True:
+            try:
+                return await retried(work)
+            except DatabaseUnavailable:
+                if time.monotonic() + pause_s > until_s:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, PAUSE_S_MAX)
 
     @contextlib.asynccontextmanager
     async def across(self) -> AsyncIterator[Transaction]:
