@@ -44,7 +44,7 @@ from mana.domain.grants import GrantHeader
 from mana.domain.ids import IterationId, MissionId, iteration_id, step_id
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.spaces import Role, entry_from_wire
-from mana.hub.runner.opening import GrantedKey
+from mana.hub.runner.opening import GrantedKey, MissionKey
 from mana.hub.runner.writeback import Draft, RunFacts, seal_run
 from mana.protocol.messages import (
     ChangeMessage,
@@ -426,7 +426,11 @@ class Run:
         ]
         key = GrantedKey(mission_key(account.personal.space_key, MISSION), "m1")
         self.changes = seal_run(
-            facts, Draft(ITERATIONS, self.id, iteration), drafts, iteration_key=key, runner=runner()
+            facts,
+            Draft(ITERATIONS, self.id, iteration),
+            drafts,
+            iteration_key=MissionKey.of(key),
+            runner=runner(),
         )
         self.iteration = held(self.changes[0])
         self.steps = [held(change) for change in self.changes[1:]]
