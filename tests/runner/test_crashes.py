@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from mana.device.audit import Chain, follow
 from mana.domain.occurrences import FAIL_POINTS
+from mana.hub.runner.workers import ProcessWorker, ProcessWorkers
 from mana.testing.postgres import Database, connected
 from tests.runner.world import World, world
 
@@ -103,6 +105,83 @@ async def test_killed_anywhere(database: Database, point: str) -> None:
         rows = (await made.audit()).rows
         follow(Chain(), rows[::-1], head_seq=rows[0].seq, head_hash=rows[0].hash)
         assert {row.table_name for row in rows} == {"aiMissions", "agents", "notes"}
+
+
+MANY = 6
+
+
+@pytest.mark.parametrize("point", FAIL_POINTS)
+@pytest.mark.parametrize("runners", [2, 4])
+async def test_many_of_an_account_killed_anywhere(
+    database: Database, point: str, runners: int
+) -> None:
+    """Killed at any named place with many runs of an account in one worker, while others work on
+    the same: each run ends as exactly one iteration, and the audit is one whole chain."""
+    async with world(database) as made:
+        await made.agent(maxConcurrentMissions=100)
+        await made.note("note-1")
+        names = [f"mission-{place}" for place in range(MANY)]
+        for name in names:
+            await made.mission(name)
+            await made.grant(name)
+        async with (
+            running(made, MANA_FAIL_POINT=point) as first,
+            contextlib.AsyncExitStack() as more,
+        ):
+            for name in names:
+                await made.run_now(name)
+            await asyncio.wait_for(first.communicate(), 30)
+            assert first.returncode == -signal.SIGKILL
+            others = [await more.enter_async_context(running(made)) for _ in range(runners - 1)]
+            async with asyncio.timeout(60):
+                while await states_of(made) != {"done": MANY}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.2)
+            for other in others:
+                assert await end(other) == 0
+        async with connected(database.owner_url) as owner:
+            logged = await owner.fetch(
+                "select record_id, count(*) as number from mana.sync_changes"
+                " where table_name = 'aiIterations' group by record_id"
+            )
+        assert [row["number"] for row in logged] == [1] * MANY
+        rows = (await made.audit("?limit=1000")).rows
+        follow(Chain(), rows[::-1], head_seq=rows[0].seq, head_hash=rows[0].hash)
+
+
+async def test_a_killed_worker(database: Database) -> None:
+    """A worker process that is killed takes its runs with it, and each of them is done all the
+    same, once; none of them is held to be at fault for more than that."""
+    async with world(database) as made:
+        await made.agent(maxConcurrentMissions=100)
+        await made.note("note-1")
+        for place in range(MANY):
+            await made.mission(f"mission-{place}")
+            await made.grant(f"mission-{place}")
+        killed: list[int] = []
+
+        class Killing(ProcessWorkers):
+            async def start(self) -> ProcessWorker:
+                worker = await super().start()
+                if not killed:
+                    killed.append(worker.pid)
+                    asyncio.get_running_loop().call_later(0.05, worker.kill)
+                return worker
+
+        for place in range(MANY):
+            await made.run_now(f"mission-{place}")
+        async with made.runner(workers=Killing(), concurrency=16) as runner:
+            async with asyncio.timeout(40):
+                while await states_of(made) != {"done": MANY}:
+                    await runner.scheduler.tick()
+                    await asyncio.sleep(0.2)
+        state = await made.ada.state()
+        assert len([one for one in state.records if one.table == "aiIterations"]) == MANY
+
+
+async def states_of(made: World) -> dict[str, int]:
+    """Return how many missions' newest runs are in each state."""
+    found = (await made.missions()).missions
+    return dict(Counter(one.occurrences[0].state for one in found if one.occurrences))
 
 
 async def test_gentle_end(database: Database) -> None:
