@@ -52,6 +52,7 @@ from mana.domain.policy import PRESETS, SpacePolicy, decide, preset_of
 from mana.domain.records import View, Visibility
 from mana.protocol.errors import WorkStopped
 from mana.registry.catalogue import load_catalogue
+from tests.web.fake_deciding import FakeDeciding
 from tests.web.fake_security import FakeKeyring, FakeLinks, FakeSecurity
 from tests.web.fake_spaces import FakeSpaces
 from tests.web.fake_work import FakeWork
@@ -80,7 +81,7 @@ class KnownAccount:
     locked_because: str = ""
 
 
-class FakeDevice(FakeWork, FakeSpaces):
+class FakeDevice(FakeWork, FakeDeciding, FakeSpaces):
     """One unlocked account, in one of its spaces; `first` is the one of the personal space."""
 
     def __init__(
@@ -115,6 +116,7 @@ class FakeDevice(FakeWork, FakeSpaces):
         self._undo: dict[str, tuple[str, str, Mapping[str, Json] | None]] = {}
         self._stops: dict[str, asyncio.Event] = {}
         self._init_work(first)
+        self._init_deciding()
         self.security = FakeSecurity(login) if first is None else first.security
         self.sessions = self.security.sessions
         self.links = FakeLinks() if first is None else first.links
@@ -284,6 +286,7 @@ class FakeDevice(FakeWork, FakeSpaces):
         memory: str = "",
         preset: str = "standard",
         tokens_per_day_max: int | None = None,
+        **more: Any,
     ) -> str:
         self._check()
         new = self._id("agent")
@@ -306,6 +309,7 @@ class FakeDevice(FakeWork, FakeSpaces):
             (),
             0,
             0,
+            **more,
         )
         self.tell("records", "agents")
         return new
@@ -314,6 +318,9 @@ class FakeDevice(FakeWork, FakeSpaces):
         found = await self.agent(agent_id)
         if "preset" in fields:
             fields["policy"] = PRESETS[fields["preset"]]
+        for name in ("role", "system_prompt", "memory"):
+            if name in fields:
+                fields[name] = fields[name] or ""
         if "policy" in fields:
             fields["preset"] = preset_of(fields["policy"])
         self._agents[agent_id] = replace(found, **fields)
@@ -654,10 +661,16 @@ class FakeDevice(FakeWork, FakeSpaces):
             raise NotFound("there is no such proposal")
         return self._steps[step_id]
 
-    async def approve(self, step_id: str, *, feedback: str = "") -> Proposal:
-        found = await self.proposal(step_id)
-        if found.state != "staged":
-            raise Clash("this was decided before")
+    async def approve(
+        self,
+        step_id: str,
+        *,
+        arguments: Mapping[str, Json] | None = None,
+        feedback: str = "",
+    ) -> Proposal:
+        found = self._waiting(step_id)
+        if arguments is not None:
+            found = await self.edited_as_seen(step_id, arguments)
         for diff in found.diffs:
             old = self._records[diff.table].get(diff.record_id)
             journal = self._id("journal")
@@ -666,10 +679,10 @@ class FakeDevice(FakeWork, FakeSpaces):
             self._line(found, "done", (journal,))
         return self._decided(found, "approved", feedback)
 
-    async def reject(self, step_id: str, *, reason: str = "") -> Proposal:
-        found = await self.proposal(step_id)
+    async def reject(self, step_id: str, *, reason_code: str = "", reason: str = "") -> Proposal:
+        found = self._waiting(step_id)
         self._line(found, "rejected", ())
-        return self._decided(found, "rejected", reason)
+        return self._decided(replace(found, reject_reason=reason_code), "rejected", reason)
 
     def _decided(self, step: Proposal, state: str, feedback: str) -> Proposal:
         self._steps[step.step_id] = replace(step, state=state, feedback=feedback)
@@ -679,7 +692,13 @@ class FakeDevice(FakeWork, FakeSpaces):
     def _line(self, step: Proposal, state: str, journal: tuple[str, ...]) -> None:
         bucket = self._buckets[step.iteration_id]
         lines = tuple(
-            replace(one, state=state, journal_ids=journal or one.journal_ids)
+            replace(
+                one,
+                state=state,
+                journal_ids=journal or one.journal_ids,
+                sentence=step.sentence,
+                edited=step.edited,
+            )
             if one.step_id == step.step_id
             else one
             for one in bucket.lines

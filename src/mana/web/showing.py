@@ -20,11 +20,20 @@ from markupsafe import Markup, escape
 
 from mana.device.security import RecoveryKit
 from mana.device.sessions import TotpSetup
-from mana.device.views import Bucket, Cited, FieldDiff, ModelView, Proposal, RunView
+from mana.device.views import (
+    Bucket,
+    Cited,
+    FieldDiff,
+    ModelView,
+    Proposal,
+    RunView,
+    ToolParameter,
+)
 from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json
 from mana.domain.records import View
 from mana.web import words
+from mana.web.deciding import reason_words, shown
 from mana.web.icons import icon
 from mana.web.visits import now_ms
 from mana.web.words import counted, t
@@ -46,6 +55,12 @@ _FIELDS: Final = {
     "color": "Colour",
     "deletedAt": "Deleted",
 }
+_PARAMETERS: Final = {
+    "append": "To add at its end",
+    "reason": "Because",
+    "titleMatch": "Whose title holds",
+}
+_INNER_CAPITAL: Final = re.compile(r"(?<=[a-z])[A-Z]")
 _TABLES: Final = {
     "notes": "note",
     "tasks": "task",
@@ -183,6 +198,9 @@ def equip(templates: Environment) -> None:
         "hue": hue,
         "initial": initial,
         "field": field_words,
+        "parameter": parameter_words,
+        "shown": shown,
+        "reject_reason": reason_words,
         "table": partial(_named, _TABLES),
         "effect": partial(_named, _EFFECTS),
         "decision": partial(_named, _DECISIONS),
@@ -257,6 +275,17 @@ def told(sentence: str) -> Markup:
 def field_words(name: str) -> Markup:
     """Return what a field is called."""
     return _named(_FIELDS, name)
+
+
+def parameter_words(parameter: ToolParameter) -> Markup:
+    """Return what a parameter of a tool is called; the module's own name, if no other is known."""
+    if parameter.kind == "record":
+        return t("{kind}", kind=upper_first(str(_named(_TABLES, parameter.table))))
+    named = _PARAMETERS.get(parameter.name) or _FIELDS.get(parameter.name)
+    if named is not None:
+        return t(named)
+    spaced = _INNER_CAPITAL.sub(lambda found: f" {found[0].lower()}", parameter.name)
+    return escape(upper_first(spaced))
 
 
 def in_order(fields: Sequence[FieldDiff]) -> list[FieldDiff]:

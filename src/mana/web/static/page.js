@@ -44,6 +44,11 @@
     const ctx = event.detail.ctx;
     prepare();
     if (ctx.refresh) return;
+    if (ctx.target instanceof Element && ctx.target.matches(".editing")) {
+      const wanted = ["[aria-invalid]", ".outcome", ".field :is(input:not([type=hidden]), textarea, select)"];
+      wanted.map((one) => $(one, ctx.target)).find(Boolean)?.focus();
+      return;
+    }
     const problem = $("#problem");
     if (problem && ctx.response?.status >= 400) {
       problem.focus();
@@ -135,7 +140,7 @@
   htmx.registerExtension("keep", {
     htmx_before_morph_node: (node) => {
       if (!morphing || !(node instanceof Element)) return true;
-      if (node.matches("[data-keep], form[data-dirty], .peek:not(:empty), #alert:has(#problem)")) return false;
+      if (node.matches("[data-keep], form[data-dirty], .peek:not(:empty), .editing:not(:empty), #alert:has(#problem)")) return false;
       return !(node === document.activeElement && typing(node));
     },
     htmx_before_morph_attr: (node, detail) =>
@@ -355,7 +360,7 @@
       return Boolean(wanted);
     }
     if (key === "j" || key === "k") { step(key === "j" ? 1 : -1); return true; }
-    if (key === "a" || key === "l") return press(key);
+    if (key === "a" || key === "e" || key === "l") return press(key);
     if (key === "r") {
       const found = card();
       const details = found && $("details.reject", found);
@@ -369,7 +374,12 @@
       if (tick) tick.click();
       return Boolean(tick);
     }
-    if (key === "A") { const form = $("#ticked"); form?.requestSubmit(); return Boolean(form); }
+    if (key === "A") {
+      const plan = document.activeElement?.closest(".plan") || all(".plan").find((one) => $(".tick:checked", one));
+      const form = $("[data-ticked-form]", plan || document) || $("#approve-together")?.form;
+      form?.requestSubmit();
+      return Boolean(form);
+    }
     if (key === "u") { const undo = $("#undo"); undo?.click(); return Boolean(undo); }
     if (key === "c") {
       const wanted = $("[data-create]");
