@@ -14,6 +14,7 @@ from mana.domain.encoding import Json
 from mana.hub.app import operator
 from mana.hub.operating.service import LimitInvalid
 from mana.hub.runner import scheduling
+from mana.hub.runner.batches import Batch
 from mana.hub.runner.ledger import Lease
 from mana.hub.runner.store import RunnerStore
 from mana.protocol.messages import MissionStatus, Problem, WorkState
@@ -263,7 +264,8 @@ async def test_stopping_waits_for_no_run(database: Database) -> None:
     async with at_work(database) as (made, store):
         lease = await leased(made, store)
         async with store.work(lease.account_id) as finishing:
-            assert await finishing.holds(lease)
+            held = await Batch(finishing.tx, lease.space_id).held([lease], lease.account_id)
+            assert (held.ids, held.stopped) == ({lease.occurrence_id}, set())
             async with asyncio.timeout(10):
                 await work(made, stopped=True)
                 await made.agent(state="paused")
@@ -304,9 +306,9 @@ async def test_ending_grants_and_working_take_turns(database: Database) -> None:
             assert await running.mission(lease.space_id, lease.mission_id, lock=True)
             revoking = asyncio.create_task(made.revoke(header))
             await asyncio.wait({revoking}, timeout=0.5)
-            grant = await running.latest_grant(lease.space_id, lease.mission_id, lock=True)
-            assert grant is not None
-            assert grant.state == "active"
+            batch = Batch(running.tx, lease.space_id)
+            grants = await batch.grants([lease.mission_id], lock=True)
+            assert grants[lease.mission_id].state == "active"
             assert not revoking.done()
         await revoking
         await assert_told(store, lease)

@@ -367,19 +367,6 @@ class Turns:
             rows = await tx.all(_Q["stopping"], worker)
         return [lease_of(row) for row in rows]
 
-    async def renew(self, lease: Lease, *, lease_s: int) -> bool:
-        """Prolong a lease; False: it is another's by now."""
-        async with self._tenancy.lease() as tx:
-            done = await tx.execute(
-                _Q["renew"], lease.occurrence_id, lease.fence, timedelta(seconds=lease_s)
-            )
-        return done == 1
-
-    async def phase(self, lease: Lease, name: str) -> None:
-        """Write how far a run is."""
-        async with self._tenancy.lease() as tx:
-            await tx.execute(_Q["phase"], lease.occurrence_id, lease.fence, name)
-
     async def wait_ms(self) -> int | None:
         """Return how long until something is due or a lease ends; None: nothing is.
 

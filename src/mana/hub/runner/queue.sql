@@ -226,14 +226,6 @@ select o.*, true as stop from mana_ai.occurrences o
                     where w.account_id = o.account_id and w.stopped_at is not null))
  order by o.occurrence_id
 
--- name: renew
-update mana_ai.occurrences set lease_until = clock_timestamp() + $3
- where occurrence_id = $1 and fence = $2 and state = 'leased'
-
--- name: phase
-update mana_ai.occurrences set phase = $3
- where occurrence_id = $1 and fence = $2 and state = 'leased'
-
 -- name: wait
 -- What is due and was not leased waits for a limit: to look again soon is all that can be done.
 select case when min(at) > clock_timestamp()

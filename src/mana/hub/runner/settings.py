@@ -14,15 +14,16 @@ from mana.models.settings import OFFLINE, ModelSettings, load_models
 
 PORT_DEFAULT: Final = 3067
 TICK_INTERVAL_MS_DEFAULT: Final = 60_000
-CONCURRENCY_DEFAULT: Final = 4
+CONCURRENCY_DEFAULT: Final = 16
+CONCURRENCY_MAX: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
     """What the runner is told. Secrets are never shown.
 
-    `models`: what it may call, with keys. `concurrency`: workers at one time. `run_s_max`:
-    after this long a run is given up as failed.
+    `models`: what it may call, with keys. `concurrency`: runs at one time; those
+    of one account share a worker. `run_s_max`: after this long a run is given up as failed.
     """
 
     home: Path
@@ -66,7 +67,9 @@ class RunnerSettings:
             tick_enabled=flag(environ, "TICK_ENABLED", True),
             service_key=environ.get("MANA_SERVICE_KEY", "").strip(),
             private_key_pem=environ.get("MANA_AI_PRIVATE_KEY_PEM", "").strip(),
-            concurrency=number(environ, "MANA_RUNNER_CONCURRENCY", CONCURRENCY_DEFAULT, 1, 64),
+            concurrency=number(
+                environ, "MANA_RUNNER_CONCURRENCY", CONCURRENCY_DEFAULT, 1, CONCURRENCY_MAX
+            ),
             run_s_max=number(environ, "MANA_RUNNER_RUN_S_MAX", 600, 1, 86_400),
             lease_s=number(environ, "MANA_RUNNER_LEASE_S", LEASE_S, 1, 3_600),
             heartbeat_s=number(environ, "MANA_RUNNER_HEARTBEAT_S", HEARTBEAT_S, 1, 600),

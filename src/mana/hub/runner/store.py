@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from mana.domain.errors import Invalid
 from mana.domain.ids import AccountId, AgentId, GrantId, MissionId, SpaceId
-from mana.hub.accounts.store import devices_answer
 from mana.hub.db import (
     DatabaseUnavailable,
     Isolation,
@@ -29,15 +27,12 @@ from mana.hub.db import (
     retried,
 )
 from mana.hub.money import store as money
-from mana.hub.runner.ledger import AuditFilter, Lease, RegisteredGrant
+from mana.hub.runner.ledger import AuditFilter, RegisteredGrant
 from mana.hub.runner.queue import DUE, Queue, Turns
 from mana.hub.runner.rows import agent_of, from_ms, mission_of, to_ms
 from mana.hub.tenants import Tenant
 from mana.protocol.messages import (
     AuditRow,
-    DevicesAnswer,
-    SignedEntry,
-    StateRecord,
 )
 
 __all__ = [
@@ -64,15 +59,6 @@ _QUERIES: Final = load_queries("mana.hub.runner")
 
 class Ledger(Queue):
     """The statements about missions and their runs, within one open transaction."""
-
-    async def lock_agent(self, space: SpaceId, agent: AgentId) -> None:
-        """Let no other transaction count this agent's runs or tokens until this one ends."""
-        await self.tx.value(_QUERIES["lock_agent"], f"{space}:{agent}")
-
-    async def role(self, space: SpaceId, account: AccountId) -> str | None:
-        """Return the role of an account in a space, None if it is no member."""
-        role: str | None = await self.tx.value(_QUERIES["role"], space, account)
-        return role
 
     async def spent_today(self) -> dict[str, money.Spent]:
         """Return the tokens and costs of the day by agent, reservations counted in full."""
@@ -101,90 +87,9 @@ class Ledger(Queue):
 
     # What follows is the runner's, and its role alone has the rights for it.
 
-    async def holds(self, lease: Lease) -> bool:
-        """Say whether this lease is the current one, and keep it so in this transaction."""
-        return bool(await self.tx.value(_QUERIES["holds"], lease.occurrence_id, lease.fence))
-
-    async def admit(self, lease: Lease, agent: AgentId, limit: int) -> bool:
-        """Count this run as one of its agent's, unless as many as allowed run already."""
-        await self.lock_agent(lease.space_id, agent)
-        return bool(
-            await self.tx.value(
-                _QUERIES["admit"], lease.occurrence_id, lease.fence, lease.space_id, agent, limit
-            )
-        )
-
-    async def latest_grant(
-        self, space: SpaceId, mission: MissionId, *, lock: bool = False
-    ) -> RegisteredGrant | None:
-        """Return the newest grant of a mission that was completed; `lock`: it cannot end now."""
-        name = "latest_grant_locked" if lock else "latest_grant"
-        row = await self.tx.one(_QUERIES[name], space, mission)
-        return None if row is None else registered_grant(row)
-
     async def expire_grant(self, grant: GrantId) -> None:
         """End a grant whose time has passed, and erase its sealed keys."""
         await self.tx.execute(_QUERIES["expire_grant"], grant)
-
-    async def membership_log(self, space: SpaceId) -> list[SignedEntry]:
-        """Return the signed entries of a space, oldest first."""
-        rows = await self.tx.all(_QUERIES["membership_log"], space)
-        return [SignedEntry(entry=row["entry"], signature=row["signature"]) for row in rows]
-
-    async def devices(self, space: SpaceId) -> DevicesAnswer:
-        """Return the certificates of the devices of a space's members, and which are revoked."""
-        return devices_answer(await self.tx.all(_QUERIES["devices"], space))
-
-    async def records(self, space: SpaceId, keys: Sequence[tuple[str, str]]) -> list[StateRecord]:
-        """Return these records as they are sealed; those that are not there are left out."""
-        rows = await self.tx.all(
-            _QUERIES["records"], space, [table for table, _ in keys], [key for _, key in keys]
-        )
-        return [_record(row) for row in rows]
-
-    async def history(self, space: SpaceId, mission: MissionId, limit: int) -> list[StateRecord]:
-        """Return a mission's newest iterations and their steps, sealed."""
-        rows = await self.tx.all(_QUERIES["history"], space, mission, limit)
-        return [_record(row) for row in rows]
-
-    async def lock_audit_head(self, account: AccountId, start: str) -> tuple[int, str]:
-        """Return the head of the account's audit, made with `start` if new, and lock it."""
-        await self.tx.execute(_QUERIES["found_audit"], account, start)
-        row = await self.tx.one(_QUERIES["audit_head_locked"], account)
-        if row is None:
-            raise Invalid("the audit has no head")
-        return row["seq"], row["hash"]
-
-    async def audit_hash(self, account: AccountId, seq: int) -> str | None:
-        """Return the hash of one row of an account's audit."""
-        found: str | None = await self.tx.value(_QUERIES["audit_hash"], account, seq)
-        return found
-
-    async def append_audit(self, account: AccountId, rows: Sequence[AuditRow]) -> None:
-        """Append rows and move the head to the last of them."""
-        await self.tx.execute_many(
-            _QUERIES["append_audit"],
-            [
-                (
-                    account,
-                    row.seq,
-                    row.mission_id,
-                    row.iteration_id,
-                    row.grant_id,
-                    row.table_name,
-                    row.record_id,
-                    row.status,
-                    row.reason,
-                    row.endpoint,
-                    row.runner_key_id,
-                    row.ts,
-                    row.previous,
-                    row.hash,
-                )
-                for row in rows
-            ],
-        )
-        await self.tx.execute(_QUERIES["move_audit_head"], account, rows[-1].seq, rows[-1].hash)
 
 
 class RunnerStore(Turns):
@@ -280,19 +185,6 @@ def registered_grant(row: Row) -> RegisteredGrant:
         revoker=row["revoker"],
         revocation=row["revocation"],
     )
-
-
-def _record(row: Row) -> StateRecord:
-    wire: dict[str, Any] = {
-        "table": row["table_name"],
-        "id": row["record_id"],
-        "authorId": row["author_id"],
-        "visibility": row["visibility"],
-        "seq": row["seq"],
-        "fields": row["fields"],
-        "proofs": row["proofs"],
-    }
-    return msgspec.convert(wire, StateRecord)
 
 
 def _audit(row: Row) -> dict[str, Any]:
