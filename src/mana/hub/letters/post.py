@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from email.message import EmailMessage
-from email.utils import formatdate, make_msgid, parseaddr
+from email.utils import formatdate, make_msgid
 from typing import Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +17,8 @@ from mana.domain.errors import Invalid, Unavailable
 
 TIMEOUT_S: Final = 20.0
 ADDRESS_MAX: Final = 254
+_ATOM: Final = r"[\w!#$%&'*+/=?^`{|}~-]+"
+_ADDRESS: Final = re.compile(rf"{_ATOM}(?:\.{_ATOM})*@[\w-]+(?:\.[\w-]+)+")
 WAITS: Final = (
     "Mana: something waits for your decision",
     (
@@ -109,16 +112,8 @@ class Post:
 def require_address(text: str) -> str:
     """Return an address that a letter can be sent to; raise Invalid."""
     address = text.strip()
-    local, at, host = address.rpartition("@")
-    is_one = (
-        at == "@"
-        and local
-        and "." in host.strip(".")
-        and len(address) <= ADDRESS_MAX
-        and address.isprintable()
-        and not set(address) & set(' ,;<>()[]\\"')
-        and parseaddr(address)[1] == address
-    )
+    # No encoded word: a header would decode it, and the letter go elsewhere.
+    is_one = len(address) <= ADDRESS_MAX and _ADDRESS.fullmatch(address) and "=?" not in address
     if not is_one:
         raise Invalid("that is no address for letters, such as ada@example.org")
     return address

@@ -1,5 +1,5 @@
 -- name: one
-select * from mana.letters where account_id = mana.current_account()
+select * from mana.letters where account_id = mana.current_account() and address <> ''
 
 -- name: lock
 select * from mana.letters where account_id = mana.current_account() for update
@@ -26,9 +26,11 @@ update mana.letters set code_tries = code_tries + 1
 returning code_hash
 
 -- name: confirm
+-- Only the address that this code went to: another may have been given meanwhile.
 update mana.letters
    set confirmed = true, enabled = true, code_hash = null, code_until = null
- where account_id = mana.current_account()
+ where account_id = mana.current_account() and code_hash = $1
+returning true
 
 -- name: switch
 update mana.letters
@@ -37,7 +39,11 @@ update mana.letters
 returning true
 
 -- name: forget
-delete from mana.letters where account_id = mana.current_account()
+-- How many codes and letters went out stays, so that nobody asks for more by beginning anew.
+update mana.letters
+   set address = '', code_hash = null, code_until = null, confirmed = false, enabled = false,
+       waiting = false, due_at = null, attempts = 0
+ where account_id = mana.current_account()
 
 -- name: wait
 with put as (

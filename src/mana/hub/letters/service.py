@@ -145,7 +145,8 @@ class LetterService:
         code = "".join(given.split())
         if known is None or not hmac.compare_digest(known, _hash(tenant.account, code)):
             raise CodeRefused("the code does not hold")
-        await self._store.confirm(tenant)
+        if not await self._store.confirm(tenant, known):
+            raise CodeRefused("another address was given meanwhile")
 
     async def _deliver(self, letter: DueLetter, send: Send) -> None:
         address = self._opened(letter.account_id, letter.address)

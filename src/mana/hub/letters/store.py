@@ -63,10 +63,13 @@ class LetterStore:
             found: bytes | None = await tx.value(Q["try"], tries_max)
             return found
 
-    async def confirm(self, tenant: Tenant) -> None:
-        """Take the address as the account's, and begin to write to it."""
+    async def confirm(self, tenant: Tenant, code_hash: bytes) -> bool:
+        """Take the address that this code went to as the account's, and begin to write to it.
+
+        False: another address was given meanwhile.
+        """
         async with self._tenancy.transaction(tenant) as tx:
-            await tx.execute(Q["confirm"])
+            return bool(await tx.value(Q["confirm"], code_hash))
 
     async def switch(self, tenant: Tenant, *, enabled: bool) -> bool:
         """Switch letters on or off; False: there is no confirmed address."""
@@ -74,7 +77,7 @@ class LetterStore:
             return bool(await tx.value(Q["switch"], enabled))
 
     async def forget(self, tenant: Tenant) -> None:
-        """Remove the address and everything about letters."""
+        """Remove the address and switch letters off; what went out within the hour still counts."""
         async with self._tenancy.transaction(tenant) as tx:
             await tx.execute(Q["forget"])
 
