@@ -20,16 +20,19 @@ BATCH_MAX: Final = 64
 class Gatherer(Generic[_Asked, _Answer]):
     """Answers what is asked in batches, one after the other, in the order of the questions.
 
-    `settle` answers a whole batch, in its order, or raises and has changed nothing.
+    `settle` answers a whole batch, in its order, or raises and has changed nothing. Gatherers that
+    share a `turn` do one batch at a time between them, so that more comes together meanwhile.
     """
 
     def __init__(
         self,
         settle: Callable[[Sequence[_Asked]], Awaitable[Sequence[_Answer]]],
         *,
+        turn: asyncio.Lock | None = None,
         batch_max: int = BATCH_MAX,
     ) -> None:
         self._settle = settle
+        self._turn = turn or asyncio.Lock()
         self._batch_max = batch_max
         self._waiting: list[tuple[_Asked, asyncio.Future[_Answer]]] = []
         self._working: asyncio.Task[None] | None = None
@@ -48,9 +51,10 @@ class Gatherer(Generic[_Asked, _Answer]):
     async def _work(self) -> None:
         try:
             while self._waiting:
-                batch = self._waiting[: self._batch_max]
-                del self._waiting[: self._batch_max]
-                await self._answer(batch)
+                async with self._turn:
+                    batch = self._waiting[: self._batch_max]
+                    del self._waiting[: self._batch_max]
+                    await self._answer(batch)
         finally:
             self._working = None
             for _, answer in self._waiting:

@@ -134,12 +134,15 @@ class Lane:
     def __init__(self, lanes: Lanes, crew: Crew) -> None:
         self._lanes = lanes
         self._crew = crew
-        self._admissions = Gatherer[Lease, Admitted | None](crew.admission.admit)
-        self._readings = Gatherer[AskedReading, AuditDone | Refused | None](crew.auditing.note)
-        self._tokens = Gatherer[Reserve | Settle, Reserved | Granted | Refused | None](
-            crew.spending.spend
+        turn = asyncio.Lock()
+        self._admissions = Gatherer[Lease, Admitted | None](crew.admission.admit, turn=turn)
+        self._readings = Gatherer[AskedReading, AuditDone | Refused | None](
+            crew.auditing.note, turn=turn
         )
-        self._ends = Gatherer[Ending, Outcome](crew.finishing.finish)
+        self._tokens = Gatherer[Reserve | Settle, Reserved | Granted | Refused | None](
+            crew.spending.spend, turn=turn
+        )
+        self._ends = Gatherer[Ending, Outcome](crew.finishing.finish, turn=turn)
         self._starting = asyncio.Lock()
         self._session: Session | None = None
         self._spans: Final[dict[Port, Span]] = {}
