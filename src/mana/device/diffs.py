@@ -1,7 +1,7 @@
 """What a record was and would be, field by field, and word by word for long text.
 
 Pure. The work is bounded: past a size, a text is shown as gone and new instead of compared,
-because the time of a comparison grows with the product of both lengths.
+because the time of a comparison grows with the product of both lengths. What a text hides is said.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
+from mana.device.unseen import visible, visible_json
 from mana.device.views import FieldDiff, RecordDiff
 from mana.domain.encoding import Json
 from mana.domain.tables import DELETED_AT
@@ -18,6 +19,8 @@ from mana.domain.tables import DELETED_AT
 WORDS_MAX: Final = 1_200
 """Words on each side, after equal beginnings and ends were taken off."""
 SPANS_MAX: Final = 400
+OUTGOING: Final = "outgoing text"
+"""Stands in the place of a table for what would leave this machine."""
 _WORD: Final = re.compile(r"\s+|\w+|[^\w\s]")
 
 Span = tuple[Literal["same", "gone", "new"], str]
@@ -42,6 +45,7 @@ def word_spans(before: str, after: str) -> tuple[Span, ...]:
 
 def field_diff(name: str, before: Json, after: Json) -> FieldDiff:
     """Return one field before and after, with words where both are text."""
+    before, after = visible_json(before), visible_json(after)
     if isinstance(before, str) and isinstance(after, str) and (before or after):
         return FieldDiff(name, before, after, word_spans(before, after))
     return FieldDiff(name, before, after)
@@ -62,7 +66,13 @@ def record_diff(
         for path, value in after.items()
         if before.get(path) != value and path != DELETED_AT
     )
-    return RecordDiff(table, record_id, title, op, fields)
+    return RecordDiff(table, record_id, visible(title), op, fields)
+
+
+def outgoing_diff(tool: str, arguments: Mapping[str, Json]) -> RecordDiff:
+    """Return all that a call would send, as differences show what is new."""
+    fields = tuple(field_diff(name, None, value) for name, value in arguments.items())
+    return RecordDiff(OUTGOING, "", tool, "insert", fields)
 
 
 def preview_diffs(

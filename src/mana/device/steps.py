@@ -21,7 +21,7 @@ from mana.device.cases import (
     tool_of,
     written_by,
 )
-from mana.device.diffs import preview_diffs
+from mana.device.diffs import outgoing_diff, preview_diffs
 from mana.device.forms import faults_of
 from mana.device.journal import (
     decide_change_id,
@@ -32,6 +32,7 @@ from mana.device.journal import (
 from mana.device.opened import Opened, stamp_ms
 from mana.device.policies import Policies
 from mana.device.trust import Trust
+from mana.device.unseen import visible
 from mana.device.views import Cited, Fault, Proposal, Proposed, RecordDiff
 from mana.device.writing import Write
 from mana.domain.agents import AGENT_MEMORY, AGENTS, Agent
@@ -45,6 +46,7 @@ from mana.domain.missions import MISSIONS
 from mana.domain.policy import Decision, is_too_often
 from mana.domain.records import Entry, Records, Snapshot, View
 from mana.domain.tables import Table
+from mana.domain.tools import Effect
 from mana.planning.dispatch import (
     Consent,
     Planned,
@@ -295,6 +297,7 @@ class Steps:
         edit = approved_edit(case) if shown is None else shown if shown.params else None
         now = edit or shown
         preview = case.preview if now is None else now.preview
+        params = case.params if edit is None else edit.params or {}
         state, expires_ms = case.status, case.expires_ms
         if state == "staged" and expires_ms is not None and expires_ms <= opened.now_ms():
             state = "expired"
@@ -309,10 +312,10 @@ class Steps:
             planned_ms=planned_ms(step, iteration),
             state=state,
             tool=case.tool,
-            params=case.params if edit is None else edit.params or {},
-            sentence=step.text("sentence") if now is None else now.sentence,
-            diffs=await self.diffs(preview),
-            rationale=step.text("rationale"),
+            params=params,
+            sentence=visible(step.text("sentence") if now is None else now.sentence),
+            diffs=await self.diffs(preview) + self._outgoing(case.tool, params),
+            rationale=visible(step.text("rationale")),
             cited=named_first(await self.cited(iteration), step.text("rationale")),
             reach=self._reach(case.tool),
             model=iteration.text("model") if iteration is not None else "",
@@ -331,8 +334,14 @@ class Steps:
         )
 
     async def _proposed(self, case: Case) -> Proposed:
-        diffs = await self.diffs(case.preview)
-        return Proposed(case.step.text("sentence"), case.params, diffs)
+        diffs = await self.diffs(case.preview) + self._outgoing(case.tool, case.params)
+        return Proposed(visible(case.step.text("sentence")), case.params, diffs)
+
+    def _outgoing(self, tool: str, params: Mapping[str, Json]) -> tuple[RecordDiff, ...]:
+        """Return what a step would send: whatever its sentence says, all of it is to be seen."""
+        if self._effect(tool) != "external":
+            return ()
+        return (outgoing_diff(tool, params),)
 
     async def diffs(self, preview: Json) -> tuple[RecordDiff, ...]:
         """Return a preview as differences, with the titles that records have now."""
@@ -446,10 +455,15 @@ class Steps:
             return case.agent.avatar
         return case.iteration.text("agentAvatar") if case.iteration is not None else ""
 
-    def _reach(self, tool: str) -> str:
+    def _effect(self, tool: str) -> Effect | None:
         try:
-            effect = self._opened.catalogue.tool(tool).effect
+            return self._opened.catalogue.tool(tool).effect
         except NotFound:
+            return None
+
+    def _reach(self, tool: str) -> str:
+        effect = self._effect(tool)
+        if effect is None:
             return "This version does not know the tool."
         if effect == "external":
             return "Leaves this machine."

@@ -13,6 +13,7 @@ from mana.device.diffs import record_diff
 from mana.device.journal import Chain, Journal
 from mana.device.opened import Opened
 from mana.device.steps import Steps
+from mana.device.unseen import visible
 from mana.device.views import Bucket, RecordDiff, TimelineLine
 from mana.device.words import refused_call_words
 from mana.domain.clock import parse_iso_ms
@@ -99,7 +100,7 @@ class Timeline:
             agent_name=agent.name if agent is not None else iteration.text("agentName"),
             agent_avatar=agent.avatar if agent is not None else iteration.text("agentAvatar"),
             at_ms=_at_ms(iteration),
-            summary=iteration.text("summary"),
+            summary=visible(iteration.text("summary")),
             source=iteration.text("source"),
             model=iteration.text("model"),
             tokens=tokens_of(iteration),
@@ -116,7 +117,7 @@ class Timeline:
             note = step.text("feedback") or step.text("result") or _NOTES.get(status, "")
             return TimelineLine(
                 step_id=step.id,
-                sentence=step.text("sentence"),
+                sentence=visible(step.text("sentence")),
                 state=_STATES.get(status, "done"),
                 journal_ids=(),
                 diffs=await self._steps.diffs(step.values.get("preview")),
@@ -127,7 +128,7 @@ class Timeline:
         written = max(chain.entries[0].at for chain in chains)[:24]
         return TimelineLine(
             step_id=step.id,
-            sentence=chains[0].entries[0].sentence or step.text("sentence"),
+            sentence=visible(chains[0].entries[0].sentence or step.text("sentence")),
             state=state,
             journal_ids=tuple(chain.last.id for chain in chains),
             diffs=await self._diffs(chains),
