@@ -41,7 +41,10 @@ Blame = Literal["at-fault", "suspect", "innocent"]
 class RunLost(WorkerLost):
     """The worker of a run ended; `blame` says whether the run was the cause."""
 
-    code = "WORKER_LOST"
+    code = "RUN_LOST"
+    advice = (
+        "The occurrence is leased again; after three times that are its own fault it has failed."
+    )
 
     def __init__(self, blame: Blame, why: str = "the worker of the run ended") -> None:
         super().__init__(why)
