@@ -20,7 +20,7 @@ from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
 
 from mana.domain.errors import ManaError
-from mana.web import doors, showing
+from mana.web import doors, running, showing
 from mana.web.places import within
 from mana.web.problems import (
     ForeignHost,
@@ -66,6 +66,7 @@ def build(host: DeviceHost, settings: DeviceSettings) -> Litestar:
         lstrip_blocks=True,
     )
     showing.equip(templates)
+    running.equip(templates)
     web = Web(host, Sessions(), templates, names_of(settings.host))
     host.on_lock(web.sessions.lock)
     static = create_static_files_router(

@@ -28,6 +28,7 @@ PARTS: Final = frozenset(
         "timeline",
         "data-access",
         "settings",
+        "usage",
         "space",
         "spaces",
     ]

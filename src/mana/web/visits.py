@@ -155,6 +155,7 @@ class Visit:
                 "part": part(self.request.url.path),
                 "overwritten": len(await device.conflicts()),
                 "drawer": (await device.inbox())[:20],
+                "work": await device.work_state(),
             }
         return self.rendered(template, status, shared | values)
 

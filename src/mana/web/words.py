@@ -112,6 +112,14 @@ def ago(ms: int, now_ms: int) -> Markup:
     return t(one if number == 1 else many, n=number)
 
 
+def moment(ms: int, now_ms: int) -> Markup:
+    """Return when something is, by the clock: at 07:05, tomorrow at 07:05."""
+    at = local(ms)
+    if at.date() == local(now_ms).date():
+        return t("at {time}", time=f"{at:%H:%M}")
+    return t("{day} at {time}", day=day_words(at.date(), local(now_ms).date()), time=f"{at:%H:%M}")
+
+
 def left(ms: int, now_ms: int) -> Markup:
     """Return how much time is left until the moment."""
     apart = ms - now_ms

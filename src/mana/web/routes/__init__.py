@@ -17,6 +17,7 @@ from mana.web.routes import (
     inbox,
     live,
     missions,
+    models,
     notes,
     palette,
     security,
@@ -24,6 +25,7 @@ from mana.web.routes import (
     spaces,
     tasks,
     timeline,
+    usage,
     welcome,
 )
 
@@ -39,6 +41,8 @@ IN_SPACE: Final[tuple[ControllerRouterHandler, ...]] = (
     *spaces.ROUTES,
     *conflicts.ROUTES,
     *settings.ROUTES,
+    *models.ROUTES,
+    *usage.ROUTES,
     *palette.ROUTES,
 )
 """What there is in every space, under its own address; without one, in the personal space."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from litestar import get
+from litestar import get, post
 from litestar.types import ControllerRouterHandler
 
 from mana.domain.errors import NotFound
 from mana.web.routes.notes import sorted_notes
 from mana.web.routes.tasks import task_lists
 from mana.web.visits import Named, Page, Visit, Visiting, record_id
+from mana.web.words import t
 
 
 async def home_page(visit: Visit) -> Page:
@@ -32,6 +33,28 @@ async def scene(visit: Visiting) -> Page:
     return await home_page(visit)
 
 
+@post("/work/stop")
+async def stop_work(visit: Visiting) -> Page:
+    """Stop every mission of the account, here at once and everywhere as soon as it is heard."""
+    form = await visit.form()
+    stopped = await visit.device.stop_work()
+    said = t("All work is stopped.")
+    if not stopped.hub_told:
+        said = t("All work is stopped here. The hub is told as soon as it can be reached.")
+    return visit.go(visit.back(form, "/"), said)
+
+
+@post("/work/start")
+async def start_work(visit: Visiting) -> Page:
+    """Let missions run again, everywhere."""
+    form = await visit.form()
+    going = await visit.device.start_work()
+    said = t("Missions run again, as planned.")
+    if not going.hub_told:
+        said = t("Missions run again here. The hub is told as soon as it can be reached.")
+    return visit.go(visit.back(form, "/"), said)
+
+
 @get("/menu")
 async def menu(visit: Visiting) -> Page:
     """Show the parts that have no place in a phone's bottom bar."""
@@ -47,4 +70,4 @@ async def peek(visit: Visiting, table: Named, wanted: Named) -> Page:
     return visit.rendered("peek.html", 200, {"record": found})
 
 
-ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (menu, peek)
+ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (stop_work, start_work, menu, peek)

@@ -6,22 +6,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from litestar import get, post
-from litestar.datastructures import FormMultiDict
 from litestar.types import ControllerRouterHandler
 
-from mana.domain.cadences import MANUAL, Cadence
 from mana.domain.errors import Invalid, ManaError
 from mana.domain.missions import RUNS_ON_HUB, InputRef
+from mana.web import sentence as sentences
+from mana.web.forms import NOT_ACCEPTED
 from mana.web.problems import Problem, problem_of
+from mana.web.running import at_work, shown, waiting
+from mana.web.sentence import RUNS_HERE, Sentence
 from mana.web.visits import Named, Page, Visit, Visiting, now_ms, record_id, text_of
-from mana.web.words import t
+from mana.web.words import DAYS, t
 
 if TYPE_CHECKING:
     from mana.device.views import MissionView
 
 DAYS_SHOWN: Final = (1, 7, 30)
 DAYS_PRESET: Final = 7
-RUNS_HERE: Final = "device"
 
 
 @get("/missions")
@@ -33,23 +34,53 @@ async def missions(visit: Visiting) -> Page:
     )
 
 
-async def _form_page(visit: Visit, mission: MissionView | None) -> Page:
-    await visit.require_writer()
+async def _form_page(
+    visit: Visit,
+    sentence: Sentence,
+    mission: MissionView | None,
+    *,
+    status: int = 200,
+    problem: Problem | None = None,
+    times: Sequence[int] | None = None,
+) -> Page:
     device = visit.device
     agents = [one for one in await device.agents() if one.state != "archived"]
-    return await visit.page(
+    page = await visit.page(
         "mission_form.html",
+        status=status,
         mission=mission,
         agents=agents,
         inputs=await device.inputs(),
-        picked={ref.key for ref in mission.inputs} if mission is not None else set(),
+        sentence=sentence,
+        typed=sentence.typed,
+        times=times,
+        problem=problem,
+        days_of_week=(DAYS[-1], *DAYS[:-1]),
     )
+    if sentence.again:
+        page.headers["HX-Push-Url"] = "false"
+    return page
 
 
 @get("/missions/new")
 async def new_mission(visit: Visiting) -> Page:
     """Show the sentence of a new mission."""
-    return await _form_page(visit, None)
+    await visit.require_writer()
+    zone = await visit.device.zone()
+    sentence = sentences.blank(zone, visit.request.query_params.get("agent", ""))
+    return await _form_page(visit, sentence, None, times=sentence.next_times(zone, now_ms()))
+
+
+@post("/missions/new")
+async def next_times(visit: Visiting) -> Page:
+    """Show the form as it was typed, with the next times at which the mission would run."""
+    await visit.require_writer()
+    form = await visit.form()
+    known = text_of(form, "mission_id")
+    found = await visit.device.mission(record_id(known)) if known else None
+    sentence = sentences.of_form(form)
+    times = sentence.next_times(await visit.device.zone(), now_ms())
+    return await _form_page(visit, sentence, found, times=times)
 
 
 @get("/missions/{mission_id:str}")
@@ -59,42 +90,55 @@ async def mission(visit: Visiting, mission_id: Named) -> Page:
     found = await device.mission(record_id(mission_id))
     status = await device.status()
     buckets = await device.timeline(limit=1, mission_id=found.mission_id)
-    waiting = [one for one in await device.inbox() if one.mission_id == found.mission_id]
-    # A run that is queued for later is the next run, which is shown as such.
-    runs = [run for run in found.runs if run.state != "queued" or run.scheduled_ms <= now_ms()]
+    proposals = [one for one in await device.inbox() if one.mission_id == found.mission_id]
+    run = at_work(found.runs)
     return await visit.page(
         "mission.html",
         mission=found,
-        runs=runs,
+        runs=shown(found.runs),
         last=buckets[0] if buckets else None,
-        waiting=waiting,
+        waiting=proposals,
         device_model=status.device_model,
-        running=any(run.state in ("queued", "leased") for run in runs) or bool(found.phase),
+        run=run,
+        retry=None if run else waiting(found.runs),
+        phase=found.phase or (run.phase if run else "") or "queued",
     )
 
 
 @get("/missions/{mission_id:str}/edit")
 async def edit_mission(visit: Visiting, mission_id: Named) -> Page:
     """Show the sentence of a mission."""
-    return await _form_page(visit, await visit.device.mission(record_id(mission_id)))
+    await visit.require_writer()
+    found = await visit.device.mission(record_id(mission_id))
+    sentence = sentences.of_mission(found)
+    times = sentence.next_times(found.zone, now_ms())
+    return await _form_page(visit, sentence, found, times=times)
 
 
 @post("/missions")
 async def create_mission(visit: Visiting) -> Page:
     """Create a mission; on the hub, ask for the grant next."""
-    form = await visit.form()
-    place = _place(form)
-    new_id = await visit.device.create_mission(
-        _text(form, "title", "a title"),
-        _text(form, "objective", "an objective"),
-        agent_id=_text(form, "agent_id", "an agent"),
-        inputs=await _inputs(visit, form),
-        cadence=_cadence(form),
-        zone=text_of(form, "zone").strip() or None,
-        concept=text_of(form, "concept"),
-        runs_on=place,
-    )
-    if place == RUNS_ON_HUB:
+    sentence = sentences.of_form(await visit.form())
+    fields = sentence.read()
+    if sentence.typed.faults:
+        return await _form_page(visit, sentence, None, status=NOT_ACCEPTED)
+    try:
+        new_id = await visit.device.create_mission(
+            fields["title"],
+            fields["objective"],
+            agent_id=fields["agent_id"],
+            inputs=await _inputs(visit, sentence),
+            cadence=fields["cadence"],
+            zone=fields.get("zone"),
+            concept=fields["concept"],
+            runs_on=sentence.place,
+            if_missed=fields["if_missed"],
+            tokens_per_day_max=fields["tokens_per_day_max"],
+            cost_per_day_max=fields["cost_per_day_max"],
+        )
+    except ManaError as error:
+        return await _refused(visit, sentence, None, error)
+    if sentence.place == RUNS_ON_HUB:
         return visit.go(visit.to(f"/missions/{new_id}/grant"))
     return visit.go(visit.to(f"/missions/{new_id}"), t("The mission is there."))
 
@@ -102,26 +146,33 @@ async def create_mission(visit: Visiting) -> Page:
 @post("/missions/{mission_id:str}")
 async def save_mission(visit: Visiting, mission_id: Named) -> Page:
     """Write a mission's sentence anew."""
-    form = await visit.form()
+    sentence = sentences.of_form(await visit.form())
     device = visit.device
     found = await device.mission(record_id(mission_id))
-    await device.edit_mission(
-        found.mission_id,
-        title=_text(form, "title", "a title"),
-        objective=_text(form, "objective", "an objective"),
-        agent_id=_text(form, "agent_id", "an agent"),
-        concept=text_of(form, "concept"),
-    )
-    inputs, cadence = await _inputs(visit, form), _cadence(form)
+    fields = sentence.read()
+    if sentence.typed.faults:
+        return await _form_page(visit, sentence, found, status=NOT_ACCEPTED)
+    inputs = await _inputs(visit, sentence)
     if inputs != tuple(found.inputs):
-        await device.edit_mission(found.mission_id, inputs=inputs)
-    zone = text_of(form, "zone").strip() or found.zone
-    if cadence != found.cadence or zone != found.zone:
-        await device.edit_mission(found.mission_id, cadence=cadence, zone=zone)
-    place = _place(form)
-    if (place == RUNS_ON_HUB) != (found.runs_on == RUNS_ON_HUB):
-        await device.edit_mission(found.mission_id, runs_on=place)
+        fields["inputs"] = inputs
+    # A mission of another device stays there, unless it is moved to the hub.
+    if (sentence.place == RUNS_ON_HUB) != (found.runs_on == RUNS_ON_HUB):
+        fields["runs_on"] = sentence.place
+    try:
+        await device.edit_mission(found.mission_id, **fields)
+    except ManaError as error:
+        return await _refused(visit, sentence, found, error)
     return visit.go(visit.to(f"/missions/{mission_id}"), t("Saved."))
+
+
+async def _refused(
+    visit: Visit, sentence: Sentence, mission: MissionView | None, error: ManaError
+) -> Page:
+    """Show the form as it was typed, with what the device or the hub says against it."""
+    if error.code == "LOCKED":
+        raise error
+    problem = problem_of(error)
+    return await _form_page(visit, sentence, mission, status=problem.status, problem=problem)
 
 
 @post("/missions/{mission_id:str}/state")
@@ -160,11 +211,21 @@ async def run_now(visit: Visiting, mission_id: Named) -> Page:
 
 @post("/missions/{mission_id:str}/stop")
 async def stop_run(visit: Visiting, mission_id: Named) -> Page:
-    """Stop a run of this device."""
+    """Stop what runs of a mission, or waits to be tried again; here and on the hub."""
+    form = await visit.form()
     await visit.device.stop_mission(record_id(mission_id))
     return visit.go(
-        visit.to(f"/missions/{mission_id}"), t("Stopped. What it had not done is not done.")
+        visit.back(form, f"/missions/{mission_id}"),
+        t("Stopped. What it had not done is not done."),
     )
+
+
+@post("/missions/{mission_id:str}/resume")
+async def resume(visit: Visiting, mission_id: Named) -> Page:
+    """Let a mission run again that failed too often in a row."""
+    form = await visit.form()
+    await visit.device.resume_mission(record_id(mission_id))
+    return visit.go(visit.back(form, f"/missions/{mission_id}"), t("It goes on, as planned."))
 
 
 @get("/missions/{mission_id:str}/grant")
@@ -217,53 +278,15 @@ async def grant(visit: Visiting, mission_id: Named) -> Page:
     )
 
 
-async def _inputs(visit: Visit, form: FormMultiDict) -> tuple[InputRef, ...]:
+async def _inputs(visit: Visit, sentence: Sentence) -> tuple[InputRef, ...]:
     """Return the ticked inputs, in the order in which they are offered."""
-    ticked = {str(one) for one in form.getall("input", [])}
-    return tuple(ref for ref, _ in await visit.device.inputs() if ref.key in ticked)
-
-
-def _place(form: FormMultiDict) -> str:
-    return RUNS_HERE if text_of(form, "runs_on") == RUNS_HERE else RUNS_ON_HUB
-
-
-def _text(form: FormMultiDict, name: str, what: str) -> str:
-    typed = text_of(form, name).strip()
-    if not typed:
-        raise Invalid(f"a mission needs {what}")
-    return typed
-
-
-def _cadence(form: FormMultiDict) -> Cadence:
-    kind = text_of(form, "cadence")
-    if kind == "interval":
-        return Cadence("interval", every_minutes=_number(form, "every_minutes", 1, 527_040))
-    if kind not in ("daily", "weekly"):
-        return MANUAL
-    hour, minute = _time(text_of(form, "at"))
-    if kind == "daily":
-        return Cadence("daily", at_hour=hour, at_minute=minute)
-    day = _number(form, "day_of_week", 0, 6)
-    return Cadence("weekly", day_of_week=day, at_hour=hour, at_minute=minute)
-
-
-def _number(form: FormMultiDict, name: str, low: int, high: int) -> int:
-    typed = text_of(form, name).strip()
-    if not typed.isascii() or not typed.isdigit() or not low <= int(typed) <= high:
-        raise Invalid(f"a number from {low} to {high} is needed there")
-    return int(typed)
-
-
-def _time(typed: str) -> tuple[int, int]:
-    parts: Sequence[str] = typed.split(":")
-    if len(parts) < 2 or not all(part.isascii() and part.isdigit() for part in parts[:2]):
-        raise Invalid("a time is hours and minutes, such as 10:00")
-    return int(parts[0]), int(parts[1])
+    return tuple(ref for ref, _ in await visit.device.inputs() if ref.key in sentence.picked)
 
 
 ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
     missions,
     new_mission,
+    next_times,
     mission,
     edit_mission,
     create_mission,
@@ -272,6 +295,7 @@ ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
     delete_mission,
     run_now,
     stop_run,
+    resume,
     consent,
     grant,
 )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from litestar import get
 from litestar.types import ControllerRouterHandler
 
+from mana.domain.occurrences import ERRORED
 from mana.web.places import Place
+from mana.web.running import at_work, waiting
 from mana.web.showing import title
 from mana.web.visits import Page, Visiting
 from mana.web.words import t
+
+if TYPE_CHECKING:
+    from mana.device.views import MissionView
 
 SHOWN_MAX: Final = 12
 RECORDS_MAX: Final = 8
@@ -48,6 +53,10 @@ def _fixed(here: Place) -> list[Command]:
         Command("users", t("Go to Spaces"), "/spaces"),
         Command("users", t("Create a space"), "/spaces/new"),
         Command("users", t("Join a space by a link"), "/join"),
+        Command("chart-column", t("Go to Usage and caps"), "/usage"),
+        Command("cpu", t("Models"), "/settings#model"),
+        Command("cpu", t("Add a model of your own"), "/settings/models/new"),
+        Command("mail", t("Letters"), "/settings#letters"),
         Command("shield-check", t("Go to Security"), "/security", everywhere=True),
         Command("monitor", t("Devices and sessions"), "/security/devices", everywhere=True),
         Command("lock-open", t("All grants"), "/security/grants", everywhere=True),
@@ -55,6 +64,29 @@ def _fixed(here: Place) -> list[Command]:
         Command("lock", t("Lock"), "/lock", posts=True),
     ]
     return [one for one in found if here.may_write or one.icon != "plus"]
+
+
+def _of_work(is_stopped: bool) -> Command:
+    """Return the one switch for all work."""
+    if is_stopped:
+        return Command("play", t("Let all work go on"), "/work/start", posts=True, everywhere=True)
+    return Command("octagon-x", t("Stop all work"), "/work/stop", posts=True, everywhere=True)
+
+
+def _of_mission(mission: MissionView, here: Place) -> list[Command]:
+    """Return what can be done with a mission."""
+    path = f"/missions/{mission.mission_id}"
+    found = [Command("target", mission.title, path, hint=t("mission"))]
+    if not here.may_write:
+        return found
+    if mission.hold == ERRORED:
+        resume = t("Resume “{title}”", title=mission.title).unescape()
+        return [Command("play", resume, f"{path}/resume", posts=True), *found]
+    if at_work(mission.runs) or waiting(mission.runs):
+        stop = t("Stop “{title}”", title=mission.title).unescape()
+        found.insert(0, Command("square", stop, f"{path}/stop", posts=True))
+    run = t("Run “{title}” now", title=mission.title).unescape()
+    return [Command("play", run, f"{path}/run", posts=True), *found]
 
 
 def _to_spaces(spaces: list[Place], here: Place) -> list[Command]:
@@ -73,15 +105,9 @@ async def palette(visit: Visiting) -> Page:
     device = visit.device
     here = await visit.place()
     commands = _fixed(here) + _to_spaces(await visit.places(), here)
+    commands.append(_of_work((await device.work_state()).stopped_ms is not None))
     for mission in await device.missions():
-        run = t("Run “{title}” now", title=mission.title)
-        if here.may_write:
-            commands.append(
-                Command("play", run.unescape(), f"/missions/{mission.mission_id}/run", True)
-            )
-        commands.append(
-            Command("target", mission.title, f"/missions/{mission.mission_id}", hint=t("mission"))
-        )
+        commands += _of_mission(mission, here)
     for agent in await device.agents():
         commands.append(Command("bot", agent.name, f"/agents/{agent.agent_id}", hint=t("agent")))
     found_commands = [one for one in commands if _matches(one.text, words)]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from litestar import get, post
 from litestar.types import ControllerRouterHandler
 
-from mana.domain.errors import Invalid, ManaError
+from mana.domain.errors import Invalid, ManaError, NotFound, Unauthenticated, Unavailable
 from mana.web.problems import problem_of
-from mana.web.visits import Named, Page, Visiting, text_of, trouble
+from mana.web.visits import Named, Page, Visit, Visiting, text_of, trouble
 from mana.web.words import t
+
+if TYPE_CHECKING:
+    from mana.protocol.messages import NotifyState
 
 WAITING: Final = frozenset({"CHANGES_WAITING", "OFFLINE"})
 """Errors of signing out after which the person may choose to lose what waits."""
@@ -24,7 +27,43 @@ async def settings(visit: Visiting) -> Page:
         "settings.html",
         refused=await device.refused(),
         waiting="waiting" in visit.request.query_params,
+        own_models=await device.own_models(),
+        device_models=await device.device_models(),
+        letters=await _letters(visit),
     )
+
+
+async def _letters(visit: Visit) -> NotifyState | None:
+    """Return whether the hub writes letters; None where it cannot be asked now."""
+    try:
+        return await visit.device.notifications()
+    except (Unavailable, Unauthenticated, NotFound):
+        return None
+
+
+@post("/settings/letters")
+async def set_letters(visit: Visiting) -> Page:
+    """Give an address for letters, confirm it by its code, or switch letters on and off."""
+    form = await visit.form()
+    wanted, device = text_of(form, "do"), visit.device
+    if wanted == "address":
+        address = text_of(form, "address").strip()
+        if not address:
+            raise Invalid("an address is needed")
+        await device.set_notifications(address=address)
+        said = t("A code is on its way to {address}.", address=address)
+    elif wanted == "code":
+        await device.set_notifications(code=text_of(form, "code").strip())
+        said = t("Confirmed. The hub writes when something waits for you.")
+    elif wanted == "forget":
+        await device.set_notifications(address="")
+        said = t("The hub no longer has your address.")
+    elif wanted in ("on", "off"):
+        await device.set_notifications(enabled=wanted == "on")
+        said = t("Letters are on.") if wanted == "on" else t("Letters are off.")
+    else:
+        raise Invalid("letters are given an address, confirmed, switched on or off")
+    return visit.go(visit.to("/settings#letters"), said)
 
 
 @post("/settings/name")
@@ -110,6 +149,7 @@ async def remove_account(visit: Visiting) -> Page:
 
 ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
     settings,
+    set_letters,
     set_name,
     sync_now,
     retry_refused,
