@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from mana.device.views import Cited, ModelView
 from mana.web.doors import cookie_name, is_ours, is_same_site
-from mana.web.showing import described, field_words, hue, line, named_first, spark, told
+from mana.web.showing import described, field_words, hue, line, named_first, told
 from mana.web.words import DAY_MS, HOUR_MS, MINUTE_MS, ago, day_words, left, t
 
 NOW = 1_790_000_000_000
@@ -73,14 +73,6 @@ def test_long_first_lines_are_cut() -> None:
     """A list shows the start of a text in one line."""
     assert line("\n one\ntwo") == "one"
     assert len(line("x" * 500)) == 80
-
-
-def test_the_accept_rate_is_drawn_within_its_box() -> None:
-    """Every point of the line lies in the picture."""
-    for point in spark([True, False, False, True]).split():
-        x, y = (float(part) for part in point.split(","))
-        assert 0 <= x <= 120
-        assert 0 <= y <= 24
 
 
 def test_names_of_hosts_are_compared_whole() -> None:

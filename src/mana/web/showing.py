@@ -31,8 +31,11 @@ from mana.device.views import (
 )
 from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json
+from mana.domain.money import amount_words
 from mana.domain.records import View
 from mana.web import words
+from mana.web.accepting import rate_words, trend_words, week_bars
+from mana.web.amounts import amount_field
 from mana.web.deciding import reason_words, shown
 from mana.web.icons import icon
 from mana.web.visits import now_ms
@@ -60,6 +63,7 @@ _PARAMETERS: Final = {
     "reason": "Because",
     "titleMatch": "Whose title holds",
 }
+_MARK: Final = re.compile(r"(?:(?P<head>#{1,6})|[-*+]|\d{1,3}[.)])\s+(?P<words>.*)")
 _INNER_CAPITAL: Final = re.compile(r"(?<=[a-z])[A-Z]")
 _TABLES: Final = {
     "notes": "note",
@@ -224,7 +228,12 @@ def equip(templates: Environment) -> None:
         "by_iteration": by_iteration,
         "due": due,
         "run": run_words,
-        "spark": spark,
+        "week_bars": week_bars,
+        "rate": rate_words,
+        "trend": trend_words,
+        "amount": amount_words,
+        "amount_field": amount_field,
+        "marked_up": marked_up,
     }
 
 
@@ -352,6 +361,28 @@ def value(found: Json) -> Markup:
     return escape(str(found))
 
 
+def marked_up(text: str) -> list[tuple[str, list[str]]]:
+    """Return a text in Markdown as blocks: (`head`, `list` or `text`, its lines), all unescaped.
+
+    Only headings and lists are known; what else is written stands as it was typed.
+    """
+    blocks: list[tuple[str, list[str]]] = []
+    follows = False
+    for typed in text.splitlines():
+        found = _MARK.fullmatch(typed.strip())
+        kind = "text" if found is None else "head" if found["head"] else "list"
+        words = typed.rstrip() if found is None else found["words"]
+        if not words.strip():
+            follows = False
+            continue
+        if follows and kind != "head" and blocks[-1][0] == kind:
+            blocks[-1][1].append(words)
+        else:
+            blocks.append((kind, [words]))
+        follows = True
+    return blocks
+
+
 def title(view: View) -> str:
     """Return what a record is called: its title, or the start of its text."""
     named = view.text("title").strip() or line(view.text("content"))
@@ -419,16 +450,6 @@ def path(table: str, record_id: str) -> str:
     if table in ("notes", "tasks", "agents"):
         return f"/{table}/{record_id}"
     return f"/missions/{record_id}" if table == "aiMissions" else ""
-
-
-def spark(decisions: Sequence[bool]) -> str:
-    """Return the points of a line through the accept rate after each decision."""
-    accepted, points = 0, []
-    for number, was_accepted in enumerate(decisions, start=1):
-        accepted += was_accepted
-        across = 0 if len(decisions) == 1 else 118 * (number - 1) / (len(decisions) - 1)
-        points.append(f"{1 + across:.1f},{23 - 22 * accepted / number:.1f}")
-    return " ".join(points)
 
 
 def zones() -> list[str]:

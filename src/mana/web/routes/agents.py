@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, cast
 
 from litestar import get, post
 from litestar.datastructures import FormMultiDict
 from litestar.types import ControllerRouterHandler
 
+from mana.device.views import MissionView, RejectedFor
 from mana.domain.errors import Invalid
 from mana.domain.policy import DECISIONS, EFFECTS, PRESETS, Decision, Policy
-from mana.domain.tools import Effect
+from mana.domain.tools import PROPOSE_MEMORY, Effect
 from mana.registry.catalogue import load_catalogue
-from mana.web.visits import Named, Page, Visiting, record_id, text_of
+from mana.web.amounts import amount_of
+from mana.web.visits import Named, Page, Visit, Visiting, record_id, text_of
 from mana.web.words import t
 
 TOKENS_MAX: Final = 1_000_000_000
+MISSIONS_MAX: Final = 50
+SAID_MAX: Final = 5
 
 
 @get("/agents")
@@ -28,7 +33,12 @@ async def agents(visit: Visiting) -> Page:
 async def new_agent(visit: Visiting) -> Page:
     """Show the form of a new agent."""
     await visit.require_writer()
-    return await visit.page("agent_new.html", presets=tuple(PRESETS))
+    device = visit.device
+    return await visit.page(
+        "agent_new.html",
+        models=await device.model_choices(),
+        currency=(await device.work_state()).currency,
+    )
 
 
 @get("/agents/{agent_id:str}")
@@ -37,19 +47,41 @@ async def agent(visit: Visiting, agent_id: Named) -> Page:
     device = visit.device
     found = await device.agent(record_id(agent_id))
     missions = [one for one in await device.missions() if one.agent_id == found.agent_id]
-    decided = [one for one in await device.inbox(decided=True) if one.agent_id == found.agent_id]
-    decided.sort(key=lambda one: one.planned_ms)
-    trend = [one.state == "approved" for one in decided if one.state in ("approved", "rejected")]
+    waiting = [one for one in await device.inbox() if one.agent_id == found.agent_id]
     return await visit.page(
         "agent.html",
         agent=found,
         missions=missions,
+        running=[one for one in missions if one.phase],
+        waiting=waiting,
+        remembering=[one for one in waiting if one.tool == PROPOSE_MEMORY],
         presets=tuple(PRESETS),
         tools=load_catalogue().tools,
         effects=EFFECTS,
         decisions=DECISIONS,
-        trend=trend,
+        acceptance=await device.acceptance(found.agent_id),
+        reasons=await _rejections(visit, missions),
+        models=await device.model_choices(),
+        currency=(await device.work_state()).currency,
     )
+
+
+async def _rejections(visit: Visit, missions: Sequence[MissionView]) -> list[RejectedFor]:
+    """Return for which reasons an agent's proposals were rejected, over all of its missions."""
+    by_reason: dict[str, list[RejectedFor]] = {}
+    for mission in missions[:MISSIONS_MAX]:
+        for one in await visit.device.rejections(mission.mission_id):
+            by_reason.setdefault(one.reason, []).append(one)
+    found = [
+        RejectedFor(
+            reason,
+            sum(one.count for one in group),
+            max(one.newest_ms for one in group),
+            tuple(said for one in group for said in one.said)[:SAID_MAX],
+        )
+        for reason, group in by_reason.items()
+    ]
+    return sorted(found, key=lambda one: (-one.count, -one.newest_ms))
 
 
 @post("/agents")
@@ -63,6 +95,8 @@ async def create_agent(visit: Visiting) -> Page:
         system_prompt=text_of(form, "system_prompt").strip(),
         preset=text_of(form, "preset") or "standard",
         tokens_per_day_max=_tokens(form),
+        cost_per_day_max=amount_of(text_of(form, "cost_per_day_max")),
+        model=text_of(form, "model"),
     )
     return visit.go(visit.to(f"/agents/{new_id}"), t("The agent is there. Give it a mission."))
 
@@ -78,6 +112,8 @@ async def save_agent(visit: Visiting, agent_id: Named) -> Page:
         role=text_of(form, "role").strip(),
         system_prompt=text_of(form, "system_prompt").strip(),
         tokens_per_day_max=_tokens(form),
+        cost_per_day_max=amount_of(text_of(form, "cost_per_day_max")),
+        model=text_of(form, "model"),
     )
     return visit.go(visit.to(f"/agents/{agent_id}"), t("Saved."))
 
@@ -124,7 +160,7 @@ async def set_state(visit: Visiting, agent_id: Named) -> Page:
         said = t("It may work again.")
     elif wanted == "paused":
         await visit.device.edit_agent(record_id(agent_id), state="paused")
-        said = t("Paused. Its missions wait.")
+        said = t("Paused. Nothing of it runs; what it proposed still waits for you.")
     elif wanted == "archived":
         await visit.device.edit_agent(record_id(agent_id), state="archived")
         said = t("Archived. Nothing happens in its name any more.")
