@@ -17,7 +17,10 @@ KNOWN = [
     "W29",
     "W33",
     *(f"B{number}" for number in range(1, 8)),
+    *(f"W{number}" for number in range(1, 41) if number not in (8, 29, 33)),
 ]
+NOT_YET = {"W17", "W38"}
+"""Of parts that Mana does not have: there is nothing to test."""
 
 
 def test_every_weakness_has_a_line() -> None:
@@ -28,12 +31,12 @@ def test_every_weakness_has_a_line() -> None:
 
 def test_named_tests_exist() -> None:
     """The page names no test that is not there; a test that goes or is renamed fails here."""
-    assert len(NAMED.findall(PAGE)) == PAGE.count("::") > 60
+    assert len(NAMED.findall(PAGE)) == PAGE.count("::") > 150
     assert missing_tests(PAGE) == []
 
 
 def test_named_tests_promise_something() -> None:
-    """Every weakness of these layers, S, C and W, is caught by at least one test."""
+    """Every weakness of what is there, S, C and W, is caught by at least one test."""
     for number, _, caught in ROW.findall(PAGE):
-        if number[0] in "SCW":
+        if number[0] in "SCW" and number not in NOT_YET:
             assert NAMED.search(caught), number
