@@ -50,10 +50,17 @@ from mana.domain.missions import InputRef
 from mana.domain.policy import PRESETS
 from mana.domain.records import View, Visibility
 from mana.domain.tools import Outcome
-from mana.protocol.errors import InvalidCredentials, TwoFactorFailed, TwoFactorRequired
+from mana.protocol.errors import (
+    InvalidCredentials,
+    TwoFactorFailed,
+    TwoFactorRequired,
+    WorkStopped,
+)
 from mana.protocol.messages import FactorAnswer
 from tests.cli.fake_spaces import FINGERPRINT, FakeSpace, empty_contents
+from tests.web.fake_deciding import FakeDeciding
 from tests.web.fake_security import DIGITS, FakeKeyring, FakeLinks, FakeSecurity
+from tests.web.fake_work import FakeWork
 
 NOW_MS = 1_795_244_580_000
 """Saturday 21 November 2026, 07:03 UTC."""
@@ -73,7 +80,7 @@ class Known:
     unlocked: bool
 
 
-class FakeDevice:
+class FakeDevice(FakeWork, FakeDeciding):
     """One account in memory, in its personal space."""
 
     def __init__(
@@ -114,6 +121,28 @@ class FakeDevice:
         self.space_id = self.personal_id = derived_id("fake-space", login)
         self.shared = shared if shared is not None else {}
         self.friends = friends if friends is not None else []
+        self.comments: dict[str, str] = {}
+        self._init_work(None)
+        self._init_deciding()
+
+    # What the parts that this shares with the page's fake ask of it
+
+    @property
+    def _steps(self) -> dict[str, Proposal]:  # type: ignore[override]
+        return self.proposals
+
+    @property
+    def _buckets(self) -> dict[str, Bucket]:
+        return _Said(self)
+
+    def _check(self) -> None:
+        self._open()
+
+    def everywhere(self) -> Sequence[FakeDevice]:
+        return ()
+
+    def tell(self, topic: str, table: str = "") -> None:
+        self.waiting += topic == "records"
 
     # The account
 
@@ -378,7 +407,6 @@ class FakeDevice:
             decisions={"create_task": "propose", "list_tasks": "auto"},
             state="active",
             tokens_today=0,
-            concurrent_max=1,
             missions=(),
             accepted=0,
             rejected=0,
@@ -410,6 +438,7 @@ class FakeDevice:
         zone: str | None = None,
         concept: str = "",
         runs_on: str = "hub",
+        **more: Any,
     ) -> str:
         mission_id = self._id("mission")
         agent = self.agent_views[agent_id]
@@ -435,6 +464,7 @@ class FakeDevice:
             hold_words="",
             grant=None,
             runs=(),
+            **more,
         )
         return mission_id
 
@@ -449,8 +479,28 @@ class FakeDevice:
     async def delete_mission(self, mission_id: str) -> None:
         del self.mission_views[mission_id]
 
+    async def stop_mission(self, mission_id: str) -> None:
+        self._hub()
+        self._ended(mission_id, state="failed", reason="stopped", reason_words="It was stopped.")
+
+    async def resume_mission(self, mission_id: str) -> None:
+        self._hub()
+        self.set_mission(mission_id, hold="", hold_words="", failures=0, failure="")
+
+    def set_mission(self, mission_id: str, **fields: Any) -> None:
+        """Let a mission stand otherwise: errored, with other runs."""
+        self.mission_views[mission_id] = replace(self.mission_views[mission_id], **fields)
+
+    def _ended(self, mission_id: str, **fields: Any) -> None:
+        runs = self.mission_views[mission_id].runs
+        going = ("queued", "leased", "running")
+        ended = tuple(replace(run, **fields) if run.state in going else run for run in runs)
+        self.set_mission(mission_id, runs=ended)
+
     async def run_now(self, mission_id: str) -> RunView:
         """Run: the mission proposes one task."""
+        if self.work.stopped_ms is not None:
+            raise WorkStopped("all work is stopped")
         mission = self.mission_views[mission_id]
         iteration = derived_id("fake-iteration", mission_id, str(len(mission.runs)))
         run = RunView(iteration, NOW_MS, "manual", "done", "", "", iteration, 412)
@@ -541,16 +591,23 @@ class FakeDevice:
     async def proposal(self, step: str) -> Proposal:
         return self.proposals[step]
 
-    async def approve(self, step: str, *, feedback: str = "") -> Proposal:
+    async def approve(
+        self, step: str, *, arguments: Mapping[str, Json] | None = None, feedback: str = ""
+    ) -> Proposal:
         if step in self.moved:
             raise ProposalMoved("it is shown again")
+        if arguments is not None:
+            self.proposals[step] = await self.edited_as_seen(step, arguments)
         one = self._decided(step, "approved", feedback)
         diff = one.diffs[0]
-        self._write(View("tasks", RecordId(diff.record_id), {}), {"title": diff.title})
+        title = diff.fields[0].after
+        self._write(View("tasks", RecordId(diff.record_id), {}), {"title": title})
         return one
 
-    async def reject(self, step: str, *, reason: str = "") -> Proposal:
-        return self._decided(step, "rejected", reason)
+    async def reject(self, step: str, *, reason_code: str = "", reason: str = "") -> Proposal:
+        decided = self._decided(step, "rejected", reason)
+        self.proposals[step] = replace(decided, reject_reason=reason_code)
+        return self.proposals[step]
 
     def _decided(self, step: str, state: str, feedback: str) -> Proposal:
         if self.proposals[step].state != "staged":
@@ -581,6 +638,7 @@ class FakeDevice:
                 journal_ids=(derived_id("journal", one.step_id),),
                 diffs=one.diffs,
                 at_ms=one.planned_ms,
+                edited=one.edited,
             )
             for one in self.proposals.values()
             if one.iteration_id == iteration
@@ -601,6 +659,7 @@ class FakeDevice:
             lines=lines,
             revertible=any(line.state == "done" for line in lines),
             reverted=bool(done) and all(line.state == "reverted" for line in done),
+            feedback=self.comments.get(iteration, ""),
         )
 
     def _line_state(self, one: Proposal) -> str:
@@ -702,6 +761,22 @@ class FakeDevice:
     def _open(self) -> None:
         if self.locked:
             raise Locked("the account is locked")
+
+
+class _Said(dict[str, Bucket]):
+    """The runs of a device by id; what is said of one is kept there."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        buckets = [
+            device._bucket(mission, run)
+            for mission in device.mission_views.values()
+            for run in mission.runs
+        ]
+        super().__init__({one.iteration_id: one for one in buckets})
+        self.device = device
+
+    def __setitem__(self, iteration_id: str, bucket: Bucket) -> None:
+        self.device.comments[iteration_id] = bucket.feedback
 
 
 class _InSpace(FakeDevice):

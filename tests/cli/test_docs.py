@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 from mana.cli.main import COMMANDS
-from mana.device.views import ConflictView, OverwrittenField
+from mana.device.views import ConflictView, OverwrittenField, UsageDay
 from tests.cli.fake_host import NOW_MS
 from tests.cli.fake_spaces import FakeSpace
 from tests.cli.terminal import Terminal
@@ -36,9 +36,25 @@ def test_every_command_of_the_page_does_what_it_shows() -> None:
     for step in read_steps(PAGE):
         if step.command == "mana conflict list" and not overwritten:
             overwritten.update(_overwritten(terminal))
+        if step.command.startswith("mana usage --days"):
+            terminal.device.days = _used(terminal)
         printed = terminal.type(step.command)
         assert (printed.status, printed.err) == (0, ""), (str(step), printed)
         step.require(printed.out)
+
+
+def _used(terminal: Terminal) -> tuple[UsageDay, ...]:
+    """Return what an agent used on two of three days."""
+    (agent,) = terminal.device.agent_views.values()
+    names = (("account", terminal.device.account_id, ""), ("agent", agent.agent_id, agent.name))
+    return tuple(
+        UsageDay(day, scope, ident, name, tokens, cost, calls)
+        for day, tokens, cost, calls in (
+            ("2026-11-19", 1_200, 300_000, 4),
+            ("2026-11-21", 640, 120_000, 2),
+        )
+        for scope, ident, name in names
+    )
 
 
 def _overwritten(terminal: Terminal) -> dict[str, ConflictView]:

@@ -1,5 +1,6 @@
 """A cadence as a person types it: `manual`, `30m`, `2h`, `daily 07:00`, `weekly sunday 10:00`,
-`cron 0 7 * * mon-fri`, `on-change`, `on-change 2h` (at most so often).
+`cron 0 7 * * mon-fri`, `on-change`, `on-change 2h` (at most so often), `on-change 2h after 10m`
+(when what it looks at has rested so long).
 """
 
 from __future__ import annotations
@@ -62,9 +63,12 @@ def cadence_from_words(text: str) -> Cadence:
         expression = " ".join(words[1:]).upper()
         return cadence_from_wire({"kind": "cron", "expression": expression})
     if words and words[0] in ("on-change", "onchange"):
+        spacing, after, rest = " ".join(words[1:]).partition("after ")
         wire: dict[str, Json] = {"kind": "onChange"}
-        if len(words) > 1:
-            wire["spacingMinutes"] = _minutes(" ".join(words[1:]))
+        if spacing:
+            wire["spacingMinutes"] = _minutes(spacing.strip())
+        if after:
+            wire["debounceMinutes"] = _minutes(rest)
         return cadence_from_wire(wire)
     raise UnknownCadence("the cadence is not one that Mana knows")
 

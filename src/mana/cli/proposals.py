@@ -28,7 +28,11 @@ def proposal_blocks(one: Proposal, *, now_ms: int) -> list[Block]:
         blocks.append("Not verified by this device, so it cannot be approved here.")
     if one.moved:
         blocks.append("What it would change has moved since it was planned; this is how it is now.")
+    for fault in one.faults:
+        blocks.append(f"Cannot be so: {one_line(f'{fault.path}: {fault.reason}'.lstrip(': '))}")
     blocks += diff_blocks(one.diffs)
+    if one.proposed is not None:
+        blocks += ["", Line(f"As you want it. Proposed was: {one_line(one.proposed.sentence)}")]
     cost = f"{one.tokens:,} tokens, {one_line(one.model)}" if one.model else ""
     expires = when(one.expires_ms, now_ms=now_ms) if one.expires_ms is not None else ""
     blocks += [
@@ -40,7 +44,9 @@ def proposal_blocks(one: Proposal, *, now_ms: int) -> list[Block]:
                 ("Reach", one.reach),
                 ("Cost", cost),
                 ("Expires", expires),
+                ("Rejected", one.reject_reason),
                 ("Answer", one.feedback),
+                ("Note", one.note),
                 ("Trouble", one.trouble),
             ]
         ),

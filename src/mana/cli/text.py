@@ -84,6 +84,11 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def bar(part: int, whole: int, width: int) -> str:
+    """Return a share as a bar of at most `width` cells; anything at all shows."""
+    return "█" * min(width, -(-part * width // whole)) if part > 0 and whole > 0 else ""
+
+
 def agent_words(name: str, avatar: str) -> str:
     """Return an agent's name, after its avatar where that is a sign and no letter."""
     sign = avatar.strip()

@@ -6,14 +6,17 @@ unit of it. A price is given per million tokens, as providers give it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
+from mana.domain.errors import Invalid
 from mana.domain.records import View
 
 TOKENS_PER_DAY_MAX: Final = 1_000_000_000
 COST_PER_DAY_MAX: Final = 1_000_000_000_000
 _MILLION: Final = 1_000_000
+_TYPED: Final = re.compile(r"(\d{1,9})(?:\.(\d{1,6}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,20 @@ def amount_words(cost: int, currency: str) -> str:
     whole, rest = divmod(cost, _MILLION)
     digits = f"{rest:06}".rstrip("0") if not whole and 0 < rest < 10_000 else f"{rest // 10_000:02}"
     return f"{whole:,}.{digits} {currency}"
+
+
+def cost_of(text: str) -> int:
+    """Return a cost as a person types it, such as `1.50`, in millionths.
+
+    Raises Invalid for anything else. A comma is refused, because people mean two things by it.
+    """
+    found = _TYPED.fullmatch(text.strip())
+    if found is None:
+        raise Invalid("an amount is written with a point and at most six digits after it: 1.50")
+    cost = int(found[1]) * _MILLION + int((found[2] or "").ljust(6, "0"))
+    if cost > COST_PER_DAY_MAX:
+        raise Invalid(f"an amount is at most {COST_PER_DAY_MAX // _MILLION:,}")
+    return cost
 
 
 def whole_or_none(view: View, name: str) -> int | None:

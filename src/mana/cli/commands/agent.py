@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mana.cli.caps import (
+    CostOption,
+    TokensOption,
+    cap_words,
+    currency_of,
+    optional_cost,
+    optional_tokens,
+    used_words,
+)
+from mana.cli.commands.model import chosen_model
 from mana.cli.naming import resolve, shorts
 from mana.cli.opening import on_account
 from mana.cli.output import Answer, Block, Facts, Line, Rows
 from mana.cli.spaces import option
 from mana.cli.text import agent_words, counted, one_line
 from mana.device.desk import Device
-from mana.device.views import AgentView
+from mana.device.views import AcceptRate, AgentView
 from mana.domain.errors import Invalid
 
 if TYPE_CHECKING:
@@ -47,9 +57,16 @@ PresetOption = Annotated[
         "aggressive: writes by itself.",
     ),
 ]
-TokensOption = Annotated[
+AtOnceOption = Annotated[
     int | None,
-    typer.Option("--tokens-per-day", min=0, help="The most tokens that it may use in 24 hours."),
+    typer.Option("--at-once", min=1, max=100, help="How many missions it may run at once."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help='Which model it uses, as `mana model choices`; "": the first that is set up.',
+    ),
 ]
 
 
@@ -63,7 +80,10 @@ async def create(
     prompt: PromptOption = None,
     memory: MemoryOption = None,
     policy: PresetOption = None,
-    tokens_per_day: TokensOption = None,
+    model: ModelOption = None,
+    tokens: TokensOption = None,
+    cost: CostOption = None,
+    at_once: AtOnceOption = None,
 ) -> Answer:
     """Create an agent."""
     agent_id = await device.create_agent(
@@ -73,7 +93,10 @@ async def create(
         system_prompt=prompt or "",
         memory=memory or "",
         preset=(policy or Preset.STANDARD).value,
-        tokens_per_day_max=tokens_per_day,
+        tokens_per_day_max=None if tokens is None else optional_tokens(tokens),
+        cost_per_day_max=None if cost is None else optional_cost(cost),
+        concurrent_max=at_once or 1,
+        model=await chosen_model(device, model or ""),
     )
     made = await device.agent(agent_id)
     return Answer(
@@ -109,7 +132,10 @@ async def show(device: Device, agent_name: AgentArgument) -> Answer:
     """Show an agent: its role, memory, and what it may do."""
     one = await find_agent(device, agent_name)
     titles = {mission.mission_id: mission.title for mission in await device.missions()}
-    budget = "no limit" if one.tokens_per_day_max is None else f"of {one.tokens_per_day_max:,}"
+    currency = await currency_of(device)
+    limit = cap_words(one.tokens_per_day_max, one.cost_per_day_max, currency)
+    used = used_words(one.tokens_today, one.cost_today, currency)
+    fared = await device.acceptance(one.agent_id)
     decisions = [(tool, decision) for tool, decision in sorted(one.decisions.items())]
     blocks: list[Block] = [
         Line(named(one), "title"),
@@ -119,9 +145,11 @@ async def show(device: Device, agent_name: AgentArgument) -> Answer:
                 ("State", one.state),
                 ("Role", one.role),
                 ("May", one.policy_words),
-                ("Tokens today", f"{one.tokens_today:,} ({budget})"),
+                ("Model", one.model_words or one.model or "the first that is set up"),
+                ("Used in 24 hours", f"{used} ({f'at most {limit}' if limit else 'no limit'})"),
+                ("At once", counted(one.concurrent_max, "mission")),
                 ("Missions", ", ".join(titles.get(ident, ident) for ident in one.missions)),
-                ("Decided", f"{one.accepted} approved, {one.rejected} rejected"),
+                ("Decided", _fared_words(fared.total)),
                 ("Prompt", one.system_prompt),
                 ("Memory", one.memory),
             ]
@@ -129,7 +157,7 @@ async def show(device: Device, agent_name: AgentArgument) -> Answer:
         "",
         Rows(("TOOL", "DECISION"), decisions),
     ]
-    return Answer({"agent": one}, blocks)
+    return Answer({"agent": one, "acceptance": fared}, blocks)
 
 
 @agent.command()
@@ -143,19 +171,13 @@ async def edit(
     prompt: PromptOption = None,
     memory: MemoryOption = None,
     policy: PresetOption = None,
-    tokens_per_day: TokensOption = None,
-    no_token_limit: Annotated[
-        bool, typer.Option("--no-token-limit", help="Take the limit on tokens away.")
-    ] = False,
-    at_once: Annotated[
-        int | None,
-        typer.Option("--at-once", min=1, max=100, help="How many missions it may run at once."),
-    ] = None,
+    model: ModelOption = None,
+    tokens: TokensOption = None,
+    cost: CostOption = None,
+    at_once: AtOnceOption = None,
 ) -> Answer:
-    """Change an agent."""
+    """Change an agent; an empty text or a limit of `none` takes it away."""
     one = await find_agent(device, agent_name)
-    if tokens_per_day is not None and no_token_limit:
-        raise Invalid("--tokens-per-day and --no-token-limit exclude each other")
     fields: AgentEdit = {}
     if name is not None:
         fields["name"] = name
@@ -169,10 +191,14 @@ async def edit(
         fields["memory"] = memory
     if policy is not None:
         fields["preset"] = policy.value
-    if tokens_per_day is not None or no_token_limit:
-        fields["tokens_per_day_max"] = tokens_per_day
+    if model is not None:
+        fields["model"] = await chosen_model(device, model)
     if at_once is not None:
         fields["concurrent_max"] = at_once
+    if tokens is not None:
+        fields["tokens_per_day_max"] = optional_tokens(tokens)
+    if cost is not None:
+        fields["cost_per_day_max"] = optional_cost(cost)
     if not fields:
         raise Invalid("nothing to change was given")
     await device.edit_agent(one.agent_id, **fields)
@@ -205,6 +231,15 @@ async def archive(device: Device, agent_name: AgentArgument) -> Answer:
     await device.edit_agent(one.agent_id, state="archived")
     waiting = f"; {counted(len(one.missions), 'mission')} will wait" if one.missions else ""
     return await _changed(device, one, "Archived", waiting)
+
+
+def _fared_words(rate: AcceptRate) -> str:
+    """Return what became of an agent's proposals."""
+    edited = f" ({rate.edited} of them changed)" if rate.edited else ""
+    words = f"{rate.approved} approved{edited}, {rate.rejected} rejected"
+    if rate.expired:
+        words += f", {rate.expired} that nobody decided on"
+    return words if rate.percent is None else f"{words}: {rate.percent} % approved"
 
 
 async def find_agent(device: Device, named_so: str) -> AgentView:

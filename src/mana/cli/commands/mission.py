@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from mana.cli.cadences import cadence_from_words
+from mana.cli.caps import (
+    CostOption,
+    TokensOption,
+    cap_words,
+    currency_of,
+    optional_cost,
+    optional_tokens,
+)
 from mana.cli.commands.agent import find_agent
 from mana.cli.naming import resolve, resolve_input, shorts
 from mana.cli.opening import Surroundings, on_account
@@ -15,10 +24,11 @@ from mana.cli.output import Answer, Block, Facts, Line, Rows
 from mana.cli.spaces import option
 from mana.cli.text import counted, left, one_line, when
 from mana.device.desk import Device
-from mana.device.views import GrantView, MissionView, RunView
+from mana.device.views import GrantView, MissionView, RejectedFor, RunView
 from mana.domain.cadences import MANUAL
 from mana.domain.errors import Invalid
 from mana.domain.missions import InputRef, MissionState
+from mana.domain.money import amount_words
 
 if TYPE_CHECKING:
     from mana.device.missions import MissionEdit
@@ -31,7 +41,22 @@ class Place(StrEnum):
     DEVICE = "device"
 
 
-RUNS_SHOWN: Final = 5
+class Missed(StrEnum):
+    """What becomes of moments that passed while nothing could run."""
+
+    ONCE = "once"
+    SKIP = "skip"
+    ALL = "all"
+
+
+WAITING: Final = ("queued", "leased", "running")
+ERRORED: Final = "errored"
+RUNS_SHOWN: Final = 10
+MISSED_WORDS: Final[Mapping[str, str]] = {
+    "once": "runs once for all",
+    "skip": "not run",
+    "all": "each run, the oldest first",
+}
 OBJECTIVE_SHOWN_MAX: Final = 120
 
 mission = typer.Typer(
@@ -51,7 +76,8 @@ CadenceOption = Annotated[
     typer.Option(
         "--every",
         metavar="WHEN",
-        help='manual, 30m, 2h, "daily 07:00" or "weekly sunday 10:00".',
+        help='manual, 30m, 2h, "daily 07:00", "weekly sunday 10:00", "cron 0 7 * * mon-fri", '
+        'on-change, or "on-change 2h after 10m".',
     ),
 ]
 ZoneOption = Annotated[
@@ -63,6 +89,14 @@ PlaceOption = Annotated[
 ]
 ConceptOption = Annotated[
     str | None, typer.Option("--concept", help="How it should be gone about, Markdown.")
+]
+MissedOption = Annotated[
+    Missed | None,
+    typer.Option(
+        "--if-missed",
+        help="Moments that passed while nothing could run. once: one run for all. skip: none. "
+        "all: each.",
+    ),
 ]
 
 
@@ -78,6 +112,9 @@ async def create(
     zone: ZoneOption = None,
     on: PlaceOption = None,
     concept: ConceptOption = None,
+    if_missed: MissedOption = None,
+    tokens: TokensOption = None,
+    cost: CostOption = None,
 ) -> Answer:
     """Create a mission."""
     worker = await find_agent(device, agent)
@@ -90,6 +127,9 @@ async def create(
         zone=zone,
         concept=concept or "",
         runs_on=(on or Place.HUB).value,
+        if_missed=(if_missed or Missed.ONCE).value,
+        tokens_per_day_max=None if tokens is None else optional_tokens(tokens),
+        cost_per_day_max=None if cost is None else optional_cost(cost),
     )
     made = await device.mission(mission_id)
     blocks: list[Block] = [f"Created mission “{one_line(made.title, 80)}”: {sentence(made)}"]
@@ -135,8 +175,10 @@ def _next_words(one: MissionView, *, now_ms: int) -> str:
 @mission.command()
 @on_account()
 async def show(device: Device, around: Surroundings, named: MissionArgument) -> Answer:
-    """Show a mission: its last result, its next runs, what it may read."""
+    """Show a mission: its last result, its next runs, what it may read, and its ledger."""
     one = await find_mission(device, named)
+    rejected = await device.rejections(one.mission_id)
+    currency = await currency_of(device)
     now_ms = around.now_ms()
     ahead = ", ".join(when(at, now_ms=now_ms) for at in one.next_ms)
     blocks: list[Block] = [
@@ -149,21 +191,34 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
                 ("State", one.state),
                 ("Shall", one.objective if len(one.objective) > OBJECTIVE_SHOWN_MAX else ""),
                 ("Now", one.phase or one.hold_words),
+                ("Failed", _failed_words(one)),
                 ("Next", "" if one.hold_words else ahead),
+                ("Missed moments", MISSED_WORDS[one.if_missed]),
+                ("Limit", cap_words(one.tokens_per_day_max, one.cost_per_day_max, currency)),
                 ("Looks at", "\n".join(one_line(cited.title) for cited in one.input_titles)),
                 ("Grant", grant_words(one.grant, now_ms=now_ms)),
                 ("Concept", one.concept),
                 ("Last result", one.last_summary),
+                ("Rejected for", _rejected_words(rejected)),
             ]
         ),
     ]
     if one.runs:
         rows = [
-            (when(run.scheduled_ms, now_ms=now_ms), run.state, f"{run.tokens:,}", run.reason_words)
+            (
+                when(run.scheduled_ms, now_ms=now_ms),
+                run.kind,
+                run.state,
+                f"{run.tokens:,}",
+                amount_words(run.cost, currency) if run.cost else "",
+                str(run.tries or ""),
+                _why(run, now_ms=now_ms),
+            )
             for run in one.runs[:RUNS_SHOWN]
         ]
-        blocks += ["", Rows(("RUN", "STATE", "TOKENS", "WHY"), rows, flexible=3)]
-    return Answer({"mission": one}, blocks)
+        head = ("RUN", "KIND", "STATE", "TOKENS", "COST", "RETRIES", "WHY")
+        blocks += ["", Rows(head, rows, flexible=6)]
+    return Answer({"mission": one, "rejections": rejected}, blocks)
 
 
 @mission.command()
@@ -182,8 +237,11 @@ async def edit(
     zone: ZoneOption = None,
     on: PlaceOption = None,
     concept: ConceptOption = None,
+    if_missed: MissedOption = None,
+    tokens: TokensOption = None,
+    cost: CostOption = None,
 ) -> Answer:
-    """Change a mission; --input replaces all its inputs."""
+    """Change a mission; --input replaces all its inputs, and a limit of `none` takes it away."""
     if inputs and no_inputs:
         raise Invalid("--input and --no-inputs exclude each other")
     one = await find_mission(device, named)
@@ -204,6 +262,12 @@ async def edit(
         fields["runs_on"] = on.value
     if concept is not None:
         fields["concept"] = concept
+    if if_missed is not None:
+        fields["if_missed"] = if_missed.value
+    if tokens is not None:
+        fields["tokens_per_day_max"] = optional_tokens(tokens)
+    if cost is not None:
+        fields["cost_per_day_max"] = optional_cost(cost)
     if not fields:
         raise Invalid("nothing to change was given")
     await device.edit_mission(one.mission_id, **fields)
@@ -220,8 +284,24 @@ async def pause(device: Device, named: MissionArgument) -> Answer:
 @mission.command()
 @on_account()
 async def resume(device: Device, named: MissionArgument) -> Answer:
-    """Let a paused mission run again."""
-    return await _state(device, named, "active", "Resumed")
+    """Let a mission run again that is paused, or that failed too often in a row."""
+    one = await find_mission(device, named)
+    if one.hold == ERRORED:
+        await device.resume_mission(one.mission_id)
+    if one.state != "active":
+        await device.edit_mission(one.mission_id, state="active")
+    return await _changed(device, one.mission_id, "Resumed")
+
+
+@mission.command()
+@on_account()
+async def stop(device: Device, named: MissionArgument) -> Answer:
+    """Stop its run, and what waits to be tried again; its schedule stays."""
+    one = await find_mission(device, named)
+    await device.stop_mission(one.mission_id)
+    after = await device.mission(one.mission_id)
+    words = f"Stopped the run of “{one_line(after.title, 80)}”. It runs again when it is due."
+    return Answer({"mission": after}, [words], wrote=one.runs_here)
 
 
 @mission.command()
@@ -249,7 +329,7 @@ async def run(device: Device, around: Surroundings, named: MissionArgument) -> A
     one = await find_mission(device, named)
     ran = await device.run_now(one.mission_id)
     waiting = len(await device.inbox())
-    blocks: list[Block] = [_run_words(one, ran)]
+    blocks: list[Block] = [_run_words(one, ran, now_ms=around.now_ms())]
     if waiting:
         blocks.append(f"{counted(waiting, 'proposal')} to decide: mana inbox{await option(device)}")
     return Answer({"missionId": one.mission_id, "run": ran}, blocks, wrote=one.runs_here)
@@ -326,13 +406,40 @@ async def _changed(device: Device, mission_id: str, verb: str) -> Answer:
     return Answer({"mission": after}, [words], wrote=True)
 
 
-def _run_words(one: MissionView, ran: RunView | None) -> str:
+def _run_words(one: MissionView, ran: RunView | None, *, now_ms: int) -> str:
     title = one_line(one.title, 80)
     if ran is None:
         return f"Nothing is to be run for “{title}” now."
-    why = f" {ran.reason_words}" if ran.reason_words else ""
+    why = f" {again}" if (again := _why(ran, now_ms=now_ms)) else ""
     if ran.state == "done":
         return f"“{title}” has run, with {ran.tokens:,} tokens.{why}"
-    if ran.state in ("queued", "leased", "running"):
+    if ran.state in WAITING and not one.runs_here:
         return f"“{title}” is asked for; the hub runs it as soon as it can.{why}"
     return f"“{title}”: {ran.state}.{why}"
+
+
+def _why(run: RunView, *, now_ms: int) -> str:
+    """Return why a run ended as it did, why it is tried again and when, or how far it is."""
+    if run.reason_words:
+        return one_line(run.reason_words)
+    if run.state == "queued" and run.last_reason:
+        said = one_line(run.last_reason_words or run.last_reason)
+        next_try = f" Tried again {when(run.due_ms, now_ms=now_ms)}." if run.due_ms else ""
+        return f"{said}{next_try}"
+    return f"{run.phase}, round {run.round}" if run.state in WAITING and run.phase else ""
+
+
+def _failed_words(one: MissionView) -> str:
+    """Return how often it failed in a row and why; empty if its last run did not fail."""
+    if not one.failures:
+        return ""
+    return one_line(f"{counted(one.failures, 'time')} in a row. {one.failure_words}")
+
+
+def _rejected_words(rejected: Sequence[RejectedFor]) -> str:
+    """Return for which reasons its proposals were rejected, with the newest word of each."""
+    return "\n".join(
+        f"{one.reason or 'no reason given'} ({one.count})"
+        + (f": “{one_line(one.said[0], 200)}”" if one.said else "")
+        for one in rejected
+    )

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
+from mana.cli.commands.space_policy import SpaceArgument, YesOption, policy
 from mana.cli.naming import resolve, shorts
 from mana.cli.opening import Surroundings, on_account, read_standard_input
 from mana.cli.output import Answer, Block, Facts, Line, Rows
@@ -68,12 +69,12 @@ space = typer.Typer(
     add_completion=False,
 )
 
-SpaceArgument = Annotated[str, typer.Argument(metavar="SPACE", help="Name, id or start of an id.")]
+space.add_typer(policy, name="policy")
+
 MemberArgument = Annotated[
     str,
     typer.Argument(metavar="MEMBER", help="Name, id or start of an id, as `mana space members`."),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @space.command("list")

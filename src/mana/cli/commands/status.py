@@ -29,6 +29,7 @@ async def status(device: Device, around: Surroundings) -> Answer:
     """Show account, sync, runner, model and what waits for you."""
     now = await device.status()
     spaces = await device.spaces()
+    stopped_ms = (await device.work_state()).stopped_ms
     now_ms = around.now_ms()
     name = f" ({one_line(now.display_name, 80)})" if now.display_name else ""
     pairs = [
@@ -39,6 +40,7 @@ async def status(device: Device, around: Surroundings) -> Answer:
         ("Runner", _runner_words(now)),
         ("Model here", model_words(now.device_model)),
         ("Next run", when(now.next_run_ms, now_ms=now_ms) if now.next_run_ms else "none"),
+        ("Work", f"stopped by you {when(stopped_ms, now_ms=now_ms)}" if stopped_ms else ""),
         ("Spaces", _spaces_words(spaces)),
         ("To decide", _to_decide_words(now, spaces)),
     ]

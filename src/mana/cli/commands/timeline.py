@@ -163,6 +163,8 @@ def _bucket_blocks(bucket: Bucket, short: str, *, now_ms: int, diffs: bool) -> l
         blocks.append(_line(line))
         if diffs:
             blocks += diff_blocks(line.diffs)
+    if bucket.feedback:
+        blocks.append(f"  You said: {one_line(bucket.feedback, 400)}")
     model = one_line(bucket.model)
     blocks += [Line(f"  {model or bucket.source}, {bucket.tokens:,} tokens", "quiet"), ""]
     return blocks
@@ -170,7 +172,9 @@ def _bucket_blocks(bucket: Bucket, short: str, *, now_ms: int, diffs: bool) -> l
 
 def _line(line: TimelineLine) -> Line:
     number = "-" + line.step_id.rpartition("-")[2] if _is_step(line) else ""
-    note = f" ({one_line(line.note)})" if line.note else ""
+    said = [one_line(line.note)] if line.note else []
+    said += ["as you changed it"] if line.edited else []
+    note = f" ({', '.join(said)})" if said else ""
     mark = "quiet" if line.state in ("reverted", "rejected") else ""
     return Line(f"  {number:<4}{line.state:<10}{one_line(line.sentence)}{note}", mark)
 
