@@ -43,7 +43,7 @@ select count(*) from wanted w full join mana_ai.spend s
 HUBS_SUMS = """
 select count(*) from
   (select date_trunc('hour', ts, 'UTC') as hour, sum(spent) as tokens, sum(cost) as cost,
-          sum(calls) as calls from mana_ai.token_usage where holder is null group by 1) w
+          sum(calls) as calls from mana_ai.token_usage where for_hub group by 1) w
   full join
   (select hour, sum(tokens) as tokens, sum(cost) as cost, sum(calls) as calls
      from mana_ai.hub_spend group by 1) s using (hour)

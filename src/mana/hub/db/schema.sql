@@ -392,7 +392,7 @@ begin
     select date_trunc('hour', u.ts, 'UTC') as hour, sum(d.tokens) as tokens, sum(d.cost) as cost,
            sum(d.calls) as calls
       from unnest(p_ids, p_tokens, p_costs, p_calls) as d (usage_id, tokens, cost, calls)
-      join mana_ai.token_usage u on u.usage_id = d.usage_id and u.holder is null
+      join mana_ai.token_usage u on u.usage_id = d.usage_id and u.for_hub
      group by 1
   loop
     update mana_ai.hub_spend s
@@ -1044,6 +1044,8 @@ declare
   mission_tokens bigint[] := nothing; mission_costs bigint[] := nothing;
   agent_tokens bigint[] := nothing; agent_costs bigint[] := nothing;
   more_tokens bigint := 0; more_costs bigint := 0;
+  hub_more_tokens bigint := 0; hub_more_costs bigint := 0;
+  is_for_hub boolean;
   ids text[] := array_fill(null::text, array[count_of]);
   tokens bigint[] := nothing; costs bigint[] := nothing;
   prompt bigint; floor_of bigint; room bigint; fits bigint; price_p bigint; price_r bigint;
@@ -1076,6 +1078,7 @@ begin
     prompt := p_prompts[place]; floor_of := p_floors[place]; room := p_replies[place];
     price_p := p_prompt_prices[place]; price_r := p_reply_prices[place];
     takes_what_is_left := not is_hub and floor_of = 0;
+    is_for_hub := is_hub and p_models[place] <> '';
     if price_p is null or price_r is null then
       price_p := null; price_r := null;
     elsif not is_hub then
@@ -1095,11 +1098,12 @@ begin
       caps := array[run.mission_token_cap, run.mission_cost_cap,
                     run.agent_token_cap, run.agent_cost_cap,
                     run.account_token_cap, run.account_cost_cap,
-                    run.hub_token_cap, run.hub_cost_cap];
+                    case when is_for_hub then run.hub_token_cap end,
+                    case when is_for_hub then run.hub_cost_cap end];
       sums := array[mission_tokens[run.mission_at], mission_costs[run.mission_at],
                     agent_tokens[run.agent_at], agent_costs[run.agent_at],
                     run.account_tokens + more_tokens, run.account_costs + more_costs,
-                    run.hub_tokens + more_tokens, run.hub_costs + more_costs];
+                    run.hub_tokens + hub_more_tokens, run.hub_costs + hub_more_costs];
       for j in 1 .. 8 loop
         continue when caps[j] is null;
         remaining := caps[j] - sums[j];
@@ -1147,6 +1151,10 @@ begin
       agent_costs[run.agent_at] := agent_costs[run.agent_at] + costs[place];
       more_tokens := more_tokens + tokens[place];
       more_costs := more_costs + costs[place];
+      if is_for_hub then
+        hub_more_tokens := hub_more_tokens + tokens[place];
+        hub_more_costs := hub_more_costs + costs[place];
+      end if;
     end if;
     return next;
   end loop;
@@ -1163,10 +1171,10 @@ begin
   insert into mana_ai.token_usage
     (usage_id, account_id, space_id, agent_id, mission_id, occurrence_id, reserved, spent,
      reply_max, reserved_cost, cost, endpoint, model, purpose, prompt_price, completion_price,
-     holder)
+     holder, for_hub)
   select t.usage_id, me, t.space_id, t.agent_id, t.mission_id, t.occurrence_id, t.tokens, t.tokens,
          case when is_hub then t.tokens - t.prompt else t.asked end, t.cost, t.cost, t.endpoint, t.model, t.purpose, t.prompt_price,
-         t.reply_price, p_holder
+         t.reply_price, p_holder, is_hub and t.model <> ''
     from unnest(ids, tokens, costs, p_spaces, p_missions, p_agents, p_occurrences, p_prompts,
                 p_replies, p_endpoints, p_models, p_purposes, p_prompt_prices, p_reply_prices)
       as t (usage_id, tokens, cost, space_id, mission_id, agent_id, occurrence_id, prompt, asked,
@@ -2147,6 +2155,7 @@ create table mana_ai.token_usage (
   completion_price bigint,
   reply_max bigint not null default 0,
   holder text,
+  for_hub boolean not null default true,
   calls bigint not null default 1,
   constraint token_usage_pkey PRIMARY KEY (usage_id),
   constraint token_usage_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,

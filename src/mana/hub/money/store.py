@@ -49,7 +49,7 @@ class ReserveFor:
     """One call of a run that the runner is to allow.
 
     `call.model` is kept as it is: for a model of the person's own it must be empty, as its name is
-    text of theirs.
+    text of theirs. What such a one takes, at a price that they say, does not count for the hub.
     """
 
     run: Run

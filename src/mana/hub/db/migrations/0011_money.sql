@@ -17,11 +17,14 @@ alter table mana_ai.hub_spend
 alter table mana_ai.token_usage
   add column reply_max bigint not null default 0 check (reply_max >= 0),
   add column holder text,
+  add column for_hub boolean not null default true,
   add column calls bigint not null default 1 check (calls >= 0);
 comment on column mana_ai.token_usage.reply_max is
   'of `reserved`: the longest reply that was granted; for a device what it asked for, granted or not';
 comment on column mana_ai.token_usage.holder is
-  'a device that spends by itself; null: the runner. What devices spend is not the hub''s.';
+  'a device that spends by itself; null: the runner';
+comment on column mana_ai.token_usage.for_hub is
+  'counts for the hub: not what a device spends, nor a model of the person''s own, at their price';
 -- Its sums answer what was asked by agent; what a run used is asked when it ends.
 drop index mana_ai.token_usage_agent;
 create index token_usage_occurrence on mana_ai.token_usage (space_id, occurrence_id);
@@ -101,7 +104,7 @@ begin
     select date_trunc('hour', u.ts, 'UTC') as hour, sum(d.tokens) as tokens, sum(d.cost) as cost,
            sum(d.calls) as calls
       from unnest(p_ids, p_tokens, p_costs, p_calls) as d (usage_id, tokens, cost, calls)
-      join mana_ai.token_usage u on u.usage_id = d.usage_id and u.holder is null
+      join mana_ai.token_usage u on u.usage_id = d.usage_id and u.for_hub
      group by 1
   loop
     update mana_ai.hub_spend s
@@ -217,7 +220,8 @@ $$;
 -- Reserves for each call in its order, in full, for a shorter reply, or not at all: then `reason`
 -- says why, and for a budget `scope`, `unit`, `remaining` and `cap` whose. `p_floors`: below this a
 -- reply is of no use. `p_holder`: these are slices for a device, which it splits as it likes, so
--- the dearer price counts; one with a floor of 0 takes whatever is left, even nothing.
+-- the dearer price counts; one with a floor of 0 takes whatever is left, even nothing. A model
+-- without a name is the person's own, who says what it costs: it is not the hub's to pay.
 create function mana_ai.reserve_calls(
   p_spaces text[], p_missions text[], p_agents text[], p_occurrences text[],
   p_prompts bigint[], p_replies bigint[], p_floors bigint[],
@@ -242,6 +246,8 @@ declare
   mission_tokens bigint[] := nothing; mission_costs bigint[] := nothing;
   agent_tokens bigint[] := nothing; agent_costs bigint[] := nothing;
   more_tokens bigint := 0; more_costs bigint := 0;
+  hub_more_tokens bigint := 0; hub_more_costs bigint := 0;
+  is_for_hub boolean;
   ids text[] := array_fill(null::text, array[count_of]);
   tokens bigint[] := nothing; costs bigint[] := nothing;
   prompt bigint; floor_of bigint; room bigint; fits bigint; price_p bigint; price_r bigint;
@@ -274,6 +280,7 @@ begin
     prompt := p_prompts[place]; floor_of := p_floors[place]; room := p_replies[place];
     price_p := p_prompt_prices[place]; price_r := p_reply_prices[place];
     takes_what_is_left := not is_hub and floor_of = 0;
+    is_for_hub := is_hub and p_models[place] <> '';
     if price_p is null or price_r is null then
       price_p := null; price_r := null;
     elsif not is_hub then
@@ -293,11 +300,12 @@ begin
       caps := array[run.mission_token_cap, run.mission_cost_cap,
                     run.agent_token_cap, run.agent_cost_cap,
                     run.account_token_cap, run.account_cost_cap,
-                    run.hub_token_cap, run.hub_cost_cap];
+                    case when is_for_hub then run.hub_token_cap end,
+                    case when is_for_hub then run.hub_cost_cap end];
       sums := array[mission_tokens[run.mission_at], mission_costs[run.mission_at],
                     agent_tokens[run.agent_at], agent_costs[run.agent_at],
                     run.account_tokens + more_tokens, run.account_costs + more_costs,
-                    run.hub_tokens + more_tokens, run.hub_costs + more_costs];
+                    run.hub_tokens + hub_more_tokens, run.hub_costs + hub_more_costs];
       for j in 1 .. 8 loop
         continue when caps[j] is null;
         remaining := caps[j] - sums[j];
@@ -345,6 +353,10 @@ begin
       agent_costs[run.agent_at] := agent_costs[run.agent_at] + costs[place];
       more_tokens := more_tokens + tokens[place];
       more_costs := more_costs + costs[place];
+      if is_for_hub then
+        hub_more_tokens := hub_more_tokens + tokens[place];
+        hub_more_costs := hub_more_costs + costs[place];
+      end if;
     end if;
     return next;
   end loop;
@@ -361,10 +373,10 @@ begin
   insert into mana_ai.token_usage
     (usage_id, account_id, space_id, agent_id, mission_id, occurrence_id, reserved, spent,
      reply_max, reserved_cost, cost, endpoint, model, purpose, prompt_price, completion_price,
-     holder)
+     holder, for_hub)
   select t.usage_id, me, t.space_id, t.agent_id, t.mission_id, t.occurrence_id, t.tokens, t.tokens,
          case when is_hub then t.tokens - t.prompt else t.asked end, t.cost, t.cost, t.endpoint, t.model, t.purpose, t.prompt_price,
-         t.reply_price, p_holder
+         t.reply_price, p_holder, is_hub and t.model <> ''
     from unnest(ids, tokens, costs, p_spaces, p_missions, p_agents, p_occurrences, p_prompts,
                 p_replies, p_endpoints, p_models, p_purposes, p_prompt_prices, p_reply_prices)
       as t (usage_id, tokens, cost, space_id, mission_id, agent_id, occurrence_id, prompt, asked,
