@@ -34,6 +34,7 @@ from mana.domain.encoding import Json
 from mana.domain.errors import ManaError
 from mana.domain.missions import InputRef
 from mana.hub.postgres import find_binaries
+from mana.protocol.errors import WorkStopped
 
 LOGIN: Final = "ada"
 PASSWORD: Final = "correct horse battery staple"
@@ -286,6 +287,22 @@ async def _grant(play: Demo) -> None:
         f.update(consent=list(consent.lines), records=titles, grant=grant.grant_id)
 
 
+async def _stopped(play: Demo) -> None:
+    with play.story.step("Stop all work: a run is refused; then let it go on") as facts:
+        now = await play.device.stop_work()
+        require(now.stopped_ms is not None and now.hub_told, "the hub knows that work is stopped")
+        code = ""
+        try:
+            await play.device.run_now(play.mission_id)
+        except WorkStopped as error:
+            code = error.code
+            play.story.tell(f"a run: {error.message} [{error.code}]")
+        require(bool(code), "no run begins while work is stopped")
+        now = await play.device.start_work()
+        require(now.stopped_ms is None and now.hub_told, "the hub knows that work goes on")
+        facts.update(refused=code, tokens=now.tokens_today, currency=now.currency)
+
+
 async def _away(play: Demo) -> None:
     with play.story.step("Lock the device, and let the runner work while it is away") as facts:
         run = await play.device.run_now(play.mission_id)
@@ -434,6 +451,7 @@ _STEPS: Final[tuple[Callable[[Demo], Awaitable[None]], ...]] = (
     _write,
     _plan,
     _grant,
+    _stopped,
     _away,
     _audited,
     _proposed,

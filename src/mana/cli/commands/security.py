@@ -267,15 +267,10 @@ async def sessions(
     """List the sessions of the account, or end one at once."""
     found = await device.sessions.list()
     if end is None:
-        return Answer(
-            {"sessions": [msgspec.to_builtins(one) for one in found]},
-            [_session_rows(found, now_ms=around.now_ms())],
-        )
+        return _listed("sessions", found, _session_rows(found, now_ms=around.now_ms()))
     session_id = _resolved(end, [(one.session_id, one.name) for one in found], "session")
     await device.sessions.end(session_id)
-    return Answer(
-        {"ended": {"sessionId": session_id}}, ["Ended. Its device asks for the password."]
-    )
+    return _ended("ended", "sessionId", session_id, "Ended. Its device asks for the password.")
 
 
 @security.command()
@@ -291,15 +286,13 @@ async def devices(
     """List the devices of the account, or revoke one."""
     found = await device.sessions.devices()
     if revoke is None:
-        return Answer({"devices": found}, [_device_rows(found, now_ms=around.now_ms())])
+        return _listed("devices", found, _device_rows(found, now_ms=around.now_ms()))
     device_id = _resolved(revoke, [(one.id, one.name) for one in found], "device")
     name = next(one.name for one in found if one.id == device_id)
     around.confirm(f"Revoke “{one_line(name or device_id, 80)}” for ever?", yes=yes)
     await device.sessions.revoke(device_id)
-    return Answer(
-        {"revoked": {"deviceId": device_id}},
-        ["Revoked. Its sessions have ended, and what it signs from now on counts nowhere."],
-    )
+    words = "Revoked. Its sessions have ended, and what it signs from now on counts nowhere."
+    return _ended("revoked", "deviceId", device_id, words)
 
 
 @security.command()
@@ -319,13 +312,10 @@ async def factors(
         return await _add_factor(device, around, add)
     found = await device.sessions.factors()
     if remove is None:
-        return Answer(
-            {"factors": [msgspec.to_builtins(one) for one in found]},
-            [_factor_rows(found, now_ms=around.now_ms())],
-        )
+        return _listed("factors", found, _factor_rows(found, now_ms=around.now_ms()))
     factor_id = _resolved(remove, [(one.factor_id, one.name) for one in found], "second factor")
     await device.sessions.remove_factor(factor_id)
-    return Answer({"removed": {"factorId": factor_id}}, ["Removed. It is asked for no more."])
+    return _ended("removed", "factorId", factor_id, "Removed. It is asked for no more.")
 
 
 @security.command()
@@ -340,10 +330,10 @@ async def events(
 ) -> Answer:
     """Show what happened to keys and sessions, newest first; refused attempts too."""
     found = await device.security.events(before=before, limit=limit)
-    blocks: list[Block] = [Line("Nothing was written down.", "quiet")]
+    shown: Block = Line("Nothing was written down.", "quiet")
     if found:
-        blocks = [Rows(("WHEN", "WHAT", "RESULT", "DETAIL"), _event_rows(found, around), 3)]
-    return Answer({"events": [msgspec.to_builtins(one) for one in found]}, blocks)
+        shown = Rows(("WHEN", "WHAT", "RESULT", "DETAIL"), _event_rows(found, around), 3)
+    return _listed("events", found, shown)
 
 
 @security.command()
@@ -368,15 +358,13 @@ async def link(
     if refuse is not None:
         link_id = _resolved(refuse, pairs, "new device")
         await device.links.refuse(link_id)
-        return Answer({"refused": {"linkId": link_id}}, ["Refused. Nothing was handed over."])
+        return _ended("refused", "linkId", link_id, "Refused. Nothing was handed over.")
     if approve is not None:
         link_id = _resolved(approve, pairs, "new device")
         shown = await _revealed(device, link_id)
         _require_same(around, shown, digits)
         await device.links.approve(link_id)
-        return Answer(
-            {"approved": {"linkId": link_id}}, ["Let in. Confirm it on the new device, too."]
-        )
+        return _ended("approved", "linkId", link_id, "Let in. Confirm it on the new device, too.")
     ids = shorts(one.link_id for one in waiting)
     rows = [
         (ids[one.link_id], one.state, _ago(one.created_at, around), one.name) for one in waiting
@@ -426,6 +414,17 @@ async def keyring(
 
 
 # Within
+
+
+def _listed(name: str, found: Sequence[object], shown: Block) -> Answer:
+    """Return what was found under its name, for people as it is shown."""
+    plain = [msgspec.to_builtins(one) if isinstance(one, msgspec.Struct) else one for one in found]
+    return Answer({name: plain}, [shown])
+
+
+def _ended(did: str, what: str, ident: str, words: str) -> Answer:
+    """Return what was done to the one thing of an id, such as `{"removed": {"factorId": …}}`."""
+    return Answer({did: {what: ident}}, [words])
 
 
 async def _add_factor(device: Device, around: Surroundings, name: str) -> Answer:
