@@ -12,6 +12,8 @@ from typing import Final
 
 from markupsafe import Markup
 
+from mana.domain.cadences import zone
+
 CATALOGUES: Final[Mapping[str, Mapping[str, str]]] = {"en": {}}
 """By language, the text for each English one; a text that is missing stays English."""
 
@@ -67,6 +69,12 @@ def exact(ms: int) -> str:
 def clock(ms: int) -> str:
     """Return the time of day."""
     return f"{local(ms):%H:%M}"
+
+
+def is_clock_here(zone_name: str, ms: int) -> bool:
+    """Say whether the clocks of a time zone show what this machine's shows at a moment."""
+    where = zone(zone_name) if zone_name else None
+    return where is None or local(ms).utcoffset() == local(ms).astimezone(where).utcoffset()
 
 
 def day_name(day: date) -> str:

@@ -16,7 +16,7 @@ from mana.web.problems import Problem, problem_of
 from mana.web.running import at_work, shown, waiting
 from mana.web.sentence import RUNS_HERE, Sentence
 from mana.web.visits import Named, Page, Visit, Visiting, now_ms, record_id, text_of
-from mana.web.words import DAYS, t
+from mana.web.words import DAYS, is_clock_here, t
 
 if TYPE_CHECKING:
     from mana.device.views import MissionView
@@ -54,6 +54,7 @@ async def _form_page(
         sentence=sentence,
         typed=sentence.typed,
         times=times,
+        elsewhere=any(not is_clock_here(sentence.zone(), one) for one in times or ()),
         problem=problem,
         days_of_week=(DAYS[-1], *DAYS[:-1]),
     )

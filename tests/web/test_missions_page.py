@@ -1,0 +1,338 @@
+"""Missions on the page: the sentence, the runs, what holds them, and ending one."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import replace
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from mana.device.errors import Offline
+from mana.device.views import RunView
+from mana.domain.cadences import Cadence
+from tests.web.conftest import Served
+from tests.web.fake_device import HOUR, MINUTE, FakeDevice, FakeHost, now
+from tests.web.journey import Hands
+from tests.web.test_requests import NASTY, app_of, in_demo, post, token, visitor
+
+TYPED = {
+    "title": "Evening look",
+    "objective": "find what is left",
+    "cadence": "daily",
+    "every_minutes": "60",
+    "day_of_week": "0",
+    "at": "18:30",
+    "expression": "",
+    "debounce_minutes": "5",
+    "spacing_minutes": "60",
+    "zone": "Europe/Vienna",
+    "runs_on": "device",
+    "if_missed": "once",
+    "tokens": "",
+    "cost": "",
+    "concept": "",
+}
+
+
+async def one_of(device: FakeDevice) -> str:
+    """Return the id of the demo's mission."""
+    return (await device.missions())[0].mission_id
+
+
+async def typed(device: FakeDevice, **values: str) -> dict[str, str]:
+    """Return a whole form, with some fields typed otherwise."""
+    return {**TYPED, "agent_id": (await device.agents())[0].agent_id, **values}
+
+
+def said(answer: httpx.Response) -> str:
+    """Return the words of a page, as a person reads them."""
+    text = re.sub(r"<(?:style|script|template).*?</(?:style|script|template)>", "", answer.text)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("values", "cadence"),
+    [
+        ({"cadence": "manual"}, Cadence("manual")),
+        ({"cadence": "interval", "every_minutes": "90"}, Cadence("interval", every_minutes=90)),
+        ({}, Cadence("daily", at_hour=18, at_minute=30)),
+        (
+            {"cadence": "weekly", "day_of_week": "5"},
+            Cadence("weekly", day_of_week=5, at_hour=18, at_minute=30),
+        ),
+        (
+            {"cadence": "cron", "expression": " 0 7  * * 1-5 "},
+            Cadence("cron", expression="0 7 * * 1-5"),
+        ),
+        (
+            {"cadence": "onChange", "debounce_minutes": "10", "spacing_minutes": "120"},
+            Cadence("onChange", debounce_minutes=10, spacing_minutes=120),
+        ),
+    ],
+)
+async def test_every_cadence_can_be_said(values: dict[str, str], cadence: Cadence) -> None:
+    """What the sentence says is what the mission does, and it reads the same when it is opened."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        made = await post(client, "/missions", **await typed(device, **values))
+        assert made.status_code == 303
+        path = made.headers["location"]
+        assert (await device.mission(path.rsplit("/")[-1])).cadence == cadence
+        again = (await client.get(f"{path}/edit")).text
+        assert f'<option value="{cadence.kind}" selected>' in again
+
+
+@pytest.mark.anyio
+async def test_missed_runs_and_caps_are_kept_and_cleared() -> None:
+    """Missed runs and both caps are written as said; an empty field takes a cap away."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        values = await typed(device, if_missed="all", tokens="2,000", cost="0.50")
+        path = (await post(client, "/missions", **values)).headers["location"]
+        found = await device.mission(path.rsplit("/")[-1])
+        assert (found.if_missed, found.tokens_per_day_max) == ("all", 2_000)
+        assert found.cost_per_day_max == 500_000
+        assert "At most 2,000 tokens and 0.50 EUR a day." in said(await client.get(path))
+        await post(client, path, **await typed(device))
+        found = await device.mission(path.rsplit("/")[-1])
+        assert (found.tokens_per_day_max, found.cost_per_day_max) == (None, None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("title", {"title": " "}),
+        ("objective", {"objective": ""}),
+        ("every_minutes", {"cadence": "interval", "every_minutes": "soon"}),
+        ("at", {"at": "25:00"}),
+        ("at", {"at": "teatime"}),
+        ("zone", {"zone": "Europe/Nowhere"}),
+        ("expression", {"cadence": "cron", "expression": "0 7 * *"}),
+        ("expression", {"cadence": "cron", "expression": "<b>0</b> 0 31 2 *"}),
+        ("spacing_minutes", {"cadence": "onChange", "spacing_minutes": "1"}),
+        ("tokens", {"tokens": "-1"}),
+        ("cost", {"cost": "a lot"}),
+        ("cadence", {"cadence": "sometimes"}),
+    ],
+)
+async def test_a_fault_is_told_beside_its_field(field: str, values: dict[str, str]) -> None:
+    """A refused sentence comes back as it was typed, with the fault at its field; nothing is made."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        tick = (await device.inputs())[0][0].key
+        form = await typed(device, concept=f"precious {NASTY}", **values)
+        data = {"csrf": await token(client), **form, "input": tick}
+        answer = await client.post("/missions", data=data)
+        assert answer.status_code == 422
+        assert answer.headers["hx-push-url"] == "false"
+        assert f'id="fault-{field}"' in answer.text
+        assert len(re.findall(r'class="fault"', answer.text)) == 1
+        assert f'aria-describedby="fault-{field}" autofocus' in answer.text
+        assert html.escape(f"precious {NASTY}", quote=False)[:20] in answer.text
+        assert "<b>" not in answer.text
+        assert f'value="{tick}" checked' in answer.text
+        for name, text in values.items():
+            if name not in ("cadence", "objective"):
+                assert f'value="{html.escape(text)}"' in answer.text, name
+        # What is typed and not saved is the person's: no live refresh takes it.
+        assert 'data-dirty="1"' in answer.text
+        assert len(await device.missions()) == 1
+
+
+@pytest.mark.anyio
+async def test_what_the_hub_refuses_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a mission cannot be moved because the hub is away, all that was typed is still there."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        mission = await one_of(device)
+
+        async def away(mission_id: str, **fields: object) -> None:
+            raise Offline("the hub cannot be reached")
+
+        monkeypatch.setattr(device, "edit_mission", away)
+        answer = await post(
+            client, f"/missions/{mission}", **await typed(device, title="A new name")
+        )
+        assert answer.status_code == 503
+        assert "OFFLINE" in answer.text
+        assert 'value="A new name"' in answer.text
+
+
+@pytest.mark.anyio
+async def test_the_next_times_are_shown_without_scripts() -> None:
+    """A button shows when it would run, in the whole form as it was typed, and makes nothing."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        form = await typed(device, cadence="cron", expression="0 7 * * 1-5", title="Half a name")
+        answer = await post(client, "/missions/new", **form)
+        assert answer.status_code == 200
+        times = re.search(r'id="next-times".*?</div>', answer.text, re.S)
+        assert times is not None
+        assert len(re.findall(r"<time ", times[0])) == 3
+        assert 'value="Half a name"' in answer.text
+        wrong = await post(client, "/missions/new", **{**form, "expression": "x"})
+        assert 'id="fault-expression"' in wrong.text
+        assert len(await device.missions()) == 1
+        mission = await one_of(device)
+        kept = await post(client, "/missions/new", **form, mission_id=mission)
+        assert f'action="/missions/{mission}"' in kept.text
+
+
+@pytest.mark.anyio
+async def test_each_end_of_a_run_is_told_with_its_reason() -> None:
+    """The ledger says of each run how it ended and why, what it cost, and when it is tried again."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        mission = await one_of(device)
+        due = now() + 5 * MINUTE
+        run = RunView("r1", now() - HOUR, "scheduled", "queued", "", "", None, 300, cost=90_000)
+        skipped = replace(run, occurrence_id="r2", state="skipped", reason_words=NASTY)
+        device._set(
+            mission,
+            runs=(
+                replace(run, tries=1, last_reason="timeout", due_ms=due),
+                skipped,
+                replace(run, occurrence_id="r3", state="failed", reason="stopped", kind="manual"),
+                replace(run, occurrence_id="r4", state="missed", kind="change"),
+                replace(run, occurrence_id="r5", state="done", tries=2),
+            ),
+        )
+        answer = await client.get(f"/missions/{mission}")
+        words = said(answer)
+        assert "Tries again" in words
+        assert "after a time-out" in words
+        assert "300 tokens, 0.09 EUR" in words
+        assert "Stopped , by hand" in words or "Stopped, by hand" in words
+        assert "Missed, after a change" in words
+        assert "After 2 tries that failed" in words
+        assert NASTY in words
+        assert "<script>alert" not in answer.text
+        # What waits to be tried again can be left alone for good.
+        assert "Do not try again" in words
+        assert 'id="run-now"' not in answer.text
+
+
+@pytest.mark.anyio
+async def test_a_mission_that_gave_up_is_resumed_by_one_button() -> None:
+    """A mission that failed too often says why, and one button lets it go on."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        mission = await one_of(device)
+        device._set(mission, hold="errored", failures=5, failure="auth")
+        page = await client.get(f"/missions/{mission}")
+        assert "it failed 5 times in a row" in said(page)
+        assert "does not take the key" in said(page)
+        assert 'id="resume"' in page.text
+        assert 'id="run-now"' not in page.text
+        assert "Resume “Weekly review”" in said(await client.get("/palette?q=resume"))
+        await post(client, f"/missions/{mission}/resume")
+        assert (await device.mission(mission)).hold == ""
+        assert 'id="run-now"' in (await client.get(f"/missions/{mission}")).text
+
+
+@pytest.mark.anyio
+async def test_a_run_on_the_hub_can_be_stopped_and_looked_at_without_scripts() -> None:
+    """While a run goes on there is Stop, wherever it runs, and a link that shows how far it is."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        mission = await one_of(device)
+        assert (await device.mission(mission)).runs_on == "hub"
+        run = RunView("r1", now(), "scheduled", "leased", "", "", None, 0, "compaction")
+        device._set(mission, runs=(replace(run, round=2, calls=3, steps=1, heard=480),))
+        page = await client.get(f"/missions/{mission}")
+        assert "Summing up what it has read so far" in said(page)
+        assert "round 2 · 3 calls · 1 step · 480 characters of the reply" in said(page)
+        assert 'id="stop"' in page.text
+        assert f'<noscript><p><a href="/missions/{mission}"' in page.text
+        stopped: list[str] = []
+
+        async def stop(mission_id: str) -> None:
+            stopped.append(mission_id)
+
+        device.stop_mission = stop  # type: ignore[method-assign]
+        assert (await post(client, f"/missions/{mission}/stop")).status_code == 303
+        assert stopped == [mission]
+
+
+def test_a_runs_progress_comes_by_itself_and_stop_ends_it(demo_page: Page, served: Served) -> None:
+    """Nobody loads anew: the numbers of a run appear as it goes, and Stop ends it."""
+    device = served.device
+    device.run_takes_s = 60.0
+    mission = served.run(one_of(device))
+    demo_page.goto(f"{served.url}/missions/{mission}")
+    Hands(demo_page).enter("#run-now")
+    expect(demo_page.locator("#progress")).to_contain_text("Asking the model")
+
+    async def go_on() -> None:
+        device.progress(mission, round=2, calls=3, steps=1, heard=480)
+
+    served.run(go_on())
+    expect(demo_page.locator("#progress")).to_contain_text("round 2 · 3 calls · 1 step · 480")
+    Hands(demo_page).enter("#stop")
+    expect(demo_page.locator("#progress")).to_have_count(0)
+    expect(demo_page.locator(".runs .run").first).to_contain_text("Stopped, by hand")
+    expect(demo_page.locator("#run-now")).to_be_visible()
+
+
+def test_the_next_times_come_while_one_types(demo_page: Page, served: Served) -> None:
+    """A pattern shows its next three times as it is typed; the rest of the form is left alone."""
+    demo_page.goto(f"{served.url}/missions/new")
+    hands = Hands(demo_page)
+    hands.fill("#mission-title", "Every morning")
+    demo_page.locator("#mission-cadence").select_option("cron")
+    expect(demo_page.locator("#mission-weekday")).to_be_hidden()
+    hands.fill("#mission-cron", "0 7 * *")
+    expect(demo_page.locator("#next-times")).to_contain_text("five fields")
+    demo_page.keyboard.press("End")
+    demo_page.keyboard.type(" 1-5")
+    expect(demo_page.locator("#next-times time")).to_have_count(3)
+    expect(demo_page.locator("#mission-cron")).to_be_focused()
+    expect(demo_page.locator("#mission-cron")).to_have_value("0 7 * * 1-5")
+    expect(demo_page.locator("#mission-title")).to_have_value("Every morning")
+    demo_page.locator("#mission-title").focus()
+    demo_page.keyboard.press("Enter")
+    expect(demo_page.locator("#fault-objective")).to_be_visible()
+    expect(demo_page.locator("#mission-objective")).to_be_focused()
+    expect(demo_page.locator("#mission-cron")).to_have_value("0 7 * * 1-5")
+    assert demo_page.url.endswith("/missions/new")
+    served.run(device_moves(served.device))
+    expect(demo_page.locator(".nav-inbox .count")).to_have_text("4")
+    expect(demo_page.locator("#mission-cron")).to_have_value("0 7 * * 1-5")
+
+
+async def device_moves(device: FakeDevice) -> None:
+    """Let something change, so that open pages are brought up to date."""
+    await device.run_now(await one_of(device))
+
+
+def test_a_sentence_is_said_without_scripts(browser: Browser, served: Served) -> None:
+    """Without scripts the button shows the next times, and Enter in a field still creates."""
+    context = browser.new_context(java_script_enabled=False)
+    try:
+        page = context.new_page()
+        page.goto(f"{served.url}/demo/{served.host.demo_link_token()}")
+        page.goto(f"{served.url}/missions/new")
+        page.locator("#mission-title").fill("Plain")
+        page.locator("#mission-objective").fill("look")
+        page.locator("#mission-place").select_option("device")
+        page.locator("#mission-cadence").select_option("daily")
+        page.locator("#show-times").click()
+        expect(page.locator("#next-times time")).to_have_count(3)
+        expect(page.locator("#mission-objective")).to_have_value("look")
+        page.locator("#mission-title").press("Enter")
+        expect(page).to_have_title("Plain · Mana")
+    finally:
+        context.close()
