@@ -205,12 +205,12 @@ async def test_a_locked_account_shows_neither_memory_nor_policy(portrait: Portra
 
 def test_amounts_are_read_and_written_alike() -> None:
     """What stands in a field is what was kept, to the millionth; nonsense is refused."""
-    for text, cost in (("0.000001", 1), ("1.50", 1_500_000), ("1,000.00", 10**9), ("0", 0)):
+    for text, cost in (("0.000001", 1), ("1.50", 1_500_000), ("1000.00", 10**9), ("0", 0)):
         assert amount_of(text) == cost
         assert amount_of(amount_field(cost)) == cost
     assert amount_of(" ") is None
     assert amount_field(None) == ""
-    for wrong in ("-1", "1.", ".5", "١", "1 2", "0.0000001", "1000001"):
+    for wrong in ("-1", "1.", ".5", "١", "1 2", "0.0000001", "1000001", "1,50", "1,500.00"):
         with pytest.raises(Invalid):
             amount_of(wrong)
 
