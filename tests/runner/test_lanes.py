@@ -192,6 +192,31 @@ async def test_what_changed_meanwhile_counts(
         assert not [one for one in state.records if one.table == "aiIterations"]
 
 
+async def test_the_same_run_once_more_in_one_runner(database: Database) -> None:
+    """A runner that slept past a lease and gets the same run again ends the run of before, and the
+    one of now is done."""
+    stuck = Stuck("mission-0")
+
+    async def act(text: str) -> None:
+        if not stuck.reached.is_set():
+            await stuck.act(text)
+
+    async with world(database) as made:
+        await many(made, 1)
+        async with (
+            made.runner(doing(act), concurrency=8, heartbeat_s=600) as runner,
+            under_way(made, runner, stuck.reached) as tick,
+        ):
+            async with connected(database.owner_url) as owner:
+                await owner.execute("update mana_ai.occurrences set lease_until = now()")
+            runner.scheduler.wake()
+            await asyncio.wait_for(stuck.cut_off.wait(), 10)
+            stats = await asyncio.wait_for(tick, 20)
+        assert (stats.errors, stats.plans_written_back) == ([], 1)
+        assert await ends(made) == {"mission-0": ("done", "")}
+        await each_once(made, 1)
+
+
 class Deaf(InlineWorkers):
     """Workers that do not end a run when they are told to."""
 

@@ -103,6 +103,20 @@ async def test_one_run_is_stopped_at_once(database: Database) -> None:
             assert await owner.fetchval("select count(*) from mana_ai.stops") == 0
 
 
+async def test_a_stop_that_comes_too_late_leaves_nothing(database: Database) -> None:
+    """A stop and the end of its run pass each other: the run is done, and no mark of it stays."""
+    async with at_work(database) as (made, store):
+        lease = await leased(made, store)
+        async with store.work(lease.account_id) as ending:
+            assert (await scheduling.ended(ending, lease, "done")).took
+            await work(made, stopped=True)
+        async with connected(database.owner_url) as owner:
+            assert await owner.fetchval("select count(*) from mana_ai.stops") == 1
+            assert await store.crashed(5) == []
+            assert await owner.fetchval("select count(*) from mana_ai.stops") == 0
+        assert [one.state for one in (await made.status()).occurrences] == ["done"]
+
+
 async def test_what_waits_by_hand_is_stopped_too(database: Database) -> None:
     """A run that the person asked for and that has not begun ends as stopped, and nothing of it runs."""
     async with at_work(database) as (made, store):

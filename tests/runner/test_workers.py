@@ -9,17 +9,27 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from mana.crypto.envelope import RecordKey
 from mana.crypto.keys import mission_key
 from mana.crypto.primitives import b64
-from mana.hub.runner.dialogue import Finished, Message, Stopped
+from mana.hub.runner.dialogue import (
+    Cancel,
+    Finished,
+    Message,
+    SocketChannel,
+    Stopped,
+    ToRunner,
+    WorkerLost,
+)
 from mana.hub.runner.worker import work
 from mana.hub.runner.workers import (
     ENVIRONMENT,
@@ -476,3 +486,24 @@ async def test_nothing_of_a_run_is_held_after_it(breaks: bool) -> None:
     finally:
         session.cancel()
         await asyncio.gather(session, return_exceptions=True)
+
+
+def test_a_pipe_whose_other_side_is_gone() -> None:
+    """Whoever tells a worker something that has ended is not broken by it, under no event loop."""
+
+    async def tell() -> None:
+        ours, theirs = socket.socketpair()
+        channel = await SocketChannel.over(ours, ToRunner)
+        theirs.close()
+        with pytest.raises(WorkerLost):
+            await channel.receive()
+        for _ in range(3):
+            channel.tell(Cancel(1))
+            await asyncio.sleep(0.01)  # the loop learns of it
+        with pytest.raises(WorkerLost):
+            await channel.send(Cancel(1))
+        await channel.close()
+
+    for loop_factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(tell())

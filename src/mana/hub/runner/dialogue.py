@@ -250,6 +250,8 @@ class SocketChannel:
 
     async def send(self, message: Message) -> None:
         """Send one message."""
+        if self._writer.is_closing():
+            raise WorkerLost("the other side of the pipe is gone")
         try:
             self.tell(message)
             await self._writer.drain()
@@ -257,7 +259,10 @@ class SocketChannel:
             raise WorkerLost("the other side of the pipe is gone") from None
 
     def tell(self, message: Message) -> None:
-        """Put one message on its way, without waiting for anything."""
+        """Put one message on its way, without waiting for anything; to nobody where none is left."""
+        if self._writer.is_closing():
+            # Whoever reads learns that the other side is gone; some loops refuse to write then.
+            return
         raw = msgspec.msgpack.encode(message)
         self._writer.write(len(raw).to_bytes(_LENGTH_BYTES, "big") + raw)
 

@@ -110,6 +110,21 @@ class Lanes:
             self._setup_s = now_s
         return self._setup
 
+    def hold(self, lease: Lease) -> None:
+        """Note what is worked on. Whoever slept past its lease may get the same run once more.
+
+        The run of then is lost: it is told to end, and what it still does changes nothing.
+        """
+        port = self.ports.get(lease.occurrence_id)
+        if port is not None:
+            port.interrupt("lost")
+        self.leases[lease.occurrence_id] = lease
+
+    def let_go(self, lease: Lease) -> None:
+        """Forget a lease, unless the same occurrence was leased anew meanwhile."""
+        if self.leases.get(lease.occurrence_id) is lease:
+            del self.leases[lease.occurrence_id]
+
     def suspect(self, occurrence: OccurrenceId) -> None:
         """Let an occurrence run alone from now on, until it ends."""
         while len(self.suspects) >= SUSPECTS_MAX:
@@ -152,14 +167,14 @@ class Lane:
     async def work(self, lease: Lease, stats: TickStats) -> None:
         """Work on one leased occurrence; a defect in it never ends anything else."""
         crew, lanes = self._crew, self._lanes
-        lanes.leases[lease.occurrence_id] = lease
+        lanes.hold(lease)
         try:
             crew.reach("after_lease")
             admitted = await self._admissions.ask(lease)
             if admitted is not None:
-                del lanes.leases[lease.occurrence_id]
+                lanes.let_go(lease)
                 lease = admitted.lease
-                lanes.leases[lease.occurrence_id] = lease
+                lanes.hold(lease)
                 with crew.tracing.span("tick.planMission") as span:
                     outcome = await self._run(admitted, stats, span)
                 self._count(lease, outcome, stats)
@@ -182,7 +197,7 @@ class Lane:
             log.error("run_failed", mission=lease.mission_id, kind=type(error).__name__)
             await self._back(lease, counted=True)
         finally:
-            lanes.leases.pop(lease.occurrence_id, None)
+            lanes.let_go(lease)
 
     async def _back(self, lease: Lease, *, counted: bool, delayed: bool = False) -> None:
         """Queue a run that broke down again; after the last counted attempt it has failed."""
@@ -221,8 +236,9 @@ class Lane:
             limit.cancel()
             port.close()
             del self._spans[port]
-            del lanes.ports[occurrence]
-            crew.progress.forget(occurrence)
+            if lanes.ports.get(occurrence) is port:
+                del lanes.ports[occurrence]
+                crew.progress.forget(occurrence)
             crew.metrics.run_seconds.observe(time.monotonic() - began_s)
 
     async def _seat(self, admitted: Admitted) -> Port:

@@ -211,6 +211,11 @@ select o.*, exists (select from mana_ai.stops s where s.occurrence_id = o.occurr
  order by o.due_at, o.occurrence_id
 
 -- name: crashed
+-- A stop can come while its run ends, and neither waits for the other: then it stops nothing.
+with late as (
+  delete from mana_ai.stops s
+   where not exists (select from mana_ai.occurrences o
+                      where o.occurrence_id = s.occurrence_id and o.state in ('queued', 'leased')))
 select o.*, s.occurrence_id is not null as stop from mana_ai.occurrences o
   left join mana_ai.stops s on s.occurrence_id = o.occurrence_id
  where o.state = 'leased' and o.lease_until < clock_timestamp()
