@@ -52,7 +52,7 @@ policies = st.one_of(
 )
 # Runs of one household follow each other, so that none can be made smaller than it was.
 chains = settings(
-    max_examples=15,
+    max_examples=8,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[*HealthCheck],
     print_blob=True,
@@ -323,3 +323,25 @@ async def test_nothing_happens_that_nobody_allowed_by_the_runner(
     assert LEAVING.seen == []
     assert all(ELSEWHERE not in str(request.messages) for request in model.requests)
     assert carried(await database_text(home.database.owner_url), SECRET) == []
+
+
+async def test_what_the_person_set_does_happen(home: Household) -> None:
+    """Where the person lets it, attacks change records, by themselves and approved, so the law says something."""
+    by_itself = approved = 0
+    for seed in range(20):
+        case = await begin(home, PRESETS["aggressive"], frozenset(LIFTABLE), runs_on="device")
+        before, elsewhere = await entries(case.book), await entries(case.other)
+        model = HostileModel(seed)
+        object.__setattr__(operations(case.device).opened, "model", model)
+        await case.device.run_now(case.mission)
+        by_itself += await require_allowed(case, before, elsewhere)
+        for waiting in await case.device.inbox():
+            with contextlib.suppress(ManaError):
+                await case.device.approve(waiting.step_id)
+                case.approved[waiting.step_id] = waiting
+        approved += len(case.approved)
+        await require_allowed(case, before, elsewhere)
+        if by_itself and approved:
+            break
+    assert by_itself > 0
+    assert approved > 0

@@ -409,7 +409,10 @@ def _orders(text: str) -> Iterator[tuple[str, dict[str, Json]]]:
 
 
 def _with_loot(arguments: dict[str, Json], loot: str) -> dict[str, Json]:
+    """Return arguments with what was read in them; an order within an order stays as it is."""
     return {
-        name: value.replace("{LOOT}", loot) if isinstance(value, str) else value
+        name: value.replace("{LOOT}", loot)
+        if isinstance(value, str) and not _ORDER.search(value)
+        else value
         for name, value in arguments.items()
     }
