@@ -13,7 +13,7 @@ from tests.web.conftest import Served
 from tests.web.journey import Hands
 
 PATHS = ("/", "/notes", "/tasks", "/inbox", "/agents", "/missions", "/missions/new", "/timeline")
-MORE_PATHS = ("/data-access", "/settings", "/agents/new", "/menu")
+MORE_PATHS = ("/data-access", "/settings", "/settings/models/new", "/usage", "/agents/new", "/menu")
 
 
 def test_what_changes_elsewhere_appears_by_itself(demo_page: Page, served: Served) -> None:

@@ -90,6 +90,7 @@ async def test_pages_hold_no_inline_script_or_style() -> None:
         mission = (await device.missions())[0].mission_id
         paths = ["/", "/notes", "/tasks", "/inbox", "/agents", "/missions", "/missions/new"]
         paths += ["/timeline", "/data-access", "/settings", "/welcome", "/agents/new", "/menu"]
+        paths += ["/usage", "/settings/models/new"]
         paths += [f"/missions/{mission}", f"/missions/{mission}/grant", "/palette?q="]
         for path in paths:
             answer = await client.get(path)

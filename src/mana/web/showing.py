@@ -18,6 +18,7 @@ from zoneinfo import available_timezones
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
+from mana.device.diffs import OUTGOING
 from mana.device.security import RecoveryKit
 from mana.device.sessions import TotpSetup
 from mana.device.views import (
@@ -26,7 +27,6 @@ from mana.device.views import (
     FieldDiff,
     ModelView,
     Proposal,
-    RunView,
     ToolParameter,
 )
 from mana.domain.clock import parse_iso_ms
@@ -161,20 +161,6 @@ _EVENTS: Final = {
     "device-revoked": "A device was revoked",
     "link": "A new device asked to be let in",
 }
-_PHASES: Final = {
-    "queued": "Waiting for its turn",
-    "after_lease": "Checking what it may",
-    "after_audit": "Writing down what it will read",
-    "after_open": "Opening what you granted",
-    "inputs": "Reading its inputs",
-    "prompt": "Reading its inputs",
-    "model": "Asking the model",
-    "tools": "Trying out what the model asked for",
-    "after_model": "Sealing what it found",
-    "before_commit": "Sealing what it found",
-    "after_commit": "Sealing what it found",
-    "done": "Sealing what it found",
-}
 
 
 def equip(templates: Environment) -> None:
@@ -188,6 +174,7 @@ def equip(templates: Environment) -> None:
         "exact": words.exact,
         "zones": zones,
         "path_of": path,
+        "OUTGOING": OUTGOING,
     }
     templates.tests["overdue"] = is_overdue
     templates.filters |= {
@@ -195,6 +182,7 @@ def equip(templates: Environment) -> None:
         "left": lambda ms: words.left(ms, now_ms()),
         "told": told,
         "upper_first": upper_first,
+        "first_sentence": lambda text: text.partition(". ")[0].rstrip(".") + ".",
         "described": described,
         "in_order": in_order,
         "without_ids": without_ids,
@@ -213,7 +201,6 @@ def equip(templates: Environment) -> None:
         "role": partial(_named, _ROLES),
         "role_words": partial(_named, _ROLE_WORDS),
         "trouble": lambda code: t(_TROUBLES.get(code, "It is not synced at the moment.")),
-        "phase": partial(_named, _PHASES),
         "event": partial(_named, _EVENTS),
         "moment": moment,
         "day": lambda iso: words.day_name(words.local(parse_iso_ms(iso)).date()),
@@ -227,7 +214,6 @@ def equip(templates: Environment) -> None:
         "days": days,
         "by_iteration": by_iteration,
         "due": due,
-        "run": run_words,
         "week_bars": week_bars,
         "rate": rate_words,
         "trend": trend_words,
@@ -430,19 +416,6 @@ def by_iteration(proposals: Sequence[Proposal]) -> list[list[Proposal]]:
     for proposal in proposals:
         groups.setdefault(proposal.iteration_id, []).append(proposal)
     return list(groups.values())
-
-
-def run_words(run: RunView) -> Markup:
-    """Return how a run stands or ended."""
-    named = {
-        "queued": "Waits for its turn",
-        "leased": "At work",
-        "done": "Done",
-        "skipped": "Did not run",
-        "failed": "Failed",
-        "missed": "Missed",
-    }
-    return _named(named, run.state)
 
 
 def path(table: str, record_id: str) -> str:
