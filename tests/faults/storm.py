@@ -1,0 +1,117 @@
+"""The course of one seed: a while in which things break, then rest until nothing is open."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import asyncpg
+
+from mana.testing.postgres import connected
+from tests.faults.engine import LATE_TURNS, OPEN, Fault, Faults, Party
+
+AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""How a server speaks that is just killed or comes up."""
+UNAVAILABLE = "DATABASE_UNAVAILABLE"
+REST_S = 90.0
+"""How long the engine may take, once nothing breaks any more, until all is at an end."""
+
+
+async def weathered(made: Party) -> None:
+    """Let runners work while things break, then come to rest and end them gently."""
+    await asyncio.gather(*(runner.start() for runner in made.runners))
+    watching = asyncio.create_task(_watch(made))
+    try:
+        await _storm(made)
+        made.model.is_well = True
+        await _rest(made)
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    codes = await asyncio.gather(*(runner.stop() for runner in made.runners))
+    assert set(codes) == {0}, codes
+
+
+async def _storm(made: Party) -> None:
+    """Break one thing after the other, of machines and of people beside each other."""
+    faults = Faults(made)
+    until = time.monotonic() + made.scale.seconds
+    async with asyncio.TaskGroup() as tasks:
+        for kinds in (faults.of_machines, faults.of_people):
+            tasks.create_task(_each(made, kinds, until))
+    await faults.mend()
+
+
+async def _each(made: Party, kinds: Sequence[Fault], until: float) -> None:
+    """Let each of these happen once, and then any of them until the time is over."""
+    waiting = list(kinds)
+    made.dice.shuffle(waiting)
+    while waiting or time.monotonic() < until:
+        fault = waiting.pop() if waiting else made.dice.choice(kinds)
+        made.done[fault.__name__] += 1
+        try:
+            await fault()
+        except AWAY:
+            made.done["cut off"] += 1
+        except AssertionError as error:
+            if UNAVAILABLE not in str(error):
+                raise
+            made.done["cut off"] += 1
+        await asyncio.sleep(made.dice.random() * 0.3)
+
+
+async def _watch(made: Party) -> None:
+    """Look at what must hold at any moment, and at the family of each runner."""
+    while True:
+        await asyncio.sleep(0.3)
+        for runner in made.runners:
+            runner.look()
+        try:
+            async with connected(made.database.owner_url) as owner:
+                made.late_turns += await owner.fetchval(LATE_TURNS)
+        except AWAY:
+            continue  # the server is just killed
+
+
+async def _rest(made: Party) -> None:
+    """Undo what holds work back, let retries be due, and wait until nothing is open."""
+    async with asyncio.timeout(REST_S):
+        while True:
+            await _resume(made)
+            await made.hurry(everything=True)
+            left = await made.execute(OPEN)
+            if left == 0:
+                return
+            await asyncio.sleep(0.3)
+
+
+async def _resume(made: Party) -> None:
+    """Let missions that failed too often go on."""
+    made.tell_time()
+    for here in made.worlds.values():
+        for one in (await here.missions()).missions:
+            if one.hold == "errored":
+                path = f"/api/v1/spaces/{here.ada.space}/missions/{one.mission_id}/resume"
+                answer = await here.ada.call("POST", path)
+                assert answer.status_code == 200, answer.text
+                made.done["resumed"] += 1
+
+
+def told(seed: int, made: Party, ends: Counter[str]) -> str:
+    """Return the figures of a seed."""
+    lines = [
+        f"seed {seed}: {sum(ends.values())} occurrences {dict(sorted(ends.items()))}",
+        f"  faults {dict(made.done)}",
+        f"  line refused {made.line.refused}, unanswered {made.line.unanswered}",
+        f"  model {dict(made.model.moods)}",
+        f"  lives {[runner.lives for runner in made.runners]}",
+        f"  memory in KiB {[_thinned(runner.memory_kib) for runner in made.runners]}",
+    ]
+    return "\n".join(lines)
+
+
+def _thinned(values: Sequence[int]) -> list[int]:
+    """Return about seven of the values."""
+    return list(values[:: max(1, len(values) // 6)])
