@@ -11,7 +11,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from mana.device.views import Proposal
+from mana.device.diffs import OUTGOING
+from mana.device.views import FieldDiff, Proposal, RecordDiff
 from tests.web.conftest import Served
 from tests.web.fake_device import FakeDevice, FakeHost
 from tests.web.journey import Hands
@@ -224,6 +225,18 @@ async def test_a_run_can_be_spoken_of(desk: Desk) -> None:
     assert "Well read." in await desk.page("/timeline")
     await post(desk.client, "/timeline/comment", iteration=run, text="")
     assert (await desk.device.timeline())[0].feedback == ""
+
+
+async def test_all_that_would_leave_is_shown(desk: Desk) -> None:
+    """What a step would send stands on the card word for word, also what is empty or false."""
+    step = await desk.task()
+    fields = (FieldDiff("to", None, "rita@example.org"), FieldDiff("copyAll", None, False))
+    going = RecordDiff(OUTGOING, "", "post", "insert", fields)
+    desk.device.set_step(step.step_id, diffs=(going,))
+    page = await desk.page(f"/inbox/{step.step_id}")
+    assert "This leaves the machine, word for word" in page
+    assert "rita@example.org" in page
+    assert "copyAll" in page
 
 
 async def test_hostile_text_stays_text_while_deciding(desk: Desk) -> None:
