@@ -38,12 +38,13 @@ __all__ = ["with_post"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres, pytest.mark.usefixtures("with_post")]
 SECRET = "KESTREL-4711"
 ELSEWHERE = "Of another space."
+BY_ITSELF = Policy({"read": "auto", "write": "auto", "destructive": "auto", "external": "auto"})
 LIFTABLE = ("update_note", "burn_letter", "send_mail", "web_search")
 RUN = frozenset({ITERATIONS.name, STEPS.name, "aiJournal"})
 KEPT = ("auditHead", "runnerKeys")
 """Settings in which a device keeps what it saw of the hub's runner."""
 policies = st.one_of(
-    st.sampled_from(list(PRESETS.values())),
+    st.sampled_from([*PRESETS.values(), BY_ITSELF]),
     st.builds(
         Policy,
         st.fixed_dictionaries({effect: st.sampled_from(DECISIONS) for effect in EFFECTS}),

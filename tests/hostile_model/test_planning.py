@@ -38,11 +38,12 @@ from tests.planning.given import (
 
 GRANTED = "KESTREL-4711"
 UNGRANTED = "HERON-0815"
+BY_ITSELF = Policy({"read": "auto", "write": "auto", "destructive": "auto", "external": "auto"})
 NAMES = [tool.name for tool in CATALOGUE.tools]
 seeds = st.integers(0, 2**32)
 policies = st.one_of(
     st.none(),
-    st.sampled_from(list(PRESETS.values())),
+    st.sampled_from([*PRESETS.values(), BY_ITSELF]),
     st.builds(
         Policy,
         st.dictionaries(st.sampled_from(EFFECTS), st.sampled_from(DECISIONS)),
