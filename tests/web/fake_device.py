@@ -698,6 +698,7 @@ class FakeDevice(FakeWork, FakeDeciding, FakeSpaces):
                 journal_ids=journal or one.journal_ids,
                 sentence=step.sentence,
                 edited=step.edited,
+                note="You changed it before you approved it." if step.edited else one.note,
             )
             if one.step_id == step.step_id
             else one

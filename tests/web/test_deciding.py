@@ -83,9 +83,9 @@ async def test_an_edit_is_shown_before_it_is_done(desk: Desk) -> None:
     assert done.status_code == 303
     titles = {view.text("title") for view in await desk.device.list("tasks")}
     assert "Call the dentist, and Mum" in titles
-    assert "Approved, as you changed it" in await desk.page("/inbox")
+    assert "Approved with a change" in await desk.page("/inbox")
     assert "What had been proposed" in await desk.page("/inbox")
-    assert "as you changed it" in await desk.page("/timeline")
+    assert "You changed it before you approved it." in await desk.page("/timeline")
 
 
 async def test_what_was_typed_after_the_preview_is_shown_first(desk: Desk) -> None:
@@ -305,12 +305,12 @@ def test_a_proposal_is_edited_approved_and_undone_by_keys(demo_page: Page, serve
     assert demo_page.url.endswith("/inbox")
     hands = Hands(demo_page)
     hands.enter('[id^="approve-edited"]')
-    expect(demo_page.locator(".folded").first).to_contain_text("as you changed it")
+    expect(demo_page.locator(".folded").first).to_contain_text("Approved with a change")
     expect(demo_page.locator("#toasts")).to_contain_text("Done.")
     demo_page.goto(f"{served.url}/tasks")
     expect(demo_page.locator("#main")).to_contain_text("Call the dentist at nine")
     demo_page.goto(f"{served.url}/timeline")
-    expect(demo_page.locator(".bucket").first).to_contain_text("as you changed it")
+    expect(demo_page.locator(".bucket").first).to_contain_text("You changed it before")
     hands.enter('a[href*="target=step"]')
     hands.enter("#revert")
     demo_page.goto(f"{served.url}/tasks")

@@ -50,7 +50,7 @@ def rate_words(rate: AcceptRate) -> Markup:
         return t("Nothing was decided yet.")
     said = [t("{n} of {all} approved", n=rate.approved, all=decided)] if decided else []
     if rate.edited:
-        said.append(counted(rate.edited, "1 of them as you changed it", "{n} as you changed them"))
+        said.append(counted(rate.edited, "1 of them with a change", "{n} of them with a change"))
     if rate.expired:
         said.append(counted(rate.expired, "1 expired", "{n} expired"))
     return Markup(", ").join(said)
