@@ -54,9 +54,9 @@ async def test_a_person_s_own_model_counts_for_their_own_caps(database: Database
     """Who has a model of their own is held by mission, agent and account, as with any other."""
     async with bank(database) as made:
         for scope in ("mission", "agent", "account"):
-            await made.cap(scope, "cost", 699)  # type: ignore[arg-type]
+            await made.cap(scope, "cost", 699)
             assert await made.reserve(own_call(made, 100, 200, PRICE)) == [
                 Refusal(f"budget:{scope}:cost:699/699")
             ]
             assert await made.reserve(own_call(made, 100, 200, None)) == [Refusal("no-price")]
-            await made.cap(scope, "cost", None)  # type: ignore[arg-type]
+            await made.cap(scope, "cost", None)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
-from mana.domain.ids import AccountId, OccurrenceId, SpaceId, iteration_id
-from mana.hub.runner import audit, gates
+from mana.domain.errors import Invalid
+from mana.domain.ids import AccountId, OccurrenceId, SpaceId, iteration_id, require_record_id
+from mana.hub.runner import audit, endings, gates
 from mana.hub.runner.admission import Admitted
 from mana.hub.runner.audit import AuditSetBack, Reading
 from mana.hub.runner.batches import Batch, Held, by_space
@@ -21,6 +23,10 @@ from mana.hub.runner.ledger import RegisteredGrant
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.shared import Setting, log
 from mana.hub.runner.store import RunnerStore
+from mana.hub.runner.warm import UNKNOWN_TABLE, plain_tables
+
+ENTRIES_MAX: Final = 1_000
+"""More than a run announces at once: its inputs, and what three earlier runs wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,30 @@ class AskedReading:
 
     admitted: Admitted
     ask: AuditAsk
+
+
+def is_reading(admitted: Admitted, ask: AuditAsk) -> bool:
+    """Say whether these are words that the audit knows, of no more than a run opens.
+
+    A worker has read text that may be an attacker's; none of it may stand in a plain row.
+    """
+    return (
+        len(ask.entries) <= ENTRIES_MAX
+        and (ask.endpoint is None or ask.endpoint in admitted.header.endpoints)
+        and all(_is_row(one) for one in ask.entries)
+    )
+
+
+def _is_row(entry: AuditEntry) -> bool:
+    try:
+        require_record_id(entry.record_id)
+    except Invalid:
+        return False
+    return (
+        (entry.table_name == UNKNOWN_TABLE or entry.table_name in plain_tables())
+        and entry.status in audit.STATUSES
+        and (entry.reason is None or endings.is_skip(entry.reason))
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from mana.domain.ids import (
     step_id,
 )
 from mana.domain.iterations import ITERATIONS, STEPS
+from mana.domain.policy import DECISIONS
 from mana.hub.runner import endings, gates
 from mana.hub.runner.admission import Admitted
 from mana.hub.runner.batches import Batch, Held, by_space
@@ -29,10 +30,12 @@ from mana.hub.runner.dialogue import Counts, Finished, Stopped
 from mana.hub.runner.endings import STOPPED, Outcome
 from mana.hub.runner.ledger import AgentSnapshot, RegisteredGrant
 from mana.hub.runner.metrics import Metrics
+from mana.hub.runner.progress import NUMBER_MAX
 from mana.hub.runner.queue import End
 from mana.hub.runner.scheduling import Locked
 from mana.hub.runner.shared import Append, Setting
 from mana.hub.runner.store import Ledger, RunnerStore
+from mana.hub.runner.warm import plain_tables, plain_tools
 
 _LOST: Final = Outcome("leased", took=False)
 _REFUSED: Final[Mapping[str, Outcome]] = {
@@ -236,6 +239,23 @@ def is_own(admitted: Admitted, said: Finished) -> bool:
             and change.actor.get("principalId") == admitted.agent.agent_id
             for change in said.changes
         )
+    )
+
+
+def are_figures(counts: Counts) -> bool:
+    """Say whether these can be the figures of a run, by names of this installation alone."""
+    calls = [call.partition(":") for call in counts.calls]
+    numbers = (
+        counts.rounds,
+        counts.prompt_tokens,
+        counts.completion_tokens,
+        *counts.calls.values(),
+        *counts.opened.values(),
+    )
+    return (
+        all(table in plain_tables() for table in counts.opened)
+        and all(tool in plain_tools() and word in DECISIONS for tool, _, word in calls)
+        and all(0 <= number <= NUMBER_MAX for number in numbers)
     )
 
 

@@ -18,7 +18,7 @@ from mana.domain.ids import AccountId, OccurrenceId
 from mana.domain.occurrences import LEASES_MAX
 from mana.hub.runner import endings
 from mana.hub.runner.admission import Admission, Admitted
-from mana.hub.runner.auditing import AskedReading, Auditing
+from mana.hub.runner.auditing import AskedReading, Auditing, is_reading
 from mana.hub.runner.dialogue import (
     AuditAsk,
     AuditDone,
@@ -32,7 +32,7 @@ from mana.hub.runner.dialogue import (
     Stopped,
 )
 from mana.hub.runner.endings import Outcome
-from mana.hub.runner.finishing import Ending, Finishing, is_own
+from mana.hub.runner.finishing import Ending, Finishing, are_figures, is_own
 from mana.hub.runner.gathering import Gatherer
 from mana.hub.runner.ledger import Lease
 from mana.hub.runner.metrics import Metrics
@@ -52,6 +52,9 @@ CRASH_DELAY_MS: Final = 1_000
 SUSPECTS_MAX: Final = 1_024
 _SETUP_S: Final = 1.0
 """How long what workers are told is taken for the newest; a file is read for it."""
+
+SECONDS_MAX: Final = 86_400.0
+"""Longer than any run, and so than any of its calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +288,8 @@ class Lane:
                     case Finished() if port.interruption != "lost":
                         if not is_own(port.admitted, message):
                             raise _misbehaved(port, "something that is not its run's")
+                        if not are_figures(message.counts):
+                            raise _misbehaved(port, "figures that no run has")
                         return message
                     case Stopped():
                         return _stopped(port, message)
@@ -297,15 +302,15 @@ class Lane:
             return _stopped(port, Stopped(port.run, "failed", "internal"))
 
     async def _audited(self, port: Port, ask: AuditAsk) -> AuditDone | Refused | None:
-        if not all(one.reason is None or endings.is_skip(one.reason) for one in ask.entries):
-            raise _misbehaved(port, "a reason that is not a documented word")
+        if not is_reading(port.admitted, ask):
+            raise _misbehaved(port, "a reading in words that are not documented")
         return await self._readings.ask(AskedReading(port.admitted, ask))
 
     async def _spent(self, port: Port, ask: ReserveAsk | SettleAsk) -> Granted | Refused | None:
         if isinstance(ask, SettleAsk):
             granted = port.granted.pop(ask.reservation, None)
-            if granted is None:
-                raise _misbehaved(port, "a reservation that is not its run's")
+            if granted is None or not 0 <= ask.seconds <= SECONDS_MAX:
+                raise _misbehaved(port, "a reservation that is not its run's, or no time")
             answer = await self._tokens.ask(Settle(port.admitted, ask, granted))
         else:
             call = self._crew.prices.call_of(ask, port.admitted.header.endpoints)

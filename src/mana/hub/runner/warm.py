@@ -17,12 +17,26 @@ from mana.registry.catalogue import Catalogue, load_catalogue
 
 KEYS_MAX: Final = 4
 """A runner has at most its current pair and those before it whose grants still open."""
+UNKNOWN_TABLE: Final = "unknown"
+"""How a table that is not installed is called where nothing of a person may stand."""
 
 
 @cache
 def catalogue() -> Catalogue:
     """Return the catalogue of what is installed; what is installed later needs a new process."""
     return load_catalogue()
+
+
+@cache
+def plain_tables() -> frozenset[str]:
+    """Return the names of tables that may stand in the audit and in figures."""
+    return frozenset(table.name for table in catalogue().tables)
+
+
+@cache
+def plain_tools() -> frozenset[str]:
+    """Return the names of tools that may stand in figures."""
+    return frozenset(tool.name for tool in catalogue().tools)
 
 
 @lru_cache(maxsize=KEYS_MAX)
