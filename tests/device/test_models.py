@@ -14,7 +14,7 @@ from mana.device import grants as granting
 from mana.device.granted_models import granted_models
 from mana.device.grants import ConsentStale
 from mana.device.hub_client import HubClient
-from mana.device.models import candidates
+from mana.device.models import OwnModels, candidates
 from mana.device.settings import DeviceSettings
 from mana.domain.agents import Agent
 from mana.domain.encoding import Json
@@ -349,6 +349,11 @@ async def test_device_reads_its_own_file_of_models(tmp_path: Path) -> None:
     found = await candidates(Listed(listed), agent("small"))  # type: ignore[arg-type]
     assert [one.model.name for one in found] == ["s", "l"]
     assert [one.price for one in found] == [Price(0, 0), Price(1_000_000, 2_000_000)]
+    shown = OwnModels(Listed(listed), None).here()  # type: ignore[arg-type]
+    assert [(one.alias, one.prompt_price, one.completion_price) for one in shown] == [
+        ("small", 0, 0),
+        ("large", 1_000_000, 2_000_000),
+    ]
     with pytest.raises(ModelUnknown):
         await candidates(Listed(listed), agent("gone"))  # type: ignore[arg-type]
     (tmp_path / "models.toml").unlink()
