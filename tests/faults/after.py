@@ -49,7 +49,7 @@ async def check(made: Party) -> Counter[str]:
     ends(made, rows)
     alone(rows, moves)
     settled(made, rows, usage)
-    iterations = {}
+    iterations: dict[str, Held] = {}
     for here in made.worlds.values():
         iterations |= await obeyed(made, here)
     once(rows, iterations, {row["record_id"]: row["number"] for row in logged})
@@ -207,9 +207,9 @@ def noted(
             assert leases[name][place][1] == "leased" or times[place] >= parse_iso_ms(line.ts) - 1
     ok = {name: min(parse_iso_ms(line.ts) for line in lines) for name, lines in noted.items()}
     for row in usage:
-        name = names.get(row["occurrence_id"])
-        if name is not None:
-            assert ok[name] <= row["ts"].timestamp() * 1_000, row
+        known = names.get(row["occurrence_id"])
+        if known is not None:
+            assert ok[known] <= row["ts"].timestamp() * 1_000, row
     for row in rows:
         if row["state"] == "done":
             tables = {line.table_name for line in noted[names[row["occurrence_id"]]]}

@@ -18,9 +18,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from mana.crypto.runners import RunnerPublicKey
-from mana.domain.encoding import Json
 from mana.domain.grants import GrantHeader
 from mana.hub.db.urls import url_as
 from mana.models.settings import load_models
@@ -335,7 +335,7 @@ async def _missions(made: Party, who: str) -> None:
         await here.agent(agent, model=model, maxTokensPerDay=cap, maxConcurrentMissions=8)
     for mission in (*STEADY, *RESTLESS, CLOCKED):
         agent = agent_of(mission)
-        options: dict[str, Json] = {}
+        options: dict[str, Any] = {}
         if mission == CLOCKED:
             options = {"cadence": {"kind": "interval", "everyMinutes": 5}, "ifMissed": "all"}
         await here.mission(
