@@ -68,6 +68,10 @@ update mana_ai.grants set revoker = $2, revocation = $3
 select grant_id from mana_ai.grants
  where space_id = $1 and mission_id = $2 and state = 'active' for update
 
+-- name: waiting_by_hand
+select count(*) from mana_ai.occurrences
+ where space_id = $1 and mission_id = $2 and state = 'queued' and kind = 'manual'
+
 -- name: visible
 select *, expires_at <= clock_timestamp() as expired from mana_ai.grants
  where completed_at is not null order by created_at desc, grant_id limit $1

@@ -58,7 +58,7 @@ from mana.hub.runner.queue import status_of
 from mana.hub.tenants import Tenant
 from mana.hub.work.store import Work
 from mana.models.addresses import OwnModels, check_own_origin
-from mana.protocol.errors import MissionErrored, WorkStopped, ZeroKnowledgeActive
+from mana.protocol.errors import MissionErrored, RateLimited, WorkStopped, ZeroKnowledgeActive
 from mana.protocol.messages import (
     AuditAnswer,
     GrantCompletion,
@@ -78,6 +78,8 @@ from mana.protocol.messages import (
 
 GRANTS_MAX: Final = 500
 LEDGER_MAX: Final = 20
+WAITING_MAX: Final = 16
+"""How many runs of one mission may be asked for by hand before the first of them begins."""
 PENDING_MS_MAX: Final = 60 * 60 * 1_000
 
 
@@ -359,7 +361,10 @@ class GrantService:
             )
 
     async def run_now(self, tenant: Tenant, space_id: str, mission_id: str) -> OccurrenceInfo:
-        """Queue an occurrence of this moment, once however often it is asked in a millisecond."""
+        """Queue an occurrence of this moment, once however often it is asked in a millisecond.
+
+        Raises RateLimited where many wait already: who asks need not be who pays.
+        """
         async with self._mission(tenant, space_id, mission_id) as (register, mission):
             ledger = register.ledger
             if not mission.runs_here:
@@ -369,6 +374,8 @@ class GrantService:
             work = await Work(register.tx, self.currency).state()
             if work.hub_stopped or work.stopped_at is not None:
                 raise WorkStopped("no mission runs while the work is stopped")
+            if await register.waiting_by_hand(*mission.key) >= WAITING_MAX:
+                raise RateLimited("as many runs of the mission as may wait have been asked for")
             now_ms = await ledger.now_ms()
             await ledger.enqueue(mission, now_ms, "manual")
             found = await ledger.occurrence_at(*mission.key, now_ms)

@@ -125,6 +125,11 @@ class Register:
         grant: str | None = await self.tx.value(_QUERIES["active_grant"], space, mission)
         return grant
 
+    async def waiting_by_hand(self, space: SpaceId, mission: MissionId) -> int:
+        """Return how many runs of a mission somebody asked for that did not begin yet."""
+        found: int = await self.tx.value(_QUERIES["waiting_by_hand"], space, mission)
+        return found
+
     async def expire_seen(self) -> None:
         """End the grants of the account's spaces whose time has passed."""
         await self.tx.execute(_QUERIES["expire_seen"])
