@@ -98,7 +98,7 @@ def test_shorter_chain_than_before_is_noticed() -> None:
 def test_refused_reading_says_so() -> None:
     """A reading that did not happen is not told as one."""
     row = msgspec.structs.replace(rows(1)[0], status="scope-violation", reason="scope-mismatch")
-    words = sentence(row, what="“Diary”", mission="Review", clock="07:00:00", model="")
+    words = sentence(row, what="“Diary”", mission="Review", clock="07:00:00", models={})
     assert words == "The runner was kept from “Diary” for “Review”, 07:00:00: scope-mismatch."
 
 
@@ -123,7 +123,7 @@ def test_readings_say_what_was_read(table: str, known: dict[str, Any], words: st
     told |= known
     row = msgspec.structs.replace(rows(1)[0], table_name=table)
     what = record_words(table, **told)
-    said = sentence(row, what=what, mission=told["mission"], clock="07:00:00", model="")
+    said = sentence(row, what=what, mission=told["mission"], clock="07:00:00", models={})
     assert said == (
         f"The runner read {words}, 07:00:00, "
         "and gave it to rules (offline), on the hub's own machine."
@@ -143,6 +143,18 @@ def test_readings_say_what_was_read(table: str, known: dict[str, Any], words: st
 def test_readings_name_the_model_once(address: str, model: str, words: str) -> None:
     """A reading says which model got the text and on which machine, neither of them twice."""
     assert model_words(address, model) == words
+
+
+def test_readings_name_every_model_that_may_have_got_them() -> None:
+    """Where a run could ask several models, one after the other, a reading names all of them."""
+    places = "https://models.example http://127.0.0.1:11434 https://other.example"
+    row = msgspec.structs.replace(rows(1)[0], endpoint=places)
+    models = {"http://127.0.0.1:11434": "small"}
+    assert sentence(row, what="“Diary”", mission="Review", clock="07:00:00", models=models) == (
+        "The runner read “Diary” for “Review”, 07:00:00, and gave it to the model at "
+        "https://models.example or small, on the hub's own machine or the model at "
+        "https://other.example."
+    )
 
 
 def test_the_consent_names_the_model_once() -> None:

@@ -70,6 +70,7 @@ async def test_a_person_s_own_model_plans(database: Database) -> None:
     async with planning_server() as server, world(database, models=settings()) as made:
         own = OwnModel("own-1", server.url, "tiny", KEY)
         assert await run(made, settings(), server.url, own=own, choice="own:own-1") == ("done", "")
+        assert {row.endpoint for row in (await made.audit()).rows} == {server.url}
         assert {asked.body["model"] for asked in server.asked} == {"tiny"}
         assert all(f"Bearer {KEY}" in asked.head for asked in server.asked)
         assert CANARY in server.asked[0].raw.decode()
@@ -103,8 +104,24 @@ async def test_a_fall_back_that_is_named_plans(database: Database) -> None:
         models = settings(first, second)
         async with world(database, models=models) as made:
             assert await run(made, models, first.url, second.url) == ("done", "")
+            rows = (await made.audit()).rows
         assert first.asked
         assert second.asked
+        # Before anything was opened, each row says every place that the run could have sent it to.
+        assert {row.table_name for row in rows} >= {"notes", "agents", "aiMissions"}
+        for row in rows:
+            assert sorted((row.endpoint or "").split(" ")) == sorted([first.url, second.url])
+
+
+async def test_the_audit_names_no_place_that_hears_nothing(database: Database) -> None:
+    """Of what a grant names, the rows of the inputs say only what the agent's own model may ask."""
+    async with planning_server() as server, planning_server() as other:
+        models = settings(server, other)
+        async with world(database, models=models) as made:
+            assert await run(made, models, server.url, other.url, choice="m1") == ("done", "")
+            rows = (await made.audit("?table=notes")).rows
+        assert server.asked == []
+        assert [row.endpoint for row in rows] == [other.url]
 
 
 async def test_a_fall_back_that_is_not_named_hears_nothing(database: Database) -> None:

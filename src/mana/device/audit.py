@@ -9,7 +9,7 @@ into its iterations. A hub that drops, changes or swaps rows contradicts one of 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import ClassVar, Final
@@ -220,7 +220,10 @@ class Audit:
         titles = await self._titles(pairs)
         unnamed = {pair for pair in pairs if not titles[pair] and await self._is_here(*pair)}
         zone_name = await self._opened.zone()
-        models = {str(view.id): view.text("model") for view in await self._runs(rows)}
+        models = {
+            str(view.id): {view.text("endpoint"): view.text("model")}
+            for view in await self._runs(rows)
+        }
         found: builtins.list[Reading] = []
         for row in rows:
             title = titles[row.table_name, row.record_id]
@@ -240,7 +243,7 @@ class Audit:
                         ),
                         mission=mission,
                         clock=_clock(row.ts, zone_name),
-                        model=models.get(row.iteration_id or "", ""),
+                        models=models.get(row.iteration_id or "", {}),
                     ),
                     mission_id=row.mission_id,
                     mission_title=mission,
@@ -309,12 +312,17 @@ def follow(known: Chain, rows: Sequence[AuditRow], *, head_seq: int, head_hash: 
     return Chain(hashes, since)
 
 
-def sentence(row: AuditRow, *, what: str, mission: str, clock: str, model: str) -> str:
-    """Return a reading in words: who read what, for what, when, and which model got it where."""
+def sentence(
+    row: AuditRow, *, what: str, mission: str, clock: str, models: Mapping[str, str]
+) -> str:
+    """Return a reading in words: who read what, for what, when, and which model got it where.
+
+    `models`: the names of models by their endpoints, as far as a run tells them.
+    """
     # What belongs to the mission names it already.
     purpose = "" if row.table_name in _OF_MISSION else f" for {_mission_words(mission)}"
     if row.status == "ok":
-        given = f", and gave it to {model_words(row.endpoint, model)}" if row.endpoint else ""
+        given = f", and gave it to {_places_words(row.endpoint, models)}" if row.endpoint else ""
         return f"The runner read {what}{purpose}, {clock}{given}."
     verb = _STATUS_WORDS.get(row.status, row.status)
     why = f": {row.reason}" if row.reason else ""
@@ -350,6 +358,11 @@ def model_words(address: str, model: str) -> str:
     named = shortened(model) if model != address else ""
     where = "on the hub's own machine" if is_local else f"at {address}"
     return f"{named}, {where}" if named else f"the model {where}"
+
+
+def _places_words(endpoints: str, models: Mapping[str, str]) -> str:
+    """Return all models that a reading may have gone to: a run may ask one after the other."""
+    return " or ".join(model_words(one, models.get(one, "")) for one in endpoints.split(" "))
 
 
 def _mission_words(title: str) -> str:

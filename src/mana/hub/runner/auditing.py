@@ -44,7 +44,8 @@ def is_reading(admitted: Admitted, ask: AuditAsk) -> bool:
     """
     return (
         len(ask.entries) <= ENTRIES_MAX
-        and (ask.endpoint is None or ask.endpoint in admitted.header.endpoints)
+        and len(ask.endpoints) == len(set(ask.endpoints))
+        and set(ask.endpoints) <= set(admitted.header.endpoints)
         and all(_is_row(one) for one in ask.entries)
     )
 
@@ -152,7 +153,7 @@ class Auditing:
             mission_id=lease.mission_id,
             iteration_id=iteration_id(lease.mission_id, admitted.job.scheduled_for),
             grant_id=header.grant_id,
-            endpoint=ask.endpoint,
+            endpoint=" ".join(ask.endpoints) or None,
             runner_key_id=header.runner_key_id,
         )
         return _Judged(asked, reading, refusal)

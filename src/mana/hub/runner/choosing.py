@@ -15,8 +15,8 @@ from mana.planning.ports import Candidate, Model
 class Models(Protocol):
     """The models of a worker."""
 
-    def endpoint_of(self, endpoints: Collection[str]) -> str | None:
-        """Return the first endpoint of the operator's that a grant names, if it names one."""
+    def endpoints_of(self, endpoints: Collection[str]) -> tuple[str, ...]:
+        """Return the endpoints of the operator's that a grant names."""
 
     @property
     def allow_own(self) -> bool:
@@ -34,13 +34,13 @@ class SetUpModels:
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
         self._connections = Connections()
-        self._endpoints = [
+        self._endpoints = dict.fromkeys(
             candidates(settings, one.alias, None)[0].model.endpoint for one in settings.models
-        ]
+        )
 
-    def endpoint_of(self, endpoints: Collection[str]) -> str | None:
-        """Return the first endpoint of the operator's that a grant names, if it names one."""
-        return next((one for one in self._endpoints if one in endpoints), None)
+    def endpoints_of(self, endpoints: Collection[str]) -> tuple[str, ...]:
+        """Return the endpoints of the operator's that a grant names."""
+        return tuple(one for one in self._endpoints if one in endpoints)
 
     @property
     def allow_own(self) -> bool:
@@ -64,10 +64,10 @@ class GivenModels:
     def __init__(self, make: Callable[[], Model]) -> None:
         self._make = make
 
-    def endpoint_of(self, endpoints: Collection[str]) -> str | None:
+    def endpoints_of(self, endpoints: Collection[str]) -> tuple[str, ...]:
         """Return the model's endpoint if a grant names it."""
         endpoint = self._make().endpoint
-        return endpoint if endpoint in endpoints else None
+        return (endpoint,) if endpoint in endpoints else ()
 
     @property
     def allow_own(self) -> bool:

@@ -75,10 +75,10 @@ class Line:
         self._channel.tell(note)
 
     async def audit(
-        self, entries: Sequence[AuditEntry], *, endpoint: str | None, checked: bool
+        self, entries: Sequence[AuditEntry], *, endpoints: Sequence[str], checked: bool
     ) -> AuditDone:
         """Return when the rows are committed; raise NotAllowed if they may not be opened."""
-        answer = await self.ask(AuditAsk(self.run, list(entries), endpoint, checked))
+        answer = await self.ask(AuditAsk(self.run, list(entries), list(endpoints), checked))
         if isinstance(answer, Refused):
             raise NotAllowed(answer.reason)
         if not isinstance(answer, AuditDone):

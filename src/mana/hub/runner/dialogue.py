@@ -111,10 +111,13 @@ class AuditEntry(msgspec.Struct, frozen=True):
 
 
 class AuditAsk(RunMessage, frozen=True):
-    """May these be opened? `checked`: the grant, role and fence must stand for it."""
+    """May these be opened? `checked`: the grant, role and fence must stand for it.
+
+    `endpoints`: every place that the run may send what it reads to.
+    """
 
     entries: list[AuditEntry]
-    endpoint: str | None
+    endpoints: list[str]
     checked: bool = True
 
 

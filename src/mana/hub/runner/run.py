@@ -53,7 +53,7 @@ from mana.hub.runner.opening import (
     read_grant,
 )
 from mana.hub.runner.standing import Space, by_stamp
-from mana.hub.runner.warm import catalogue, key_id
+from mana.hub.runner.warm import UNKNOWN_TABLE, catalogue, key_id
 from mana.hub.runner.writeback import Draft, RunFacts, seal_run
 from mana.models.choose import ModelUnknown
 from mana.planning.budget import budget_reason
@@ -113,7 +113,8 @@ class Run:
         self._line = line
         self._job = job
         self._models = models
-        self._endpoint: str | None = None
+        self._operators: Sequence[str] = ()
+        self._endpoints: Sequence[str] = ()
         self._runner = runner
         self._hub = hub
         self._space = space
@@ -166,8 +167,10 @@ class Run:
             raise Ended("skipped", "scope-mismatch")
         if header.suite not in SUITES or header.runner_key_id != key_id(self._runner):
             raise Ended("skipped", "not-configured")
-        self._endpoint = self._models.endpoint_of(header.endpoints)
-        if self._endpoint is None and not self._models.allow_own:
+        self._operators = self._models.endpoints_of(header.endpoints)
+        # Which of them the agent's model may ask is not known before the agent is open.
+        self._endpoints = header.endpoints if self._models.allow_own else self._operators
+        if not self._endpoints:
             raise Ended("skipped", "scope-mismatch")
         try:
             authority = self._space.authority()
@@ -203,7 +206,7 @@ class Run:
         """Open the keys of the grant, and say on the audit if they do not open."""
         try:
             keys = open_keys(header, grant, runner=self._runner)
-            if self._endpoint is not None or keys.model is not None:
+            if self._operators or keys.model is not None:
                 return keys
             reason = "scope-mismatch"
         except WrapRejected:
@@ -270,7 +273,7 @@ class Run:
             raise Ended("failed", "no-model") from None
         if not chosen:
             raise Ended("skipped", "scope-mismatch")
-        self._endpoint = chosen[0].model.endpoint
+        self._endpoints = tuple(dict.fromkeys(one.model.endpoint for one in chosen))
         return chosen
 
     def _space_policy(self) -> SpacePolicy:
@@ -318,7 +321,7 @@ class Run:
         try:
             return self._catalogue.table(table).name
         except NotFound:
-            return "unknown"
+            return UNKNOWN_TABLE
 
     async def _history(
         self, earlier: Sequence[StateRecord], keys: GrantKeys
@@ -488,7 +491,7 @@ class Run:
     async def _audit(self, entries: Sequence[AuditEntry], *, checked: bool = True) -> None:
         """Return when the rows are committed; raise Ended if they may not be opened."""
         try:
-            self._head = await self._line.audit(entries, endpoint=self._endpoint, checked=checked)
+            self._head = await self._line.audit(entries, endpoints=self._endpoints, checked=checked)
         except NotAllowed as refused:
             raise Ended("skipped", refused.reason) from None
 
