@@ -230,7 +230,8 @@ async def test_a_long_run_is_folded_and_goes_on() -> None:
     candidate = Candidate(model, context_tokens=CONTEXT)
     result = await plan(candidate, views=VIEWS, budget=budget, rounds_max=6)
     assert result.compactions != ()
-    assert set(result.compactions) == {"plan"}
+    assert {(one.purpose, one.messages >= 2) for one in result.compactions} == {("plan", True)}
+    assert result.reminded[("compaction", "note")] == len(result.compactions)
     assert len(result.compactions) == len(model.folds)
     assert result.stop_reason == "rounds"
     assert len(budget.reserved) == len(model.requests) + len(model.folds) == len(budget.settled)
@@ -266,7 +267,7 @@ async def test_what_was_folded_may_be_read_again() -> None:
     model = Reader(summarised, rounds=4)
     model.add(says("", again), says("Done."))
     result = await plan(Candidate(model, context_tokens=CONTEXT), views=VIEWS, rounds_max=6)
-    assert result.compactions == ("plan",)
+    assert [one.purpose for one in result.compactions] == ["plan"]
     assert "DUPLICATE_CALL" not in [refusal.code for refusal in result.refusals]
 
 

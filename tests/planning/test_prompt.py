@@ -127,7 +127,15 @@ def test_the_version_is_a_hash() -> None:
     assert "Mira" not in PROMPT_VERSION
 
 
-NO_TEMPLATES = ("MARKED", "PROPOSE_MEMORY", "REJECT_REASONS", "SCHEMA", "TASK")
+NO_TEMPLATES = (
+    "MARKED",
+    "PRODUCERS",
+    "PROPOSE_MEMORY",
+    "REJECT_REASONS",
+    "SCHEMA",
+    "SEVERITIES",
+    "TASK",
+)
 """Constants whose words no prompt is made of: names, and what is made from templates."""
 
 
@@ -167,7 +175,9 @@ def due(
         "<compact-summary>": "compacted",
         "reads like instructions": "marked",
     }
-    return [next(kind for mark, kind in kinds.items() if mark in text) for text in reminders(state)]
+    return [
+        next(kind for mark, kind in kinds.items() if mark in one.text) for one in reminders(state)
+    ]
 
 
 def test_reminders_follow_from_the_state() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mana.domain.encoding import canonical_json
-from mana.planning.ports import Message, ModelRequest
+from mana.planning.ports import Message, ModelRequest, Purpose
 from mana.planning.prompt import inert, one_line
 
 THRESHOLD_PERCENT: Final = 92
@@ -60,6 +60,14 @@ TEMPLATES: Final = (
     _SECTION,
     *_PLACEHOLDERS,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """A fold that was made: of which conversation, and how many messages went into the summary."""
+
+    purpose: Purpose
+    messages: int
 
 
 @dataclass(frozen=True, slots=True)

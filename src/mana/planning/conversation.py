@@ -6,7 +6,8 @@ come to. Before a request would outgrow what the model can read at once, earlier
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -15,6 +16,7 @@ from mana.planning import compaction
 from mana.planning.asking import Asking, message_size, request_size
 from mana.planning.budget import COMPLETION_TOKENS_MIN, estimated_tokens
 from mana.planning.calls import Delegate, Setting, Talk, Work, answer_calls, end_repairs
+from mana.planning.compaction import Compaction
 from mana.planning.ports import (
     BudgetExceeded,
     Message,
@@ -27,7 +29,14 @@ from mana.planning.ports import (
     Purpose,
 )
 from mana.planning.prompt import one_line
-from mana.planning.reminders import RunState, reminding
+from mana.planning.reminders import (
+    Producer,
+    Reminder,
+    RunState,
+    Severity,
+    as_messages,
+    reminders,
+)
 
 TEMPERATURE: Final = 0.3
 SUMMARY_MAX: Final = 8_000
@@ -62,7 +71,7 @@ class Means:
     """What a conversation has at hand: models, tools, limits, and who watches.
 
     `schemas_size`: bytes of the tools' schemas. `tokens_before`: what the agent used of its day before the run; `tokens_cap` None: no cap.
-    `compactions` gets the purpose of each conversation that is folded.
+    `compactions` gets each fold that is made, `reminded` counts what the model was reminded of.
     """
 
     asking: Asking
@@ -76,7 +85,8 @@ class Means:
     completion_tokens_max: int
     tokens_before: int
     tokens_cap: int | None
-    compactions: list[Purpose]
+    compactions: list[Compaction]
+    reminded: Counter[tuple[Producer, Severity]]
     delegate: Delegate | None = None
 
 
@@ -171,22 +181,25 @@ async def _reply(talk: Talk, means: Means, rounds: _Rounds) -> ModelReply | None
         if least >= means.asking.current.context_tokens and talk.round > 1:
             # What a first request holds was granted and limited; later ones grow by the model.
             return None
-        request, notes_size = _request(talk, means, rounds, least)
+        request, due = _request(talk, means, rounds, least)
         means.progress.phase("model")
         _teller(talk, means, "model")()
         try:
-            reply = await means.asking.ask(request, means.purpose, size=size + notes_size)
+            reply = await means.asking.ask(request, means.purpose, size=size + _weight(due))
         except (ModelFailed, PriceUnknown) as error:
             if not means.asking.falls_back(error):
                 raise
             continue
         rounds.measure.learn(size, None if reply.usage is None else reply.usage.prompt_tokens)
+        means.reminded.update((one.producer, one.severity) for one in due)
         rounds.folded = talk.marked = False
         return reply
 
 
-def _request(talk: Talk, means: Means, rounds: _Rounds, least: int) -> tuple[ModelRequest, int]:
-    """Return the next request, and the bytes of what the model is reminded of in this one only.
+def _request(
+    talk: Talk, means: Means, rounds: _Rounds, least: int
+) -> tuple[ModelRequest, tuple[Reminder, ...]]:
+    """Return the next request, and what the model is reminded of in this one only.
 
     `least`: the tokens that it has at least, which leave the rest of the context to the reply.
     """
@@ -200,15 +213,19 @@ def _request(talk: Talk, means: Means, rounds: _Rounds, least: int) -> tuple[Mod
         marked=talk.marked,
     )
     room = max(model.context_tokens - least, COMPLETION_TOKENS_MIN)
-    notes = reminding(state)
+    due = reminders(state)
     request = ModelRequest(
-        messages=(*talk.messages, *notes),
+        messages=(*talk.messages, *as_messages(due)),
         tools=means.schemas,
         temperature=TEMPERATURE,
         completion_tokens_max=min(means.completion_tokens_max, room),
         heard=_teller(talk, means, "model"),
     )
-    return request, sum(map(message_size, notes))
+    return request, due
+
+
+def _weight(due: Sequence[Reminder]) -> int:
+    return sum(map(message_size, as_messages(due)))
 
 
 def _teller(talk: Talk, means: Means, phase: str) -> Callable[..., None]:
@@ -246,7 +263,7 @@ async def _fold_if_due(talk: Talk, means: Means, rounds: _Rounds) -> None:
     if messages is not None:
         talk.begin_anew(messages)
         rounds.folded, rounds.measure = True, _Measure()
-        means.compactions.append(means.purpose)
+        means.compactions.append(Compaction(means.purpose, len(fold.folded)))
 
 
 def _facts(work: Work) -> list[str]:

@@ -8,8 +8,9 @@ cancel its task: no step comes out, and a reservation that is open stays counted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mana.domain.actors import agent_at_work
@@ -22,12 +23,14 @@ from mana.domain.records import Records
 from mana.domain.tools import PROPOSE_MEMORY, TASK, Tool
 from mana.planning.asking import Asking, FallBack, Spent
 from mana.planning.calls import MARKED, Refusal, Setting, Work
+from mana.planning.compaction import Compaction
 from mana.planning.conversation import Means, StopReason, converse, opening
 from mana.planning.dispatch import Caller, PlannedStep, is_offered
 from mana.planning.guardrails import Rates, after_planning, size_before_planning
 from mana.planning.markers import is_marked
-from mana.planning.ports import Budget, Candidate, Progress, Purpose, Usage
+from mana.planning.ports import Budget, Candidate, Progress, Usage
 from mana.planning.prompt import PlanInput, material, now_line, prompt
+from mana.planning.reminders import Producer, Severity
 from mana.planning.subagents import SCHEMA, SCHEMA_SIZE, SubAgent, SubAgents, may_delegate
 from mana.planning.version import PROMPT_VERSION
 from mana.registry.catalogue import Catalogue
@@ -43,8 +46,7 @@ class Plan:
     """What a run came to. `model` and `endpoint` are of the model that answered last.
 
     `usage` counts what providers reported, `spent` the same by model and purpose; the budget also
-    counts calls that reported nothing. `compactions` names the purpose of each conversation that
-    was folded. `flags`: `length` and `content-filter` where a provider cut a reply,
+    counts calls that reported nothing. `reminded` counts what models were reminded of. `flags`: `length` and `content-filter` where a provider cut a reply,
     `context-full` where the run ended because it grew too long, `marker` where material or calls
     read like injected instructions.
     """
@@ -61,7 +63,8 @@ class Plan:
     endpoint: str
     prompt_version: str
     flags: tuple[str, ...] = ()
-    compactions: tuple[Purpose, ...] = ()
+    compactions: tuple[Compaction, ...] = ()
+    reminded: Mapping[tuple[Producer, Severity], int] = field(default_factory=dict)
     sub_agents: tuple[SubAgent, ...] = ()
     fallbacks: tuple[FallBack, ...] = ()
 
@@ -126,7 +129,8 @@ async def run(
     messages = prompt(plan_input, rounds_max=rounds_max)
     work = Work(Rates(clock_ms), size_before_planning(messages))
     tools, delegates = _offered(setting), may_delegate(policy)
-    compactions: list[Purpose] = []
+    compactions: list[Compaction] = []
+    reminded = Counter[tuple[Producer, Severity]]()
     asking = Asking(models, budget)
     means = Means(
         asking=asking,
@@ -141,6 +145,7 @@ async def run(
         tokens_before=plan_input.tokens_today,
         tokens_cap=plan_input.agent.tokens_per_day_max,
         compactions=compactions,
+        reminded=reminded,
     )
     sub_agents = SubAgents(means, tools, now=now_line(plan_input))
     if delegates:
@@ -174,6 +179,7 @@ async def run(
         prompt_version=PROMPT_VERSION,
         flags=tuple(work.flags),
         compactions=tuple(compactions),
+        reminded=dict(reminded),
         sub_agents=tuple(sub_agents.made),
         fallbacks=tuple(asking.fallbacks),
     )

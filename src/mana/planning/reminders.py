@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 from mana.planning.ports import Message
 
@@ -28,6 +29,21 @@ _MARKED: Final = (
 TEMPLATES: Final = (_FRAME, _COMPACTED, _SPENT, _ESCALATE, _WARN, _RETRY, _MARKED)
 
 
+Producer = Literal["compaction", "budget", "retry", "marker"]
+Severity = Literal["note", "warning", "urgent"]
+PRODUCERS: Final = get_args(Producer)
+SEVERITIES: Final = get_args(Severity)
+
+
+@dataclass(frozen=True, slots=True)
+class Reminder:
+    """A note to the model, the rule that it comes from, and how much it matters."""
+
+    producer: Producer
+    severity: Severity
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class RunState:
     """What reminders look at. `outcomes`: of each call so far, whether it succeeded.
@@ -44,35 +60,36 @@ class RunState:
     marked: bool = False
 
 
-def reminders(state: RunState) -> tuple[str, ...]:
+def reminders(state: RunState) -> tuple[Reminder, ...]:
     """Return the reminders that are due: of compaction, budget, retries, then of marks."""
     found = (
-        _COMPACTED if state.compacted else "",
+        Reminder("compaction", "note", _COMPACTED) if state.compacted else None,
         _budget(state),
         _retry(state),
-        _MARKED if state.marked else "",
+        Reminder("marker", "warning", _MARKED) if state.marked else None,
     )
-    return tuple(text for text in found if text)
+    return tuple(one for one in found if one is not None)
 
 
-def reminding(state: RunState) -> list[Message]:
-    """Return the reminders as messages, for the end of one request and never for the history."""
-    return [Message("system", _FRAME.format(text=text)) for text in reminders(state)]
+def as_messages(due: Sequence[Reminder]) -> list[Message]:
+    """Return reminders as messages, for the end of one request and never for the history."""
+    return [Message("system", _FRAME.format(text=one.text)) for one in due]
 
 
-def _budget(state: RunState) -> str:
+def _budget(state: RunState) -> Reminder | None:
     """Return a note on the day's budget from three quarters on."""
     cap = state.tokens_max
     if cap is None or cap <= 0 or state.tokens_used * 100 < cap * WARN_PERCENT:
-        return ""
+        return None
     spent = _SPENT.format(used=state.tokens_used, cap=cap)
     if state.tokens_used >= cap:
-        return _ESCALATE.format(spent=spent)
-    return _WARN.format(spent=spent, percent=round(state.tokens_used * 100 / cap))
+        return Reminder("budget", "urgent", _ESCALATE.format(spent=spent))
+    percent = round(state.tokens_used * 100 / cap)
+    return Reminder("budget", "warning", _WARN.format(spent=spent, percent=percent))
 
 
-def _retry(state: RunState) -> str:
+def _retry(state: RunState) -> Reminder | None:
     """Return a note when the last two calls failed, late in the run."""
     if state.round < RETRY_ROUND_MIN or len(state.outcomes) < 2 or any(state.outcomes[-2:]):
-        return ""
-    return _RETRY
+        return None
+    return Reminder("retry", "warning", _RETRY)

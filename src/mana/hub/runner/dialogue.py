@@ -156,13 +156,18 @@ class PhaseNote(RunMessage, frozen=True):
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """Figures of a run for metrics: names of tools and words of the code only."""
+    """Figures of a run for metrics: names of tools and words of the code only.
+
+    `reminders` by `producer:severity`; `folded`: the messages that went into each summary.
+    """
 
     rounds: int = 0
     calls: dict[str, int] = msgspec.field(default_factory=dict)
     opened: dict[str, int] = msgspec.field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reminders: dict[str, int] = msgspec.field(default_factory=dict)
+    folded: list[int] = msgspec.field(default_factory=list)
 
 
 class Finished(RunMessage, frozen=True):

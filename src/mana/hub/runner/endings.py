@@ -9,6 +9,7 @@ from typing import Final, get_args
 from mana.domain.occurrences import ERRORED, FailReason, SkipReason
 from mana.hub.runner import scheduling
 from mana.hub.runner.metrics import Metrics
+from mana.hub.runner.prices import RULES
 from mana.hub.runner.queue import End
 from mana.hub.runner.scheduling import Locked
 from mana.hub.runner.store import Ledger
@@ -86,8 +87,8 @@ def word_of(reason: str) -> str:
     return "budget" if read_budget_reason(reason) is not None else reason
 
 
-def count(metrics: Metrics, outcome: Outcome, *, provider: str = "rules") -> None:
-    """Count what became of an occurrence. `provider`: a word for the model that failed it."""
+def count(metrics: Metrics, outcome: Outcome, *, provider: str = RULES) -> None:
+    """Count what became of an occurrence. `provider`: a word for the model that it called last."""
     if not outcome.took:
         return
     metrics.errored.inc(outcome.errored)

@@ -30,13 +30,17 @@ from mana.hub.runner.dialogue import Counts, Finished, Stopped
 from mana.hub.runner.endings import STOPPED, Outcome
 from mana.hub.runner.ledger import AgentSnapshot, RegisteredGrant
 from mana.hub.runner.metrics import Metrics
+from mana.hub.runner.prices import RULES
 from mana.hub.runner.progress import NUMBER_MAX
 from mana.hub.runner.queue import End
 from mana.hub.runner.scheduling import Locked
 from mana.hub.runner.shared import Append, Setting
 from mana.hub.runner.store import Ledger, RunnerStore
 from mana.hub.runner.warm import plain_tables, plain_tools
+from mana.planning.reminders import PRODUCERS, SEVERITIES
 
+FOLDED_MAX: Final = 64
+"""More than a run and its sub-agents fold."""
 _LOST: Final = Outcome("leased", took=False)
 _REFUSED: Final[Mapping[str, Outcome]] = {
     "stale-key": Outcome("skipped", "key-rotated"),
@@ -47,10 +51,11 @@ _REFUSED: Final[Mapping[str, Outcome]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A run and what it came to."""
+    """A run and what it came to. `provider`: a word for the model that it called last."""
 
     admitted: Admitted
     said: Finished | Stopped
+    provider: str = RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +205,7 @@ class Finishing:
         return outcomes
 
     def _count(self, one: Ending, outcome: Outcome) -> None:
-        endings.count(self._metrics, outcome)
+        endings.count(self._metrics, outcome, provider=one.provider)
         if isinstance(one.said, Finished):
             self._metrics.plans_produced.inc()
             if outcome.took and outcome.state == "done":
@@ -215,6 +220,12 @@ class Finishing:
         for call, number in counts.calls.items():
             tool, _, policy = call.partition(":")
             metrics.tool_calls.labels(tool, policy, "deferred").inc(number)
+        for rule, number in counts.reminders.items():
+            producer, _, severity = rule.partition(":")
+            metrics.reminders.labels(producer, severity).inc(number)
+        for messages in counts.folded:
+            metrics.compactions.inc()
+            metrics.compacted_turns.observe(messages)
 
 
 def is_own(admitted: Admitted, said: Finished) -> bool:
@@ -245,16 +256,21 @@ def is_own(admitted: Admitted, said: Finished) -> bool:
 def are_figures(counts: Counts) -> bool:
     """Say whether these can be the figures of a run, by names of this installation alone."""
     calls = [call.partition(":") for call in counts.calls]
+    rules = [rule.partition(":") for rule in counts.reminders]
     numbers = (
         counts.rounds,
         counts.prompt_tokens,
         counts.completion_tokens,
         *counts.calls.values(),
         *counts.opened.values(),
+        *counts.reminders.values(),
+        *counts.folded,
     )
     return (
         all(table in plain_tables() for table in counts.opened)
         and all(tool in plain_tools() and word in DECISIONS for tool, _, word in calls)
+        and all(producer in PRODUCERS and word in SEVERITIES for producer, _, word in rules)
+        and len(counts.folded) <= FOLDED_MAX
         and all(0 <= number <= NUMBER_MAX for number in numbers)
     )
 

@@ -232,7 +232,7 @@ class Lane:
             if isinstance(said, Finished):
                 stats.plans_produced += 1
                 span.note(rounds=said.counts.rounds, calls=sum(said.counts.calls.values()))
-            outcome = await self._ends.ask(Ending(admitted, said))
+            outcome = await self._ends.ask(Ending(admitted, said, port.provider))
             span.note(state=outcome.state, reason=outcome.reason)
             return outcome
         finally:
@@ -316,6 +316,7 @@ class Lane:
             call = self._crew.prices.call_of(ask, port.admitted.header.endpoints)
             if call is None or not is_sane(ask.prompt_tokens, ask.completion_tokens_max):
                 raise _misbehaved(port, "what cannot be a call of its run")
+            port.provider = self._crew.prices.provider_of(call.endpoint)
             answer = await self._tokens.ask(Reserve(port.admitted, ask, call))
         if isinstance(answer, Reserved):
             port.granted[answer.granted.reservation] = answer.granted

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Final
 
 from mana.domain.money import Price
 from mana.hub.runner.dialogue import ReserveAsk
-from mana.models.choose import candidates
+from mana.models.choose import candidates, model_infos
+from mana.models.rules import ENDPOINT
 from mana.models.settings import ModelSettings
 from mana.planning.ports import Candidate, ModelCall
+
+RULES: Final = "rules"
+"""How figures call the offline rules, and who called no model at all."""
 
 
 class Prices:
@@ -22,8 +27,17 @@ class Prices:
             ]
             for one in found
         }
+        self._local = {one.endpoint for one in model_infos(settings) if one.local}
         self.metered = all(one.model.metered for one in found)
         self.priced = all(one.price is None or _weight(one.price) > 0 for one in found)
+
+    def provider_of(self, endpoint: str) -> str:
+        """Return the word by which figures call whoever answers at an endpoint."""
+        if endpoint == ENDPOINT:
+            return RULES
+        if endpoint not in self._by_endpoint:
+            return "own"
+        return "local" if endpoint in self._local else "remote"
 
     def call_of(self, ask: ReserveAsk, endpoints: Collection[str]) -> ModelCall | None:
         """Return the call for the ledger; None for one to a place that the grant does not name.

@@ -485,6 +485,8 @@ class Run:
             opened=dict(self._opened),
             prompt_tokens=plan.usage.prompt_tokens,
             completion_tokens=plan.usage.completion_tokens,
+            reminders={":".join(rule): number for rule, number in plan.reminded.items()},
+            folded=[one.messages for one in plan.compactions],
         )
         return Finished(job.run, iteration, changes, counts)
 

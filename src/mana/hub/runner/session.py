@@ -23,6 +23,7 @@ from mana.hub.runner.dialogue import (
     Stopped,
     WorkerLost,
 )
+from mana.hub.runner.prices import RULES
 from mana.hub.runner.workers import Worker
 
 RUNS_MAX: Final = 256
@@ -63,6 +64,8 @@ class Port:
         self._is_over = False
         self._is_closed = False
         self.interruption: Interruption | None = None
+        self.provider = RULES
+        """A word for whoever answers the call of a model that was asked for last."""
         self.granted: Final[dict[str, Granted]] = {}
         """The reservations of the run that are not settled, by their ids."""
 
