@@ -308,7 +308,7 @@ async def test_input_after_the_grant(database: Database) -> None:
         ]
 
 
-async def test_revoked_after_the_lease(database: Database) -> None:
+async def test_revoked_after_the_lease(database: Database, opened: list[str]) -> None:
     """A grant that is revoked after the gates and before the audit opens nothing."""
     async with world(database) as made:
         header = await made.ready()
@@ -325,7 +325,9 @@ async def test_revoked_after_the_lease(database: Database) -> None:
             await runner.scheduler.tick()
         line = (await made.status()).occurrences[0]
         assert (line.state, line.reason) == ("skipped", "revoked")
-        assert {row.status for row in (await made.audit()).rows} == {"revoked"}
+        # The word to stop may come before the run has even asked for its audit.
+        assert {row.status for row in (await made.audit()).rows} <= {"revoked"}
+        assert opened == []
 
 
 @pytest.mark.parametrize(
@@ -465,15 +467,11 @@ async def test_concurrency(database: Database) -> None:
 
         async with made.runner(Slow) as runner:
             await runner.scheduler.tick()
-            states = {
-                line.state
-                for one in ("mission-1", "mission-2")
-                for line in (await made.status(one)).occurrences
-            }
-            assert states == {"done", "queued"}
             await owner(made, "update mana_ai.occurrences set due_at = now()")
             await runner.scheduler.tick()
+            waited = runner.metrics.decisions.labels("skipped-concurrency")
         assert most == 1
+        assert next(iter(waited.collect())).samples[0].value >= 1
         for one in ("mission-1", "mission-2"):
             assert [line.state for line in (await made.status(one)).occurrences] == ["done"]
 

@@ -222,13 +222,26 @@ async def test_two_runners_share_the_work(database: Database) -> None:
             await made.grant(f"mission-{number}")
             await made.run_now(f"mission-{number}")
 
-        class Short(ScriptedModel):
+        began = asyncio.Event(), asyncio.Event()
+
+        class Both(ScriptedModel):
+            """One of two models, neither of which says anything before the other is asked too."""
+
             endpoint = "rules:offline"
 
+            def __init__(self, place: int) -> None:
+                super().__init__([])
+                self._place = place
+
             async def complete(self, request: ModelRequest) -> ModelReply:
+                began[self._place].set()
+                await began[1 - self._place].wait()
                 return says("Done.")
 
-        async with made.runner(Short) as one, made.runner(Short) as two:
+        async with (
+            made.runner(lambda: Both(0), concurrency=8) as one,
+            made.runner(lambda: Both(1), concurrency=8) as two,
+        ):
             first, second = await asyncio.gather(one.scheduler.tick(), two.scheduler.tick())
         assert first.errors == second.errors == []
         assert first.plans_written_back + second.plans_written_back == 50
