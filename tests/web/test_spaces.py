@@ -24,7 +24,9 @@ REST = ("/spaces/new", "/join", "/conflicts")
 OFFERED = re.compile(r'<form method="post" action="([^"]+)"')
 FORMS = re.compile(r'href="(/s/[^"]*/(?:new|edit|grant|revert)\b)(?<!/spaces/new)')
 ANYWHERE = re.compile(r"^(/lock|/leave|/sign-out|/demo/remove)$")
-ACCOUNT = re.compile(r"^/(settings/[a-z-]+|sync|refused/.*|conflicts/.*|grants/.*|spaces|join)$")
+ACCOUNT = re.compile(
+    r"^/(settings/[a-z/-]+|all-work/(stop|start)|sync|refused/.*|conflicts/.*|grants/.*|spaces|join)$"
+)
 SECRET = LINK.partition("#")[2]
 
 

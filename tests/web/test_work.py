@@ -35,8 +35,8 @@ async def test_one_switch_stops_everything_and_lets_it_go_on() -> None:
     async with visitor(app_of(host)) as client:
         device = await in_demo(client, host)
         assert 'id="work-stop"' in (await client.get("/")).text
-        assert 'action="/work/stop"' in (await client.get("/palette?q=stop all")).text
-        assert (await post(client, "/work/stop")).headers["location"] == "/"
+        assert 'action="/all-work/stop"' in (await client.get("/palette?q=stop all")).text
+        assert (await post(client, "/all-work/stop")).headers["location"] == "/"
         assert (await device.work_state()).stopped_ms is not None
         for path in ("/", "/notes", "/missions", "/settings", "/usage", "/agents"):
             page = await client.get(path)
@@ -44,10 +44,10 @@ async def test_one_switch_stops_everything_and_lets_it_go_on() -> None:
             assert re.search(r"All work is stopped since\s+<time[^>]*>\d\d:\d\d</time>", status), (
                 path
             )
-            assert 'action="/work/start"' in status, path
+            assert 'action="/all-work/start"' in status, path
             assert "next run" not in status
-        assert 'action="/work/start"' in (await client.get("/palette?q=go on")).text
-        await post(client, "/work/start", back="/notes")
+        assert 'action="/all-work/start"' in (await client.get("/palette?q=go on")).text
+        await post(client, "/all-work/start", back="/notes")
         assert "All work is stopped" not in said(await client.get("/missions"))
 
 
@@ -84,7 +84,7 @@ async def test_a_stop_that_the_hub_has_not_heard_says_so() -> None:
     async with visitor(app_of(host)) as client:
         device = await in_demo(client, host)
         device.online = False
-        await post(client, "/work/stop")
+        await post(client, "/all-work/stop")
         words = said(await client.get("/"))
         assert "The hub is told as soon as it can be reached" in words
         assert "here or on the hub" not in words
@@ -100,7 +100,7 @@ async def test_the_operators_stop_is_told() -> None:
         page = await client.get("/missions")
         assert "Whoever runs the hub has stopped its work." in said(page)
         assert "the hub’s work is stopped" in said(await client.get("/notes"))
-        assert 'action="/work/start"' not in page.text
+        assert 'action="/all-work/start"' not in page.text
 
 
 @pytest.mark.anyio

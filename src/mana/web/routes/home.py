@@ -33,7 +33,7 @@ async def scene(visit: Visiting) -> Page:
     return await home_page(visit)
 
 
-@post("/work/stop")
+@post("/all-work/stop")
 async def stop_work(visit: Visiting) -> Page:
     """Stop every mission of the account, here at once and everywhere as soon as it is heard."""
     form = await visit.form()
@@ -44,7 +44,7 @@ async def stop_work(visit: Visiting) -> Page:
     return visit.go(visit.back(form, "/"), said)
 
 
-@post("/work/start")
+@post("/all-work/start")
 async def start_work(visit: Visiting) -> Page:
     """Let missions run again, everywhere."""
     form = await visit.form()

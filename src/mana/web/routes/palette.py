@@ -69,8 +69,8 @@ def _fixed(here: Place) -> list[Command]:
 def _of_work(is_stopped: bool) -> Command:
     """Return the one switch for all work."""
     if is_stopped:
-        return Command("play", t("Let all work go on"), "/work/start", posts=True, everywhere=True)
-    return Command("octagon-x", t("Stop all work"), "/work/stop", posts=True, everywhere=True)
+        return Command("play", t("Let all work go on"), "/all-work/start", posts=True, everywhere=True)
+    return Command("octagon-x", t("Stop all work"), "/all-work/stop", posts=True, everywhere=True)
 
 
 def _of_mission(mission: MissionView, here: Place) -> list[Command]:
