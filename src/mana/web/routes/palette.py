@@ -69,7 +69,9 @@ def _fixed(here: Place) -> list[Command]:
 def _of_work(is_stopped: bool) -> Command:
     """Return the one switch for all work."""
     if is_stopped:
-        return Command("play", t("Let all work go on"), "/all-work/start", posts=True, everywhere=True)
+        return Command(
+            "play", t("Let all work go on"), "/all-work/start", posts=True, everywhere=True
+        )
     return Command("octagon-x", t("Stop all work"), "/all-work/stop", posts=True, everywhere=True)
 
 
