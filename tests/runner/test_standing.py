@@ -18,10 +18,10 @@ from mana.domain.iterations import ITERATIONS, STEPS
 from mana.hub.runner import standing
 from mana.hub.runner.dialogue import Finished, Message, Standing, WorkerLost
 from mana.hub.runner.opening import GrantedKey, KeyRotated, MissionKey, open_record
-from mana.hub.runner.run import HISTORY_FIELDS
 from mana.hub.runner.standing import Space
 from mana.hub.runner.warm import catalogue
 from mana.hub.runner.worker import work
+from mana.planning.past import PAST_FIELDS
 from mana.protocol.messages import DeviceRevocation, StateRecord
 from mana.testing.runs import Instant, Missions, answer
 
@@ -163,12 +163,12 @@ async def test_of_history_only_what_is_told_is_opened() -> None:
     def opened(record: StateRecord) -> set[str]:
         table = {one.name: one for one in (ITERATIONS, STEPS)}[record.table]
         key = mission.for_record(record.table, record.id)
-        fields = HISTORY_FIELDS[record.table]
+        fields = PAST_FIELDS[record.table]
         return set(open_record(space, record, table, key, fields=fields).values)
 
     assert "rationale" in step.fields
     assert "preview" in step.fields
-    assert opened(step) <= HISTORY_FIELDS[STEPS.name]
+    assert opened(step) <= PAST_FIELDS[STEPS.name]
     assert {"intent", "sentence", "status", "index"} <= opened(step)
     assert opened(iteration) == {"missionId", "scheduledFor", "startedAt", "summary"}
     assert opened(broken(iteration, "refusals")) == opened(iteration)

@@ -14,15 +14,13 @@ from enum import IntEnum
 from typing import Any, Final
 
 from mana.domain.encoding import Json
+from mana.planning.budget import BYTES_PER_TOKEN_MAX, REPLY_TIMES_MAX, TOKENS_BESIDE
 from mana.planning.ports import FailureKind, Finish, FunctionCall, ModelFailed, ModelReply, Usage
 
 REPLY_BYTES_MAX: Final = 4 * 1024 * 1024
 LINE_BYTES_MAX: Final = 1024 * 1024
 CALLS_MAX: Final = 128
 NAME_CHARS_MAX: Final = 10_000
-_BYTES_PER_TOKEN_MAX: Final = 40
-_TOKENS_BEYOND_BYTES: Final = 64
-_REPLIES_MAX: Final = 4
 _FINISH: Final[Mapping[str, Finish]] = {
     "stop": "stop",
     "tool_calls": "calls",
@@ -352,8 +350,8 @@ def _usage(raw: object, *, sent: int, got: int, asked: int) -> Usage | None:
     prompt, completion = _count(raw.get("prompt_tokens")), _count(raw.get("completion_tokens"))
     if prompt is None or completion is None:
         return None
-    is_read = sent // _BYTES_PER_TOKEN_MAX <= prompt <= sent + _TOKENS_BEYOND_BYTES
-    is_written = got // _BYTES_PER_TOKEN_MAX <= completion <= _REPLIES_MAX * asked
+    is_read = sent // BYTES_PER_TOKEN_MAX <= prompt <= sent + TOKENS_BESIDE
+    is_written = got // BYTES_PER_TOKEN_MAX <= completion <= REPLY_TIMES_MAX * asked
     return Usage(prompt, completion) if is_read and is_written else None
 
 

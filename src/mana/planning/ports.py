@@ -18,7 +18,6 @@ Finish = Literal["stop", "calls", "length", "content-filter", "other"]
 FailureKind = Literal["provider", "timeout", "refused-reply", "rate-limit", "auth"]
 FAILURE_KINDS: Final = ("provider", "timeout", "refused-reply", "rate-limit", "auth")
 Purpose = Literal["plan", "sub-agent", "compaction"]
-PURPOSES: Final = ("plan", "sub-agent", "compaction")
 CapScope = Literal["mission", "agent", "account", "hub"]
 CAP_SCOPES: Final = ("mission", "agent", "account", "hub")
 CapUnit = Literal["tokens", "cost"]

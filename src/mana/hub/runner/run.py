@@ -59,7 +59,7 @@ from mana.models.choose import ModelUnknown
 from mana.planning.budget import budget_reason
 from mana.planning.guardrails import GuardrailBlocked, InputTooLarge
 from mana.planning.loop import Plan, run
-from mana.planning.past import past_from_views
+from mana.planning.past import PAST_FIELDS, past_from_views
 from mana.planning.ports import BudgetExceeded, Candidate, ModelFailed, PriceUnknown
 from mana.planning.prompt import PastIteration, PlanInput, PlannedInput
 from mana.protocol.messages import StateRecord
@@ -68,23 +68,6 @@ from mana.registry.catalogue import Catalogue
 
 PROPOSAL_LIFE_MS: Final = 14 * 24 * 60 * 60 * 1_000
 REFUSALS_BYTES_MAX: Final = 16_384
-HISTORY_FIELDS: Final[Mapping[str, frozenset[str]]] = {
-    ITERATIONS.name: frozenset({"missionId", "scheduledFor", "startedAt", "summary", "feedback"}),
-    STEPS.name: frozenset(
-        {
-            "missionId",
-            "iterationId",
-            "index",
-            "status",
-            "intent",
-            "edited",
-            "sentence",
-            "feedback",
-            "rejectReason",
-        }
-    ),
-}
-"""What is opened of earlier runs: what the next prompt tells of them, and nothing else."""
 
 
 class Ended(Exception):
@@ -219,7 +202,7 @@ class Run:
     async def _open(self, record: StateRecord, keys: GrantKeys, *, fatal: bool) -> View | None:
         """Return a record opened. One that does not open is audited; `fatal` ends the run."""
         granted = keys.of(f"{record.table}:{record.id}")
-        fields = HISTORY_FIELDS.get(record.table)
+        fields = PAST_FIELDS.get(record.table)
         if fields is not None:
             granted = keys.iteration.for_record(record.table, record.id)
         reason = "scope-mismatch"
