@@ -317,6 +317,28 @@ def test_a_proposal_is_edited_approved_and_undone_by_keys(demo_page: Page, serve
     expect(demo_page.locator("#main")).not_to_contain_text("Call the dentist at nine")
 
 
+def test_while_a_proposal_is_edited_nothing_approves_it_unedited(
+    demo_page: Page, served: Served
+) -> None:
+    """`a` looks at what was typed, then approves that; the first form's buttons stand back."""
+    demo_page.goto(f"{served.url}/inbox")
+    card = demo_page.locator("[data-proposal]", has_text="Add task")
+    card.focus()
+    demo_page.keyboard.press("e")
+    card.locator('[name="p-title"]').fill("Call the dentist at nine")
+    expect(card.locator("footer.actions")).to_be_hidden()
+    card.focus()
+    demo_page.keyboard.press("a")
+    outcome = card.locator(".outcome")
+    expect(outcome.locator("h3")).to_contain_text("Call the dentist at nine")
+    expect(outcome).to_be_focused()
+    demo_page.keyboard.press("r")
+    demo_page.keyboard.press("a")
+    expect(demo_page.locator(".folded").first).to_contain_text("Approved with a change")
+    demo_page.goto(f"{served.url}/tasks")
+    expect(demo_page.locator("#main")).to_contain_text("Call the dentist at nine")
+
+
 def test_an_edit_needs_no_script(browser: Browser, served: Served) -> None:
     """Plain posts lead from the card to the form, its preview, and the approval."""
     context = browser.new_context(java_script_enabled=False)

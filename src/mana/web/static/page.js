@@ -292,8 +292,16 @@
     found.classList.add("later");
     next?.focus();
   };
+  /* While a proposal is edited, only what was typed can be approved, after it was looked at. */
+  const edited = (found) => found && $(".editing .edit", found);
   const press = (key) => {
     const found = card();
+    const edit = edited(found);
+    if (edit) {
+      const next = key === "a" && ($('[id^="approve-edited-"]', edit) || $('[id^="look-"]', edit));
+      if (next) next.click();
+      return Boolean(next);
+    }
     const button = found && $(`[data-key="${key}"]`, found);
     if (!button || button.disabled) return false;
     button.click();
@@ -364,7 +372,7 @@
     if (key === "r") {
       const found = card();
       const details = found && $("details.reject", found);
-      if (!details) return false;
+      if (!details || edited(found)) return false;
       details.open = true;
       $("input[name=chip]", details)?.focus();
       return true;
