@@ -17,6 +17,7 @@ from mana.device.audit import Chain, follow
 from mana.hub.db import DatabaseUnavailable, Transaction
 from mana.hub.runner import session
 from mana.hub.runner.dialogue import Cancel, SocketChannel, ToWorker, WorkerLost
+from mana.hub.runner.ledger import Lease
 from mana.hub.runner.worker import work
 from mana.planning.ports import ModelReply, ModelRequest
 from mana.testing.models import ScriptedModel, says
@@ -167,6 +168,11 @@ async def test_a_stop_stops_within_a_second(database: Database) -> None:
         }
 
 
+async def no_notice(_worker: str) -> list[Lease]:
+    """Tell a runner of no stop."""
+    return []
+
+
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [({"state": "paused"}, "mission-not-active"), ({"agentId": "agent-2"}, "scope-mismatch")],
@@ -184,10 +190,60 @@ async def test_what_changed_meanwhile_counts(
             await made.edit_mission("mission-0", **edit)
 
         async with made.runner(doing(act)) as runner:
-            monkeypatch.setattr(runner.scheduler, "stop_soon", lambda _payload="": None)
-            runner.scheduler._stops.clear()
+            monkeypatch.setattr(runner.store, "stopping", no_notice)
             await runner.scheduler.tick()
         assert await ends(made) == {"mission-0": ("skipped", reason)}
+        state = await made.ada.state()
+        assert not [one for one in state.records if one.table == "aiIterations"]
+
+
+async def stopped(made: World) -> None:
+    path = f"/api/v1/spaces/{made.ada.space}/missions/mission-0/stop"
+    assert (await made.ada.call("POST", path)).status_code == 200
+
+
+async def revoked(made: World) -> None:
+    async with connected(made.database.owner_url) as owner:
+        (grant,) = await owner.fetch("select grant_id from mana_ai.grants where state = 'active'")
+    answer = await made.ada.call("DELETE", f"/api/v1/me/ai-mission-grant/{grant[0]}")
+    assert answer.status_code == 204, answer.text
+
+
+async def granted_anew(made: World) -> None:
+    await made.grant("mission-0")
+
+
+async def agent_paused(made: World) -> None:
+    await made.agent(state="paused")
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "end"),
+    [
+        (stopped, ("failed", "stopped")),
+        (revoked, ("skipped", "revoked")),
+        (granted_anew, ("skipped", "revoked")),
+        (agent_paused, ("skipped", "agent-paused")),
+    ],
+)
+async def test_what_was_ended_meanwhile_writes_nothing(
+    database: Database,
+    meanwhile: Callable[[World], Any],
+    end: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that was stopped, or lost its grant or agent, while its model thought ends so and leaves
+    nothing, also where no notice came."""
+    async with world(database) as made:
+        await many(made, 1)
+
+        async def act(_text: str) -> None:
+            await meanwhile(made)
+
+        async with made.runner(doing(act)) as runner:
+            monkeypatch.setattr(runner.store, "stopping", no_notice)
+            await runner.scheduler.tick()
+        assert await ends(made) == {"mission-0": end}
         state = await made.ada.state()
         assert not [one for one in state.records if one.table == "aiIterations"]
 
