@@ -257,7 +257,21 @@ def test_no_core_dumps() -> None:
 
 @pytest.mark.postgres
 @pytest.mark.anyio
-@pytest.mark.parametrize("lie", ["table", "step", "actor", "reason", "phase"])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "table",
+        "step",
+        "reason",
+        "phase",
+        "author_id",
+        "change_id",
+        "group",
+        "principalId",
+        "missionId",
+        "iterationId",
+    ],
+)
 async def test_worker_is_not_believed(database: Database, lie: str) -> None:
     """A worker that was taken over writes no record but its own, and no word but ours."""
 
@@ -299,8 +313,11 @@ def lied(message: Message, lie: str) -> Message:
             first = msgspec.structs.replace(first, table="aiSteps")
         if lie == "step":
             rest = [msgspec.structs.replace(one, id="other-1") for one in rest]
-        if lie == "actor":
-            first = msgspec.structs.replace(first, actor={**first.actor, "principalId": "other"})
+        if lie in ("author_id", "change_id", "group"):
+            other = "00000000-0000-4000-8000-000000000000"
+            first = msgspec.structs.replace(first, **{lie: other})
+        if lie in first.actor:
+            first = msgspec.structs.replace(first, actor={**first.actor, lie: "other"})
         return msgspec.structs.replace(message, changes=[first, *rest])
     return message
 
