@@ -92,7 +92,8 @@ def test_the_ledger_says_what_runs_cost_and_why_they_ended() -> None:
     line = next(line for line in shown.splitlines() if "queued" in line)
     assert "The model's provider asked to wait. Tried again in 5 min." in line
     assert line.split()[1:7] == ["clock", "queued", "900", "0.01", "EUR", "2"]
-    assert "It was stopped." in shown
+    ended = next(line for line in shown.splitlines() if "It was stopped." in line)
+    assert ended.split()[1:3] == ["clock", "stopped"]
     runs = terminal.json("mission", "show", "weekly")["mission"]["runs"]
     assert (runs[0]["tries"], runs[0]["lastReason"], runs[0]["cost"]) == (2, "rate-limit", 12_000)
 

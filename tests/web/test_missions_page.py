@@ -189,6 +189,30 @@ async def test_the_next_times_are_shown_without_scripts() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_run_that_was_stopped_is_said_once_and_truly() -> None:
+    """A stopped run is told in one sentence, without a moment that it has not, and has run."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        values = await typed(device, cadence="manual")
+        await post(client, "/missions", **values)
+        mission = next(one for one in await device.missions() if one.title == TYPED["title"])
+        path = f"/missions/{mission.mission_id}"
+        assert "It has not run yet." in said(await client.get(path))
+        ended = RunView(
+            "r1", now() - HOUR, "manual", "failed", "stopped", "It was stopped.", None, 6_824
+        )
+        device._set(mission.mission_id, runs=(ended,))
+        words = said(await client.get(path))
+        assert "The last run was stopped." in words
+        assert "Stopped 1 hour ago" not in words
+        assert "It was stopped." not in words
+        assert "6,824 tokens" in words
+        assert "It has not run yet." not in words
+        assert "No run has brought a result yet." in words
+
+
+@pytest.mark.anyio
 async def test_each_end_of_a_run_is_told_with_its_reason() -> None:
     """The ledger says of each run how it ended and why, what it cost, and when it is tried again."""
     host = FakeHost()

@@ -208,7 +208,7 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
             (
                 when(run.scheduled_ms, now_ms=now_ms),
                 run.kind,
-                run.state,
+                _stood(run),
                 f"{run.tokens:,}",
                 amount_words(run.cost, currency) if run.cost else "",
                 str(run.tries or ""),
@@ -416,6 +416,11 @@ def _run_words(one: MissionView, ran: RunView | None, *, now_ms: int) -> str:
     if ran.state in WAITING and not one.runs_here:
         return f"“{title}” is asked for; the hub runs it as soon as it can.{why}"
     return f"“{title}”: {ran.state}.{why}"
+
+
+def _stood(run: RunView) -> str:
+    """Return how a run stands or ended; one that was stopped did not fail."""
+    return "stopped" if (run.state, run.reason) == ("failed", "stopped") else run.state
 
 
 def _why(run: RunView, *, now_ms: int) -> str:
