@@ -170,6 +170,7 @@ def test_the_consent_names_the_model_once() -> None:
         mode="standard",
         new_runner=False,
     )
+    assert lines[1].startswith("It is read for Mira by the runner of your hub.")
     (line,) = (line for line in lines if rules.NAME in line)
     assert line == (
         "The text is given to the model rules (offline), on the hub's own machine: finds action "

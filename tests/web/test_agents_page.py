@@ -135,7 +135,8 @@ async def test_memory_names_the_proposals_that_would_change_it(portrait: Portrai
 async def test_stopping_an_agent_says_what_stops(portrait: Portrait) -> None:
     """Before it is pressed, the page names the missions that stop and what stays."""
     page = await portrait.page()
-    assert "Stop everything" in page
+    assert "Stop its work" in page
+    assert "Stop everything" not in page
     assert "Its mission does not run until you let it go on: Weekly review" in page
     assert "The 2 proposals that wait stay for you to decide." in page
     await post(portrait.client, f"/agents/{portrait.agent_id}/state", state="paused")

@@ -39,6 +39,11 @@ def test_moments_near_now_are_told_by_distance(apart_ms: int, words: str) -> Non
         (10_000, "1 minute left"),
         (3 * HOUR_MS, "3 hours left"),
         (7 * DAY_MS, "7 days left"),
+        (7 * DAY_MS - 9_000, "7 days left"),
+        (7 * DAY_MS - 11 * HOUR_MS, "6 days left"),
+        (2 * DAY_MS - 2 * MINUTE_MS, "47 hours left"),
+        (89 * MINUTE_MS, "90 minutes left"),
+        (1, "1 minute left"),
     ],
 )
 def test_time_left_is_told(left_ms: int, words: str) -> None:

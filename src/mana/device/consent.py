@@ -31,10 +31,11 @@ def consent_lines(
 ) -> tuple[str, ...]:
     """Return the sentences of a consent, in the order in which a person reads them."""
     life = "1 day" if days == 1 else f"{days} days"
+    they_are = "It is" if len(records) == 1 else "They are"
     lines = [
         f"“{shortened(mission_title)}” may read {_counted(records)}: {_titles(records)}.",
         (
-            f"They are read for {shortened(agent_name)} by the runner of your hub. Its fingerprint is "
+            f"{they_are} read for {shortened(agent_name)} by the runner of your hub. Its fingerprint is "
             f"{fingerprint}."
         ),
     ]

@@ -129,15 +129,17 @@ def moment(ms: int, now_ms: int) -> Markup:
 
 
 def left(ms: int, now_ms: int) -> Markup:
-    """Return how much time is left until the moment."""
+    """Return how much time is left until the moment, as the terminal has it."""
     apart = ms - now_ms
     if apart <= 0:
         return t("ended")
-    if apart < HOUR_MS:
-        return counted(max(1, apart // MINUTE_MS), "1 minute left", "{n} minutes left")
-    if apart < 2 * DAY_MS:
-        return counted(round(apart / HOUR_MS), "1 hour left", "{n} hours left")
-    return counted(round(apart / DAY_MS), "1 day left", "{n} days left")
+    # Seven days are told as seven a few seconds later, and nothing is told a minute too long.
+    apart += MINUTE_MS
+    if apart >= 2 * DAY_MS:
+        return t("{n} days left", n=apart // DAY_MS)
+    if apart >= 2 * HOUR_MS:
+        return t("{n} hours left", n=apart // HOUR_MS)
+    return counted(apart // MINUTE_MS, "1 minute left", "{n} minutes left")
 
 
 def heading(ms: int, now_ms: int) -> Markup:
