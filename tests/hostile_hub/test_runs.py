@@ -15,7 +15,7 @@ from mana.crypto.runners import RunnerPrivateKey
 from mana.device.audit import row_hash
 from mana.device.desk import Device
 from mana.device.vaults import Wish
-from mana.hub.runner.memory import MEMORY_FILE
+from mana.hub.runner.memory import JOURNAL_FILE, MEMORY_FILE
 from mana.protocol.messages import AuditRow, Vault
 from mana.testing.postgres import Cluster
 from tests.device.household import operations
@@ -60,15 +60,11 @@ class Ran:
     mission: str
     grant: str
     rows: Rows
-    memory: bytes
+    memory: dict[Path, bytes | None]
 
     @property
     def ada(self) -> Device:
         return self.scene.ada
-
-    @property
-    def _file(self) -> Path:
-        return self.scene.home.folder / "secrets" / MEMORY_FILE
 
     @contextlib.asynccontextmanager
     async def afterwards_as_before(self) -> AsyncIterator[None]:
@@ -78,7 +74,11 @@ class Ran:
         finally:
             self.scene.mouth.honest()
             await self.rows.swap()
-            self._file.write_bytes(self.memory)
+            for path, raw in self.memory.items():
+                if raw is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    path.write_bytes(raw)
 
     async def run(self) -> tuple[str, str]:
         """Run the mission once more; return the state and the reason that the person is shown."""
@@ -99,7 +99,8 @@ async def ran(postgres: Cluster) -> AsyncIterator[Ran]:
         for one in (scene.ada, scene.away, scene.ada):
             await one.sync_now()
         async with scene.put_back(*ROWS) as rows:
-            memory = (scene.home.folder / "secrets" / MEMORY_FILE).read_bytes()
+            files = [scene.home.folder / "secrets" / name for name in (MEMORY_FILE, JOURNAL_FILE)]
+            memory = {path: path.read_bytes() if path.exists() else None for path in files}
             yield Ran(scene, mission, granted.grant_id, rows, memory)
 
 
