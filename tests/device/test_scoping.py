@@ -208,7 +208,7 @@ async def test_one_worker_serves_every_space(home: Household) -> None:
         )
     home.clock.ahead_ms += 2 * 60 * 60 * 1_000
     for each in operations(ada).everywhere():
-        await each.runner.work(expire=True)
+        await each.runner.run_due()
     assert [len(await device.timeline()) for device in (ada, team)] == [1, 1]
 
 

@@ -185,8 +185,9 @@ async def test_one_letter_an_hour(database: Database, runner_tenancy: Tenancy) -
         for _ in range(5):
             await something_waits(runner_tenancy, ada)
         await box.next()
-        await something_waits(runner_tenancy, ada)
         async with connected(database.owner_url) as owner:
+            await until(owner, "select not waiting from mana.letters")
+            await something_waits(runner_tenancy, ada)
             left = await owner.fetchval(
                 "select extract(epoch from due_at - clock_timestamp()) from mana.letters"
             )

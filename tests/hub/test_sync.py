@@ -915,6 +915,7 @@ async def test_walls(database: Database) -> None:
             "key": "s1",
             "missionId": "standing-goal",
             "grantId": str(uuid.uuid4()),
+            "reservationId": str(uuid.uuid4()),
             "invitationId": str(uuid.uuid4()),
             "table": "tasks",
             "recordId": "groceries",

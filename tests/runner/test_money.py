@@ -561,17 +561,17 @@ do $$
 declare
   name text;
 begin
-  if not exists (select from pg_roles where rolname = 'plain_owner') then
-    create role plain_owner login;
+  if not exists (select from pg_roles where rolname = 'other_owner') then
+    create role other_owner login;
   end if;
-  execute format('grant connect, create on database %I to plain_owner', current_database());
+  execute format('grant connect, create on database %I to other_owner', current_database());
   for name in select format('%I.%I', schemaname, tablename) from pg_tables
                where schemaname in ('mana', 'mana_ai')
   loop
-    execute format('alter table %s owner to plain_owner', name);
+    execute format('alter table %s owner to other_owner', name);
   end loop;
-  alter schema mana owner to plain_owner;
-  alter schema mana_ai owner to plain_owner;
+  alter schema mana owner to other_owner;
+  alter schema mana_ai owner to other_owner;
 end
 $$
 """
@@ -598,7 +598,7 @@ async def test_sums_are_made_of_what_was_used_before(
         if not is_superuser:
             await owner.execute(OWNED)
     await migrate(
-        url if is_superuser else url_as(url, "plain_owner"),
+        url if is_superuser else url_as(url, "other_owner"),
         [one for one in migrations if one.number <= 11],
     )
     async with connected(url) as owner:
