@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 
 from mana.device.budgets import (
@@ -105,6 +106,47 @@ async def test_each_cap_holds_on_a_device(home: Household, scope: str) -> None:
         done = await ada.run_now(mission)
         assert done is not None
         assert done.state == "done"
+
+
+@pytest.mark.parametrize("scope", ["mission", "agent"])
+async def test_a_cap_set_a_moment_ago_holds(home: Household, scope: str) -> None:
+    """A cap that has not been sent yet is sent before a call is reserved, which it refuses."""
+    planner = ScriptedModel()
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.sync_now()
+    await operations(ada).opened.book._syncer().close()
+    if scope == "mission":
+        await ada.edit_mission(mission, tokens_per_day_max=500)
+    else:
+        await ada.edit_agent((await ada.agents())[0].agent_id, tokens_per_day_max=500)
+    run = await ada.run_now(mission)
+    assert run is not None
+    assert (run.state, run.reason) == ("skipped", f"budget:{scope}:tokens:500/500")
+    assert planner.requests == []
+
+
+async def test_a_cap_that_the_hub_cannot_be_told_is_not_passed_by(home: Household) -> None:
+    """Where the hub does not take a new cap, nothing is reserved under the old one."""
+    planner = ScriptedModel()
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    await ada.sync_now()
+    await operations(ada).opened.book._syncer().close()
+    await ada.edit_agent((await ada.agents())[0].agent_id, tokens_per_day_max=500)
+
+    async def deaf(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        if request.method == "POST" and request.url.path.endswith("/changes"):
+            raise httpx.ConnectError("cut", request=request)
+        return None
+
+    home.places[0].wire.on_request = deaf
+    run = await ada.run_now(mission)
+    assert run is not None
+    assert (run.state, run.reason) == ("skipped", NEEDS_HUB)
+    assert planner.requests == []
 
 
 @pytest.mark.parametrize("scope", ["mission", "agent", "account"])

@@ -21,7 +21,7 @@ import msgspec
 
 from mana.device.holders import Holder
 from mana.device.opened import Opened
-from mana.domain.agents import Agent
+from mana.domain.agents import AGENTS, Agent
 from mana.domain.encoding import Json
 from mana.domain.errors import (
     Conflict,
@@ -32,7 +32,7 @@ from mana.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
-from mana.domain.missions import Mission
+from mana.domain.missions import MISSIONS, Mission
 from mana.domain.money import Price
 from mana.planning.budget import (
     COMPLETION_TOKENS_MIN,
@@ -395,6 +395,8 @@ class Budgets:
             completion_price=held.completion_price,
         )
         hub = self._opened.hub
+        if not await self._told(held):
+            return None
         for again in (True, False):
             try:
                 async with asyncio.timeout(PATIENCE_S):
@@ -417,6 +419,15 @@ class Budgets:
                 self._silent_until_ms = self._opened.now_ms() + SILENT_MS
                 return None
         return None
+
+    async def _told(self, held: Held) -> bool:
+        """Say whether the hub knows the caps as they are here, which it counts against."""
+        keys = [(AGENTS.name, held.agent_id), (MISSIONS.name, held.mission_id)]
+        try:
+            book = self._opened.in_space(held.space_id).book
+        except NotFound:
+            return False
+        return not await book.waits(keys) or (await self._synced() and not await book.waits(keys))
 
     async def _synced(self) -> bool:
         try:

@@ -385,6 +385,11 @@ class RecordBook:
         places = [(self.space_of(table), table, record_id) for table, record_id in keys]
         return await self._replica.read(lambda tx: tuple(tx.mark(*place) for place in places))
 
+    async def waits(self, keys: Sequence[tuple[str, str]]) -> bool:
+        """Say whether a change of one of these records, by table and id, is not at the hub yet."""
+        places = [(self.space_of(table), table, record_id) for table, record_id in keys]
+        return await self._replica.read(lambda tx: any(tx.waits(*place) for place in places))
+
     # Authority
 
     async def proofs(self, table: str, record_id: str) -> dict[str, Proof]:

@@ -166,6 +166,16 @@ class Outbox(Records):
         """Return the changes that the hub has not answered yet."""
         return self._outbox("state in ('waiting', 'sent')", ())
 
+    def waits(self, space: str, table: str, record_id: str) -> bool:
+        """Say whether a change of a record has not been answered by the hub yet."""
+        return bool(
+            self._sql(
+                "select 1 from outbox where space = ? and tbl = ? and id = ?"
+                " and state in ('waiting', 'sent') limit 1",
+                (space, table, record_id),
+            ).fetchone()
+        )
+
     def refused(self) -> list[OutboxRow]:
         """Return the parked changes, oldest first."""
         return self._outbox("state = 'refused'", ())
