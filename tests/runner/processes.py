@@ -21,6 +21,14 @@ def is_there(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def has_ended(pid: int) -> bool:
+    """Say whether a process holds nothing any more; whoever is to reap it may not have yet."""
+    try:
+        return status(pid, "State")[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def status(pid: int, name: str) -> str:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(line.partition(":")[2].strip() for line in lines if line.startswith(f"{name}:"))

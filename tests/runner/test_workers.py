@@ -43,6 +43,7 @@ from tests.runner.processes import (
     OPEN_PROGRAM,
     children,
     descriptors,
+    has_ended,
     is_there,
     owner,
     private_kib,
@@ -94,9 +95,9 @@ async def opened(program: tuple[str, ...] = OPEN_PROGRAM) -> AsyncIterator[Proce
 
 
 async def gone(*pids: int) -> None:
-    """Return when nothing is left of these processes, which others reap."""
+    """Return when these processes have ended; orphans are reaped by the system, or not at all."""
     async with asyncio.timeout(20):
-        while any(is_there(pid) for pid in pids):  # noqa: ASYNC110 - of others' children nobody tells
+        while not all(has_ended(pid) for pid in pids):  # noqa: ASYNC110 - of others' children nobody tells
             await asyncio.sleep(0.01)
 
 
