@@ -13,10 +13,12 @@ from mana.crypto.primitives import b64
 from mana.crypto.runners import RunnerPrivateKey, Succession, name_successor, succession_from
 from mana.domain.errors import CryptoFailed
 from mana.hub.runner import keys as runner_keys
+from mana.hub.runner.ages import DAY_MS, MachineClocks, Reading
 from mana.hub.runner.files import overwrite
 from mana.hub.runner.keys import (
+    AGES_FILE,
     CHAIN_FILE,
-    DAY_MS,
+    DESTROYED_MS,
     PRIVATE_FILE,
     PUBLIC_FILE,
     RunnerKeys,
@@ -38,18 +40,42 @@ class Crash(BaseException):
     """The process ends here."""
 
 
+class Clock:
+    """The clocks of a machine that is on all the time, until it is started anew."""
+
+    def __init__(self) -> None:
+        self.boot, self.up_ms, self.wall_ms = "boot 0", DAY_MS, now_ms()
+
+    def __call__(self) -> Reading:
+        return Reading(self.boot, self.up_ms, self.wall_ms)
+
+    def pass_days(self, days: float) -> None:
+        """Let time pass."""
+        self.up_ms += round(days * DAY_MS)
+        self.set(days)
+
+    def set(self, days: float) -> None:
+        """Set the wall clock by so much, while no time passes."""
+        self.wall_ms += round(days * DAY_MS)
+
+    def restart(self, days_off: float) -> None:
+        """Start the machine anew, after its clock moved on by so much."""
+        self.boot, self.up_ms = f"{self.boot} again", 0
+        self.set(days_off)
+
+
 class Rig:
-    """The keys of one folder, with a clock, that may crash at a named step."""
+    """The keys of one folder, with clocks, that may crash at a named step."""
 
     def __init__(self, home: Path) -> None:
         self.settings = RunnerSettings(home=home, database_url="")
         self.secrets = home / "secrets"
-        self.now = now_ms()
+        self.clock = Clock()
         self.crash_at = ""
         leave_runner_key(self.settings)
 
     def open(self) -> RunnerKeys:
-        return RunnerKeys(self.settings, now_ms=lambda: self.now, reached=self.reached)
+        return RunnerKeys(self.settings, clocks=self.clock, reached=self.reached)
 
     def reached(self, step: str) -> None:
         if step == self.crash_at:
@@ -57,7 +83,7 @@ class Rig:
             raise Crash
 
     def days(self, days: float) -> None:
-        self.now += round(days * DAY_MS)
+        self.clock.pass_days(days)
 
     @property
     def public(self) -> str:
@@ -198,18 +224,61 @@ def test_a_pair_that_nobody_signed_does_not_count(rig: Rig) -> None:
     assert not list((rig.secrets / "runner").glob(".0123*"))
 
 
-def test_a_clock_that_was_ahead(rig: Rig) -> None:
-    """A pair that a wrong clock made in the future is replaced when the clock is right again."""
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_clock_that_jumps_ends_no_key(rig: Rig, *, is_restarted: bool) -> None:
+    """A clock a year ahead takes the half from nobody who has granted to it, while the runner is
+    up or off, nor does it when it is right again."""
     keys = rig.open()
-    rig.days(400)
+    rig.days(16)
     keys.turn()
-    late = keys.key_id
-    rig.days(-385)
-    keys.turn()
-    assert keys.key_id != late
-    rig.days(15.1)
-    keys.turn()
-    assert keys.key_id != late
+    former, current = rig.chain[0], keys.key_id
+    for days in (365, -365):
+        if is_restarted:
+            rig.clock.restart(days)
+            keys = rig.open()
+        else:
+            rig.clock.set(days)
+            keys.turn()
+        assert keys.key_id == current
+        assert keys.refusal(former) is None
+
+
+def test_a_clock_that_is_set_back_keeps_no_key(rig: Rig) -> None:
+    """However far back a clock is set, a key that is in use for 30 days has gone."""
+    keys = rig.open()
+    first = keys.key_id
+    for _ in range(31):
+        rig.clock.pass_days(1)
+        rig.clock.set(-2)
+        keys.turn()
+    assert keys.refusal(first) == "key-rotated"
+    assert not (rig.secrets / PRIVATE_FILE).exists()
+
+
+def test_a_key_ages_while_the_machine_is_off(rig: Rig) -> None:
+    """What a runner counted survives starts and crashes, and nights without it count too."""
+    first = rig.open().key_id
+    for _ in range(16):
+        rig.days(0.5)
+        rig.open()
+        rig.days(0.03)
+        rig.clock.restart(0.5)
+    assert rig.open().key_id != first
+
+
+def test_keys_of_an_unknown_age(rig: Rig) -> None:
+    """Where nothing is kept of their ages, an old key is replaced and none is destroyed at once,
+    though a clock that was wrong has written the time on its file."""
+    keys = rig.open()
+    for days in (100, -100):
+        before = keys.key_id
+        (rig.secrets / AGES_FILE).write_text("{")
+        rig.clock.set(days)
+        keys = rig.open()
+        assert keys.key_id != before
+        assert keys.refusal(before) is None
+    rig.days(DESTROYED_MS / DAY_MS)
+    assert rig.open().refusal(before) == "key-rotated"
 
 
 def test_a_key_that_cannot_be_read_is_told(rig: Rig) -> None:
@@ -226,10 +295,10 @@ def test_a_key_that_cannot_be_read_is_told(rig: Rig) -> None:
 def test_given_keys_are_the_operators(tmp_path: Path) -> None:
     """A pair of the settings is not replaced by itself."""
     given = RunnerPrivateKey.generate()
-    clock = [now_ms()]
+    clock = Clock()
     settings = RunnerSettings(home=tmp_path, database_url="", private_key_pem=given.to_pem())
-    keys = RunnerKeys(settings, now_ms=lambda: clock[0])
-    clock[0] += 100 * DAY_MS
+    keys = RunnerKeys(settings, clocks=clock)
+    clock.pass_days(100)
     keys.turn()
     assert keys.key_id == given.public().key_id()
 
@@ -262,15 +331,16 @@ async def test_grants_to_the_old_key_still_open(database: Database) -> None:
     hands out the word by which devices know the new one."""
     async with world(database) as made:
         header = await made.ready()
-        clock = [now_ms()]
+        clock = Clock()
+        clock.boot, clock.up_ms, _ = MachineClocks()()
         async with made.runner() as runner:
             keys: Any = runner.keys
-            keys._now_ms = lambda: clock[0]
+            keys._ages._clocks = clock
             for days, state, reason in (
                 (16, "done", None),
                 (15, "skipped", "key-rotated"),
             ):
-                clock[0] += days * DAY_MS
+                clock.pass_days(days)
                 await made.run_now()
                 assert (await runner.scheduler.tick()).errors == []
                 line = (await made.status()).occurrences[0]
@@ -283,6 +353,5 @@ async def test_grants_to_the_old_key_still_open(database: Database) -> None:
         assert again.runner_key_id == info.key_id
         await made.run_now()
         async with made.runner() as runner:
-            runner.keys._now_ms = lambda: clock[0]
             await runner.scheduler.tick()
         assert (await made.status()).occurrences[0].state == "done"

@@ -3,6 +3,7 @@
 Each pair is a file of its own. A younger pair carries the signature of the one before it, which
 is written in the same moment, so that a pair either counts or is not there. What follows (the
 public files for the hub, the end of the old half) is done again from the files after a crash.
+How old a pair is is counted (`ages`), since a clock may be set.
 Normative: docs/protocol/grants.md, 8.
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -33,6 +33,7 @@ from mana.crypto.wrapping import wrap_private_from_pem
 from mana.domain.errors import CryptoFailed, Invalid, Unavailable
 from mana.domain.ids import DeviceId
 from mana.domain.occurrences import SkipReason
+from mana.hub.runner.ages import DAY_MS, Ages, MachineClocks, Reading
 from mana.hub.runner.files import is_overwritten, locked, overwrite, remove, write_secret
 from mana.hub.runner.settings import RunnerSettings
 from mana.protocol.messages import RunnerSuccession
@@ -40,11 +41,11 @@ from mana.protocol.messages import RunnerSuccession
 FOLDER: Final = "runner"
 PRIVATE_FILE: Final = f"{FOLDER}/runner.key"
 LOCK_FILE: Final = f"{FOLDER}/lock"
+AGES_FILE: Final = f"{FOLDER}/ages.json"
 PUBLIC_FILE: Final = "runner.pub"
 CHAIN_FILE: Final = "runner.chain"
 SERVICE_FILE: Final = "service.key"
 
-DAY_MS: Final = 24 * 60 * 60 * 1_000
 REPLACED_MS: Final = 15 * DAY_MS
 DESTROYED_MS: Final = 30 * DAY_MS
 CHAIN_MAX: Final = 12
@@ -90,11 +91,6 @@ def _go_on(_step: str) -> None:
     return None
 
 
-def now_by_machine() -> int:
-    """Return the machine's clock in milliseconds."""
-    return time.time_ns() // 1_000_000
-
-
 class RunnerKeys:
     """The pairs of a runner: the current one, and the one before while it still opens.
 
@@ -106,13 +102,13 @@ class RunnerKeys:
         self,
         settings: RunnerSettings,
         *,
-        now_ms: Callable[[], int] = now_by_machine,
+        clocks: Callable[[], Reading] | None = None,
         reached: Callable[[str], None] = _go_on,
     ) -> None:
         self._secrets = settings.secrets_dir
         self._folder = self._secrets / FOLDER
         self._given = settings.private_key_pem
-        self._now_ms = now_ms
+        self._ages = Ages(self._secrets / AGES_FILE, clocks or MachineClocks())
         self._reached = reached
         self._changing = threading.Lock()
         self._pairs: tuple[_Pair, ...] = ()
@@ -152,24 +148,35 @@ class RunnerKeys:
                 if self._given:
                     self._pairs = (self._from_settings(),)
                 else:
-                    self._pairs = self._turned(self._read())
+                    self._ages.read()
+                    self._pairs = self._turned(self._aged(self._read()))
                 self._publish(self._pairs)
                 if not self._given:
                     self._pairs = self._without_old(self._pairs)
+                    self._ages.write(pair.key_id for pair in self._pairs)
                 self._seen = self._mark()
 
     def _is_due(self) -> bool:
         if self._given:
             return False
-        return self._needs_successor(self._pairs[-1]) or any(map(self._is_over, self._pairs))
+        if self._needs_successor(self._pairs[-1]) or any(map(self._is_over, self._pairs)):
+            return True
+        return self._ages.is_stale()
 
     def _needs_successor(self, pair: _Pair) -> bool:
-        age_ms = self._now_ms() - pair.made_ms
-        # A pair from the future was made by a clock that was wrong: its age is not known.
-        return age_ms >= REPLACED_MS or age_ms < -DAY_MS
+        return self._ages.age_ms(pair.key_id) >= REPLACED_MS
 
     def _is_over(self, pair: _Pair) -> bool:
-        return self._now_ms() - pair.made_ms >= DESTROYED_MS
+        return self._ages.age_ms(pair.key_id) >= DESTROYED_MS
+
+    def _aged(self, pairs: tuple[_Pair, ...]) -> tuple[_Pair, ...]:
+        """See to it that the age of each pair is known.
+
+        One of unknown age is replaced soon at worst: whoever granted to it has time to hear of it.
+        """
+        for pair in pairs:
+            self._ages.know(pair.key_id, made_ms=pair.made_ms, age_ms_max=REPLACED_MS)
+        return pairs
 
     def _mark(self) -> frozenset[tuple[str, int]]:
         """Return what tells that another runner of this machine changed the pairs."""
@@ -181,14 +188,16 @@ class RunnerKeys:
         if not pairs:
             first = self._secrets / PRIVATE_FILE
             write_secret(first, RunnerPrivateKey.generate().to_pem())
-            return (self._read_pem(first),)
+            return self._aged((self._read_pem(first),))
         newest = pairs[-1]
         if not self._needs_successor(newest):
             return pairs
         key = RunnerPrivateKey.generate()
         word = name_successor(newest.key, key.public())
-        made = _Stored(1, self._now_ms(), key.to_pem(), succession_to_wire(word))
+        made = _Stored(1, self._ages.wall_ms(), key.to_pem(), succession_to_wire(word))
         path = self._folder / f"{key.public().key_id()[:16]}{_SUFFIX}"
+        # Before the pair is there, so that it is never of an unknown age.
+        self._ages.write([*(pair.key_id for pair in pairs), key.public().key_id()])
         write_secret(path, msgspec.json.encode(made).decode("ascii"))
         self._reached("drawn")
         return (*pairs, _Pair(path, key, key.public(), made.made_ms, word))
@@ -276,7 +285,7 @@ class RunnerKeys:
             if not isinstance(rsa_key, RsaPrivateKey):
                 raise Invalid("MANA_AI_PRIVATE_KEY_PEM is a runner's bundle or an RSA key")
             key = replace(self._read_pem(path).key, rsa_key=rsa_key)
-        return _Pair(path, key, key.public(), self._now_ms(), None)
+        return _Pair(path, key, key.public(), self._ages.wall_ms(), None)
 
 
 def _in_order(pairs: dict[str, _Pair]) -> tuple[_Pair, ...]:

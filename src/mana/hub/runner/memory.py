@@ -21,8 +21,9 @@ import msgspec
 
 from mana.domain.errors import Unavailable
 from mana.domain.grants import LIFE_MS_MAX
+from mana.hub.runner.ages import now_by_machine
 from mana.hub.runner.files import append_line, locked, write_secret
-from mana.hub.runner.keys import FOLDER, now_by_machine
+from mana.hub.runner.keys import FOLDER
 from mana.hub.runner.settings import RunnerSettings
 
 MEMORY_FILE: Final = f"{FOLDER}/memory.json"
