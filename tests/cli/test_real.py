@@ -28,6 +28,9 @@ async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
     environ = {**os.environ, "MANA_HOME": str(places.home), "TICK_INTERVAL_MS": "1000"}
     said: list[str] = []
     async with started(places, environ, say=said.append, with_device=False) as running:
+        # Who names only the data folder finds the hub on the port that the system chose.
+        beside = {"MANA_HOME": str(places.home)}
+        assert Places.from_env(beside).hub_url(beside) == running.hub_url
         yield Shell.at(tmp_path / "device", running.hub_url)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -97,21 +97,25 @@ async def started(
         hub, runner = facts["hub"], facts["runner"]
         say(f"hub on {hub['url']}")
         say(f"runner on {runner['url']}, model: {runner['model']}")
+        port = urlsplit(str(hub["url"])).port or places.ports["hub"]
+        found = {**environ, PORTS["hub"][0]: str(port)}
+        hub_url = replace(places, ports={**places.ports, "hub": port}).hub_url(found)
         if with_device and not known:
-            base["MANA_HUB_URL"] = str(hub["url"])
+            base["MANA_HUB_URL"] = hub_url
             facts["device"] = await _start(supervisor, places, "device", base)
         device = facts.get("device", {})
         if device:
             say(f"device on {device['url']} ({_seconds(began)} in all)")
-        yield Running(
-            supervisor=supervisor,
-            hub_url=str(hub["url"]),
-            runner_url=str(runner["url"]),
-            device_url=str(device.get("url", "")),
-            model=str(runner["model"]),
-            demo_url=str(device["demo_url"]) if device.get("demo_url") else None,
-            database_url=urls.owner,
-        )
+        with places.telling_hub(hub_url):
+            yield Running(
+                supervisor=supervisor,
+                hub_url=str(hub["url"]),
+                runner_url=str(runner["url"]),
+                device_url=str(device.get("url", "")),
+                model=str(runner["model"]),
+                demo_url=str(device["demo_url"]) if device.get("demo_url") else None,
+                database_url=urls.owner,
+            )
     finally:
         await supervisor.close()
         if database is not None:

@@ -23,6 +23,8 @@ PORTS: Final[Mapping[str, tuple[str, int]]] = {
     "device": ("MANA_DEVICE_PORT", 5173),
 }
 
+HUB_ADDRESS: Final = "hub.address"
+"""In the data folder, while `mana up` runs on it: its process id and the address of its hub."""
 EVERY_ADDRESS: Final = ("", "0.0.0.0", "::")  # noqa: S104
 """What MANA_HUB_HOST may say instead of one address; loopback is among them."""
 
@@ -66,14 +68,48 @@ class Places:
     def hub_url(self, environ: Mapping[str, str]) -> str:
         """Return the address at which this machine's devices find their hub, and links name it.
 
-        MANA_HUB_URL, else the hub that `mana up` runs with these variables.
+        MANA_HUB_URL, else the hub that `mana up` runs with these variables, or, where they name
+        no port, the one that it runs on this data folder.
         """
         named = environ.get("MANA_HUB_URL", "").strip()
         if named:
             return named
         host = environ.get("MANA_HUB_HOST", "").strip()
-        port = self.ports["hub"] or PORTS["hub"][1]
-        return f"http://{'127.0.0.1' if host in EVERY_ADDRESS else host}:{port}"
+        port = self.ports["hub"]
+        is_chosen = bool(environ.get(PORTS["hub"][0], "").strip()) and port != 0
+        running = "" if is_chosen else self._running_hub()
+        here = "127.0.0.1" if host in EVERY_ADDRESS else host
+        return running or f"http://{here}:{port or PORTS['hub'][1]}"
+
+    @contextmanager
+    def telling_hub(self, url: str) -> Iterator[None]:
+        """Let the other commands on this data folder find the hub at an address, meanwhile."""
+        path = self.home / HUB_ADDRESS
+        fresh = path.with_suffix(".new")
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as written:
+            written.write(f"{os.getpid()} {url}\n")
+        fresh.replace(path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _running_hub(self) -> str:
+        """Return the address that `mana up` wrote; empty where none runs that did."""
+        try:
+            process, url = (self.home / HUB_ADDRESS).read_text("utf-8").split()
+        except (OSError, ValueError):
+            return ""
+        try:
+            # What a killed start left behind says nothing: its port may be another's by now.
+            os.kill(int(process), 0)
+        except PermissionError:
+            # The process is there, and another person's: a service of the machine.
+            return url
+        except (OSError, ValueError, OverflowError):
+            return ""
+        return url
 
     def require_free_ports(self) -> None:
         """Raise PortTaken, naming the variable, before anything starts."""
