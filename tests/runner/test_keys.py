@@ -12,6 +12,7 @@ import pytest
 from mana.crypto.primitives import b64
 from mana.crypto.runners import RunnerPrivateKey, Succession, name_successor, succession_from
 from mana.domain.errors import CryptoFailed
+from mana.hub.runner import files
 from mana.hub.runner import keys as runner_keys
 from mana.hub.runner.ages import DAY_MS, MachineClocks, Reading
 from mana.hub.runner.files import overwrite
@@ -148,7 +149,7 @@ def test_a_pair_is_replaced_and_then_destroyed(rig: Rig) -> None:
 def test_the_old_half_is_overwritten_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the name of an old private half goes, its bytes on the disk are zeros."""
     seen: list[bytes] = []
-    remove = runner_keys.remove
+    remove = files.remove
 
     def removing(path: Path) -> None:
         seen.append(path.read_bytes())
@@ -269,7 +270,7 @@ def test_a_key_ages_while_the_machine_is_off(rig: Rig) -> None:
 def test_keys_of_an_unknown_age(rig: Rig) -> None:
     """Where nothing is kept of their ages, an old key is replaced and none is destroyed at once,
     though a clock that was wrong has written the time on its file."""
-    keys = rig.open()
+    keys, before = rig.open(), ""
     for days in (100, -100):
         before = keys.key_id
         (rig.secrets / AGES_FILE).write_text("{")
