@@ -18,7 +18,9 @@ from mana.domain.ids import DeviceId
 DRIFT_MS_MAX: Final = 5 * 60 * 1_000
 COUNTER_MAX: Final = 0xFFFF
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_ISO: Final = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)\.(\d{3})Z")
+_EPOCH_HERE: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - its zone is written after it
+_MS: Final = timedelta(milliseconds=1)
+_ISO: Final = re.compile(r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\d\.\d{3}Z", re.ASCII)
 _STAMP: Final = re.compile(
     r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)-([0-9a-f]{4})"
     r"-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
@@ -28,23 +30,20 @@ _STAMP: Final = re.compile(
 def iso_ms(wall_ms: int) -> str:
     """Return milliseconds since 1970 as `YYYY-MM-DDTHH:MM:SS.mmmZ`."""
     try:
-        moment = _EPOCH + timedelta(milliseconds=wall_ms)
+        moment = _EPOCH_HERE + timedelta(milliseconds=wall_ms)
     except OverflowError as error:
         raise Invalid("moment is outside the years that can be written") from error
-    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    return moment.isoformat(timespec="milliseconds") + "Z"
 
 
 def parse_iso_ms(text: str) -> int:
     """Return the milliseconds of an ISO moment with exactly three fraction digits and Z."""
-    match = _ISO.fullmatch(text)
-    if match is None:
+    if _ISO.fullmatch(text) is None:
         raise Invalid("moment is not of the form 2026-11-21T05:23:00.123Z")
-    year, month, day, hour, minute, second, milli = (int(part) for part in match.groups())
     try:
-        moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+        return (datetime.fromisoformat(text) - _EPOCH) // _MS
     except ValueError as error:
         raise Invalid("moment is not a day or time that exists") from error
-    return round((moment - _EPOCH).total_seconds()) * 1_000 + milli
 
 
 @dataclass(frozen=True, slots=True, order=True)
