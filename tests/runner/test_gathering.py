@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from mana.hub.runner.gathering import Gatherer
+from mana.hub.runner.gathering import Gatherer, Turn
 
 pytestmark = pytest.mark.anyio
 
@@ -60,3 +60,43 @@ async def test_who_goes_away_keeps_nobody_waiting() -> None:
     gone.cancel()
     assert await stays == 2
     assert await gatherer.ask(3) == 3
+
+
+async def test_who_waits_for_room_gathers_meanwhile() -> None:
+    """Turns share the room: no more batches are under way than it has, and the others grow."""
+    batches: list[list[int]] = []
+    began, going = asyncio.Event(), asyncio.Event()
+
+    async def settle(asked: Sequence[int]) -> list[int]:
+        batches.append(list(asked))
+        began.set()
+        await going.wait()
+        return list(asked)
+
+    room = asyncio.Semaphore(1)
+    one, other = (Gatherer[int, int](settle, turn=Turn(room)) for _ in range(2))
+    first = asyncio.create_task(one.ask(1))
+    await began.wait()
+    waiting = [asyncio.create_task(other.ask(2))]
+    await asyncio.sleep(0)
+    waiting.append(asyncio.create_task(other.ask(3)))
+    await asyncio.sleep(0)
+    assert batches == [[1]]
+    going.set()
+    assert await asyncio.gather(first, *waiting) == [1, 2, 3]
+    assert batches == [[1], [2, 3]]
+
+
+async def test_who_stops_waiting_for_room_gives_its_turn_back() -> None:
+    """A turn that was given up while it waited for room is free for the next."""
+    room = asyncio.Semaphore(1)
+    turn = Turn(room)
+    async with room:
+        waiting = asyncio.create_task(turn.__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    async with turn:
+        assert room.locked()
+    assert not room.locked()

@@ -17,6 +17,30 @@ _Answer = TypeVar("_Answer")
 BATCH_MAX: Final = 64
 
 
+class Turn:
+    """The turn of gatherers that do one batch at a time between them.
+
+    `room`: how many batches are under way in all turns together. Whoever waits for room has more
+    come together meanwhile, so that what the database is asked falls as the load rises.
+    """
+
+    def __init__(self, room: asyncio.Semaphore | None = None) -> None:
+        self._own = asyncio.Lock()
+        self._room = room if room is not None else asyncio.Semaphore()
+
+    async def __aenter__(self) -> None:
+        await self._own.acquire()
+        try:
+            await self._room.acquire()
+        except BaseException:
+            self._own.release()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._room.release()
+        self._own.release()
+
+
 class Gatherer(Generic[_Asked, _Answer]):
     """Answers what is asked in batches, one after the other, in the order of the questions.
 
@@ -28,11 +52,11 @@ class Gatherer(Generic[_Asked, _Answer]):
         self,
         settle: Callable[[Sequence[_Asked]], Awaitable[Sequence[_Answer]]],
         *,
-        turn: asyncio.Lock | None = None,
+        turn: Turn | None = None,
         batch_max: int = BATCH_MAX,
     ) -> None:
         self._settle = settle
-        self._turn = turn or asyncio.Lock()
+        self._turn = turn or Turn()
         self._batch_max = batch_max
         self._waiting: list[tuple[_Asked, asyncio.Future[_Answer]]] = []
         self._working: asyncio.Task[None] | None = None

@@ -33,7 +33,7 @@ from mana.hub.runner.dialogue import (
 )
 from mana.hub.runner.endings import Outcome
 from mana.hub.runner.finishing import Ending, Finishing, are_figures, is_own
-from mana.hub.runner.gathering import Gatherer
+from mana.hub.runner.gathering import Gatherer, Turn
 from mana.hub.runner.ledger import Lease
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.prices import Prices
@@ -50,6 +50,8 @@ from mana.planning.ports import FAILURE_KINDS
 
 CRASH_DELAY_MS: Final = 1_000
 SUSPECTS_MAX: Final = 1_024
+BATCHES_MAX: Final = 4
+"""How many batches of all lanes are in the database at one time."""
 _SETUP_S: Final = 1.0
 """How long what workers are told is taken for the newest; a file is read for it."""
 
@@ -83,6 +85,7 @@ class Lanes:
         self._lanes: dict[AccountId, Lane] = {}
         self._setup: Setup | None = None
         self._setup_s = 0.0
+        self.room: Final = asyncio.Semaphore(BATCHES_MAX)
         self.leases: Final[dict[OccurrenceId, Lease]] = {}
         self.ports: Final[dict[OccurrenceId, Port]] = {}
         self.suspects: Final[dict[OccurrenceId, None]] = {}
@@ -152,7 +155,7 @@ class Lane:
     def __init__(self, lanes: Lanes, crew: Crew) -> None:
         self._lanes = lanes
         self._crew = crew
-        turn = asyncio.Lock()
+        turn = Turn(lanes.room)
         self._admissions = Gatherer[Lease, Admitted | None](crew.admission.admit, turn=turn)
         self._readings = Gatherer[AskedReading, AuditDone | Refused | None](
             crew.auditing.note, turn=turn
@@ -311,7 +314,8 @@ class Lane:
             granted = port.granted.pop(ask.reservation, None)
             if granted is None or not 0 <= ask.seconds <= SECONDS_MAX:
                 raise _misbehaved(port, "a reservation that is not its run's, or no time")
-            answer = await self._tokens.ask(Settle(port.admitted, ask, granted))
+            released = ask.released and port.may_release()
+            answer = await self._tokens.ask(Settle(port.admitted, ask, granted, released))
         else:
             call = self._crew.prices.call_of(ask, port.admitted.header.endpoints)
             if call is None or not is_sane(ask.prompt_tokens, ask.completion_tokens_max):

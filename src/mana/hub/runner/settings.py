@@ -14,7 +14,7 @@ from mana.models.settings import OFFLINE, ModelSettings, load_models
 
 PORT_DEFAULT: Final = 3067
 TICK_INTERVAL_MS_DEFAULT: Final = 60_000
-CONCURRENCY_DEFAULT: Final = 32
+CONCURRENCY_DEFAULT: Final = 64
 CONCURRENCY_MAX: Final = 1_000
 
 
