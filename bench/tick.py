@@ -118,7 +118,7 @@ def running_runner(
             "MANA_RUNNER_DATABASE_URL": url_as(database.owner_url, "mana_runner"),
             "MANA_RUNNER_PORT": "0",
             "MANA_SERVICE_KEY": SERVICE_KEY,
-            "MANA_RUNNER_CONCURRENCY": "64",
+            "MANA_RUNNER_CONCURRENCY": "160",
             "TICK_ENABLED": "true" if ticks else "false",
             **variables,
         },
