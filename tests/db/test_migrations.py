@@ -70,7 +70,8 @@ REBUILDING_FUNCTIONS = [
     "mana_ai.hold_spaces",
     "mana_ai.plain_agents",
     "mana_ai.plain_missions",
-    "mana_ai.put_plain",
+    "mana_ai.put_agents",
+    "mana_ai.put_missions",
     "mana_ai.put_turns",
 ]
 DEFINERS = sorted(
@@ -191,7 +192,7 @@ async def test_doors_of_log_in(database: Database) -> None:
         names = [name.partition("(")[0] for name in await security_definer_functions(owner)]
     assert names == DEFINERS
     files = {m.name for m in read_migrations() if "security definer" in m.sql.lower()}
-    assert files == {"accounts", "vault", "engine", "letters"}
+    assert files == {"accounts", "vault", "engine", "letters", "snapshots"}
 
 
 async def test_doors_keep_their_search_path(database: Database) -> None:

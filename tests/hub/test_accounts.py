@@ -490,9 +490,20 @@ async def test_doors_are_known(database: Database, tenancy: Tenancy) -> None:
             "mana_ai.keep_moved_turn()",
             "mana_ai.keep_turn()",
             "mana_ai.mission_moved()",
-            "mana_ai.plain_agents(p_spaces text[])",
-            "mana_ai.plain_missions(p_spaces text[])",
-            "mana_ai.put_plain(p_missions json, p_agents json, p_moments json)",
+            "mana_ai.plain_agents(p_spaces text[], p_after text, p_limit integer)",
+            "mana_ai.plain_missions(p_spaces text[], p_after text, p_limit integer)",
+            (
+                "mana_ai.put_agents(p_spaces text[], p_ids text[], p_accounts text[], p_states text[],"
+                " p_tokens bigint[], p_costs bigint[], p_concurrent integer[], p_deleted boolean[])"
+            ),
+            (
+                "mana_ai.put_missions(p_spaces text[], p_ids text[], p_accounts text[],"
+                " p_states text[], p_cadences text[], p_zones text[], p_agents text[],"
+                " p_places text[], p_anchors bigint[], p_deleted boolean[],"
+                " p_next timestamp with time zone[], p_holds text[], p_missed text[],"
+                " p_tokens bigint[], p_costs bigint[], p_failures integer[], p_failed text[],"
+                " p_due timestamp with time zone[])"
+            ),
             "mana_ai.put_turns()",
         ]
     async with tenancy.door() as tx:
