@@ -445,6 +445,11 @@ async def test_run_on_change_waits_for_rest_and_heeds_people_alone(home: Househo
     await ada.edit("notes", notes[1], {"content": "And of that."})
     later(home, 2 * 60_000)
     assert await of.runner.run_due() == []
+    # The page tells the moment by which the runner goes.
+    waits = (await ada.mission(mission)).on_change
+    assert waits is not None
+    assert waits.due_ms is not None
+    assert (waits.changed_ms or 0) + 5 * 60_000 == waits.due_ms > home.clock()
     later(home, 4 * 60_000)
     (line,) = await of.runner.run_due()
     assert (line.kind, line.state) == ("change", "done")

@@ -569,7 +569,8 @@ async def test_the_form_has_the_tools_parameters_with_their_kinds(home: Househol
         "priority": ("choice", "high", False),
         "description": ("long-text", None, False),
     }
-    assert set(form.parameters[2].choices) == {"low", "medium", "high", "urgent"}
+    # What is proposed comes first, then the others as the module lists them.
+    assert form.parameters[2].choices == ("high", "low", "medium", "urgent")
     assert form.parameters[0].length_max is not None
     first, _ = (await ada.edit_form(note.step_id)).parameters
     assert (first.kind, first.table, first.title) == ("record", "notes", "Garden")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import get_args
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -19,7 +18,6 @@ from mana.device.words import reason_words
 from mana.domain.cadences import Cadence, cadence_from_wire
 from mana.domain.errors import Invalid
 from mana.domain.missions import InputRef
-from mana.domain.occurrences import FailReason, SkipReason
 from mana.domain.policy import AGGRESSIVE, CAUTIOUS, STANDARD
 from mana.testing.postgres import Database
 from tests.device.household import Household, household, planned_mission
@@ -118,6 +116,16 @@ async def test_mission_shows_when_it_runs_next_and_why_it_waits(home: Household)
     assert view.runs[0].state == "skipped"
     assert view.runs[0].reason_words.startswith("Nothing is granted")
     assert (view.hold, view.hold_words) == ("no-grant", "Waits for your grant.")
+    assert view.on_change is None
+    await ada.edit_mission(
+        mission,
+        runs_on="device",
+        cadence=Cadence("onChange", debounce_minutes=5, spacing_minutes=60),
+    )
+    waits = (await ada.mission(mission)).on_change
+    assert waits is not None
+    assert waits.changed_ms is not None
+    assert (waits.due_ms, waits.rests_until_ms) == (None, None)
     await ada.edit_mission(mission, state="paused")
     assert (await ada.mission(mission)).next_ms == ()
 
@@ -220,8 +228,4 @@ def test_reasons_are_told_in_words_with_their_scope_and_currency() -> None:
     assert reason_words("skipped", "budget:0/0") == (
         "The agent's budget is 0 tokens, so nothing runs under it."
     )
-    for reason in get_args(FailReason):
-        assert not reason_words("failed", reason).startswith("Reason:")
-    for reason in get_args(SkipReason):
-        assert not reason_words("skipped", reason).startswith("Reason:")
     assert reason_words("missed", "") == "It was due while nothing could run."

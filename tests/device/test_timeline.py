@@ -45,6 +45,7 @@ async def test_refused_calls_and_waiting_steps_are_shown(home: Household) -> Non
     assert [line.state for line in oldest.lines] == ["proposed", "refused"]
     assert oldest.lines[0].sentence == "Add task “One”"
     assert oldest.lines[1].note == "TOOL_NOT_OFFERED"
+    assert oldest.lines[1].sentence.startswith("“Drop everything” did not happen: it asked")
     assert (oldest.agent_name, oldest.source) == ("Mira", "device")
     assert oldest.tokens == first.tokens > 0
     assert await ada.timeline(mission_id=other) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from mana.device.names import FLAGS
 from mana.device.views import Fault
 from mana.domain.actors import agent_at_work
 from mana.domain.agents import Agent
@@ -210,6 +211,20 @@ def tokens_of(iteration: View | None) -> int:
         return 0
     counted = (usage.get("promptTokens"), usage.get("completionTokens"))
     return sum(tokens for tokens in counted if isinstance(tokens, int))
+
+
+def cost_of(iteration: View | None) -> int | None:
+    """Return what a whole run cost, in millionths; None where nobody can say it."""
+    usage = iteration.values.get("usage") if iteration is not None else None
+    cost = usage.get("cost") if isinstance(usage, dict) else None
+    return cost if isinstance(cost, int) and not isinstance(cost, bool) and cost >= 0 else None
+
+
+def flags_of(iteration: View | None) -> tuple[str, ...]:
+    """Return what is to be known of a run, of what this version has words for."""
+    usage = iteration.values.get("usage") if iteration is not None else None
+    listed = usage.get("flags") if isinstance(usage, dict) else None
+    return tuple(one for one in FLAGS if isinstance(listed, list) and one in listed)
 
 
 def in_order(steps: Sequence[View]) -> list[View]:

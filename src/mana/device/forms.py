@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
@@ -32,10 +32,11 @@ def parameters_of(
 ) -> tuple[ToolParameter, ...]:
     """Return a tool's parameters with these values, in the order of its declaration."""
     schema = call_schema(tool.call)
+    types = {one.encode_name: one.type for one in msgspec.structs.fields(tool.call)}
     required, properties = schema.get("required"), schema.get("properties")
     needed = required if isinstance(required, list) else []
     return tuple(
-        _parameter(name, member, values.get(name), name in needed, named)
+        _parameter(name, member, types.get(name), values.get(name), name in needed, named)
         for name, member in (properties.items() if isinstance(properties, dict) else ())
         if isinstance(member, dict)
     )
@@ -64,7 +65,12 @@ def _fault(said: str) -> Fault:
 
 
 def _parameter(
-    name: str, member: Mapping[str, Any], value: Json, required: bool, named: Named
+    name: str,
+    member: Mapping[str, Any],
+    declared: object,
+    value: Json,
+    required: bool,
+    named: Named,
 ) -> ToolParameter:
     kind = _kind(member)
     table, title = "", ""
@@ -77,13 +83,30 @@ def _parameter(
         described=str(member.get("description") or ""),
         value=value,
         required=required,
-        choices=tuple(str(one) for one in member.get("enum", ())),
+        choices=_choices(member, declared, value),
         length_max=member.get("maxItems") if kind == "list" else member.get("maxLength"),
         low=member.get("minimum", member.get("exclusiveMinimum")),
         high=member.get("maximum", member.get("exclusiveMaximum")),
         table=table,
         title=title,
     )
+
+
+def _choices(member: Mapping[str, Any], declared: object, value: Json) -> tuple[str, ...]:
+    """Return what may be chosen: what is chosen now, then the others as the module lists them.
+
+    A schema lists them by the alphabet, which is no order to a person.
+    """
+    offered = [str(one) for one in member.get("enum", ())]
+    listed = [one for one in _literals(declared) if one in offered]
+    listed += [one for one in offered if one not in listed]
+    return tuple(sorted(listed, key=lambda one: one != value))
+
+
+def _literals(declared: object) -> tuple[str, ...]:
+    if get_origin(declared) is Literal:
+        return tuple(str(one) for one in get_args(declared))
+    return tuple(one for part in get_args(declared) for one in _literals(part))
 
 
 def _kind(member: Mapping[str, Any]) -> ParameterKind:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import builtins
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final, TypedDict
 
-from mana.device.due import next_ms
+from mana.device.cases import flags_of
+from mana.device.due import arranged_ms, changed_ms, next_ms
 from mana.device.grants import Grants
 from mana.device.hub_news import HubNews
 from mana.device.opened import InputPrivate, Opened
 from mana.device.run_ledger import RunLedger
-from mana.device.views import Cited, GrantView, MissionView, RunView
-from mana.device.words import CURRENCY, errored_words, hold_words, reason_words
+from mana.device.views import CapWait, Cited, GrantView, MissionView, OnChange, RunView
+from mana.device.waiting import cap_wait, on_change
+from mana.device.words import CURRENCY, errored_words, hold_words, reason_words, spent_words
 from mana.device.writing import Write
+from mana.domain.agents import Agent
 from mana.domain.cadences import (
     MANUAL,
     Cadence,
@@ -42,10 +46,13 @@ from mana.domain.missions import (
 from mana.domain.occurrences import ERRORED, FAILURES_MAX
 from mana.domain.records import View
 from mana.domain.tables import DELETED_AT
+from mana.planning.budget import read_budget_reason
 from mana.protocol.messages import MissionStatus, OccurrenceInfo
 
 NEXT_SHOWN: Final = 3
 RUNS_SHOWN: Final = 20
+_CAP_DAYS: Final = 3
+"""Of so many days use is asked for, so that the whole day under a cap is among it."""
 RUNS_HERE: Final = "device"
 """How a caller names this device as the place of a mission."""
 
@@ -85,6 +92,14 @@ _PLAIN: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """By mission the summary of its newest iteration, and by iteration its flags."""
+
+    summaries: Mapping[str, str]
+    flags: Mapping[str, tuple[str, ...]]
+
+
 class Missions:
     """The missions of the account."""
 
@@ -99,14 +114,10 @@ class Missions:
         views = await self._opened.book.views(MISSIONS.name)
         statuses = await self._news.missions()
         grants = await self._grants.by_mission()
-        summaries = await self._summaries()
+        past = await self._past()
         shown = []
         for view in sorted(views, key=lambda view: (view.written_at, view.id), reverse=True):
-            shown.append(
-                await self._view(
-                    view, statuses.get(view.id), grants.get(view.id), summaries.get(view.id, "")
-                )
-            )
+            shown.append(await self._view(view, statuses.get(view.id), grants.get(view.id), past))
         return sorted(shown, key=lambda one: MISSION_STATES.index(one.state))
 
     async def get(self, mission_id: str) -> MissionView:
@@ -116,7 +127,8 @@ class Missions:
             view,
             await self._news.mission(mission_id),
             await self._grants.of_mission(mission_id),
-            (await self._summaries()).get(mission_id, ""),
+            await self._past(),
+            alone=True,
         )
 
     async def create(
@@ -265,32 +277,41 @@ class Missions:
             return runs_on
         raise Invalid("a mission runs on the hub, or on a device")
 
-    async def _summaries(self) -> dict[str, str]:
-        """Return by mission the summary of its newest iteration."""
+    async def _past(self) -> _Past:
+        """Return what is told of the iterations."""
         found: dict[str, tuple[str, str]] = {}
+        flags: dict[str, tuple[str, ...]] = {}
         for view in await self._opened.book.views(ITERATIONS.name):
             at, mission_id = view.text("scheduledFor"), view.text("missionId")
+            flags[view.id] = flags_of(view)
             if mission_id not in found or found[mission_id][0] < at:
                 found[mission_id] = (at, view.text("summary"))
-        return {mission_id: summary for mission_id, (_, summary) in found.items()}
+        return _Past({mission_id: summary for mission_id, (_, summary) in found.items()}, flags)
 
     async def _view(
         self,
         view: View,
         status: MissionStatus | None,
         grant: GrantView | None,
-        summary: str,
+        past: _Past,
+        *,
+        alone: bool = False,
     ) -> MissionView:
+        """Return a mission as it is shown. `alone`: in full, which a list has no place for."""
         mission, broken = _readable(view)
         agent = await self._opened.agent_or_none(mission.agent_id)
         cited = await self._cited(mission.inputs)
         runs_here = mission.runs_on == self._opened.place
-        runs = await self._runs(mission, status)
+        runs = await self._runs(mission, status, past)
         failures, failure = await self._failures(mission, status)
         is_errored = runs_here and failures >= FAILURES_MAX
         hold = "malformed" if broken else ERRORED if is_errored else self._hold(mission, status)
         # Where this person is no longer, nobody tells whether it still runs.
         is_followed = mission.state == "active" and not self._opened.book.keys.former
+        change, cap = None, None
+        if is_followed and not hold:
+            change = await self._on_change(mission, view, runs) if alone else None
+            cap = await self._cap_wait(mission, agent, runs)
         return MissionView(
             mission_id=mission.id,
             title=mission.title,
@@ -316,7 +337,7 @@ class Missions:
             else hold_words(hold),
             grant=grant,
             runs=runs,
-            last_summary=summary,
+            last_summary=past.summaries.get(mission.id, ""),
             phase=self._ledger.phase(mission.id)
             or next((run.phase for run in runs if run.state == "leased"), ""),
             if_missed=mission.if_missed,
@@ -325,6 +346,8 @@ class Missions:
             failures=failures,
             failure=failure,
             failure_words=reason_words("failed", failure) if failure else "",
+            on_change=change,
+            cap_wait=cap,
         )
 
     def next_moments(self, mission: Mission, view: View) -> tuple[int, ...]:
@@ -335,6 +358,52 @@ class Missions:
             found.append(due_ms)
             due_ms = next_ms(mission, view, due_ms)
         return tuple(found)
+
+    async def _on_change(
+        self, mission: Mission, view: View, runs: Sequence[RunView]
+    ) -> OnChange | None:
+        """Return when a mission on change runs; None for another, or one of another device."""
+        here = mission.runs_on == self._opened.place
+        if mission.cadence.kind != "onChange" or not (here or mission.runs_on == RUNS_ON_HUB):
+            return None
+        marks = await self._ledger.marks(mission.id) if here else None
+        return on_change(
+            mission.cadence,
+            changes=changed_ms(await self._opened.stored(mission.inputs)),
+            runs=runs,
+            here=marks,
+            since_ms=max(marks.after_ms if marks is not None else 0, arranged_ms(view)),
+            now_ms=self._opened.now_ms(),
+        )
+
+    async def _cap_wait(
+        self, mission: Mission, agent: Agent | None, runs: Sequence[RunView]
+    ) -> CapWait | None:
+        """Return the used-up cap that a mission waits for; None if it waits for none."""
+        if not any(read_budget_reason(run.reason) for run in runs):
+            return None
+        work, used = await self._news.work(), await self._news.usage(_CAP_DAYS)
+        caps: dict[tuple[str, str], int | None] = {
+            ("mission", "tokens"): mission.tokens_per_day_max,
+            ("mission", "cost"): mission.cost_per_day_max,
+        }
+        if agent is not None:
+            caps["agent", "tokens"] = agent.tokens_per_day_max
+            caps["agent", "cost"] = agent.cost_per_day_max
+        if work is not None:
+            caps["account", "tokens"] = _smaller(
+                work.tokens_per_day_max, work.hub_tokens_per_day_max
+            )
+            caps["account", "cost"] = _smaller(work.cost_per_day_max, work.hub_cost_per_day_max)
+        account_id = self._opened.account_id
+        return cap_wait(
+            runs,
+            caps=caps,
+            ids={"mission": mission.id, "agent": mission.agent_id, "account": account_id},
+            used=used.lines if used is not None else (),
+            currency=await self._news.currency(),
+            now_ms=self._opened.now_ms(),
+        )
 
     async def _failures(self, mission: Mission, status: MissionStatus | None) -> tuple[int, str]:
         """Return how often a mission failed in a row where it runs, and why the last time."""
@@ -350,7 +419,9 @@ class Missions:
             return status.hold or ""
         return ""
 
-    async def _runs(self, mission: Mission, status: MissionStatus | None) -> tuple[RunView, ...]:
+    async def _runs(
+        self, mission: Mission, status: MissionStatus | None, past: _Past
+    ) -> tuple[RunView, ...]:
         """Return the hub's ledger and this device's runs together, newest first."""
         currency = await self._news.currency()
         infos = status.occurrences if status is not None else []
@@ -359,7 +430,10 @@ class Missions:
         here = await self._ledger.runs(mission.id, currency=currency)
         runs += [run for run in here if run.occurrence_id not in known]
         runs.sort(key=lambda run: (run.scheduled_ms, run.occurrence_id), reverse=True)
-        return tuple(runs[:RUNS_SHOWN])
+        return tuple(
+            replace(run, flags=past.flags.get(run.iteration_id or "", ()))
+            for run in runs[:RUNS_SHOWN]
+        )
 
     async def _cited(self, inputs: Sequence[InputRef]) -> tuple[Cited, ...]:
         titles = await self._opened.titles([(ref.table, ref.id) for ref in inputs])
@@ -384,16 +458,27 @@ def run_view(info: OccurrenceInfo, *, currency: str = CURRENCY) -> RunView:
         last_reason=info.last_reason or "",
         last_reason_words=reason_words("failed", info.last_reason) if info.last_reason else "",
         due_ms=_due_ms(info),
+        started_ms=parse_iso_ms(info.started_at) if info.started_at else 0,
         round=info.round,
-        calls=info.calls,
+        tool_calls=info.tool_calls,
         steps=info.steps,
         heard=info.heard,
+        unconfirmed_tokens=info.unconfirmed_tokens,
+        unconfirmed_cost=info.unconfirmed_cost,
+        spent_words=spent_words(
+            info.tokens, info.unconfirmed_tokens, info.cost, info.unconfirmed_cost, currency
+        ),
     )
 
 
 def _due_ms(info: OccurrenceInfo) -> int | None:
     """Return when an occurrence that waits is worked on, if it is of the future by the hub."""
     return parse_iso_ms(info.due_at) if info.due_at and info.state == "queued" else None
+
+
+def _smaller(one: int | None, other: int | None) -> int | None:
+    """Return the smaller of two caps, None where there is neither."""
+    return min((cap for cap in (one, other) if cap is not None), default=None)
 
 
 def _readable(view: View) -> tuple[Mission, bool]:

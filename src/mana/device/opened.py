@@ -6,6 +6,7 @@ that it wrote.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,8 +21,8 @@ from mana.domain.cadences import zone
 from mana.domain.clock import iso_ms, parse_stamp
 from mana.domain.errors import Conflict, Invalid, NotFound
 from mana.domain.ids import RecordId, SpaceId
-from mana.domain.missions import MISSIONS, Mission, mission_from_view
-from mana.domain.records import Snapshot, View
+from mana.domain.missions import MISSIONS, InputRef, Mission, mission_from_view
+from mana.domain.records import Record, Snapshot, View
 from mana.domain.settings import SETTINGS, SETTINGS_ID
 from mana.domain.tables import Table
 from mana.models.connections import Connections
@@ -144,6 +145,16 @@ class Opened:
         except NotFound:
             return None
         return await self.book.view(table, record_id)
+
+    async def stored(self, refs: Sequence[InputRef]) -> list[Record]:
+        """Return inputs of a mission as they are stored, deleted ones too; nothing is opened."""
+        found: list[Record] = []
+        for ref in refs:
+            # Of a table that no module here knows, nothing is read.
+            with contextlib.suppress(NotFound):
+                record = await self.book.record(ref.table, ref.id)
+                found += [record] if record is not None else []
+        return found
 
     async def titles(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
         """Return the titles of records by table and id; empty where there is none here.

@@ -36,7 +36,7 @@ from mana.domain.errors import Conflict, Invalid, ManaError, NotFound
 from mana.domain.missions import MISSIONS, Mission, mission_from_view
 from mana.domain.money import FREE
 from mana.domain.occurrences import LEASES_MAX, RETRIES_MS
-from mana.domain.records import Record, View
+from mana.domain.records import View
 from mana.models.choose import ModelUnknown
 from mana.planning.budget import budget_reason
 from mana.planning.guardrails import GuardrailBlocked, InputTooLarge
@@ -296,7 +296,11 @@ class Runner:
     ) -> RunLine | None:
         """Return the run that changes of inputs by people made due."""
         since_ms = max(marks.after_ms, arranged_ms(view))
-        changes = [at_ms for at_ms in changed_ms(await self._inputs(mission)) if at_ms > since_ms]
+        changes = [
+            at_ms
+            for at_ms in changed_ms(await self._opened.stored(mission.inputs))
+            if at_ms > since_ms
+        ]
         if not changes:
             return None
         if not marks.first_ms:
@@ -313,16 +317,6 @@ class Runner:
             return None
         return self._line(mission, changes[-1], "change")
 
-    async def _inputs(self, mission: Mission) -> builtins.list[Record]:
-        """Return the inputs of a mission as they are stored, deleted ones too."""
-        found: builtins.list[Record] = []
-        for ref in mission.inputs:
-            # Of a table that no module here knows, nothing is read.
-            with contextlib.suppress(NotFound):
-                record = await self._opened.book.record(ref.table, ref.id)
-                found += [record] if record is not None else []
-        return found
-
     async def _is_over(self, mission: Mission, scheduled_ms: int) -> bool:
         """Say whether a moment was worked on; if so, the ledger knows from now on."""
         if await self._runs.find(mission.id, scheduled_ms) is not None:
@@ -334,7 +328,7 @@ class Runner:
         """End a run that waited for another try, or for the hub."""
         if line is not None:
             state = "failed" if reason in RETRIES_MS else "skipped"
-            over = replace(line, state=state, reason=reason, tokens=0, cost=0, due_ms=0)
+            over = replace(line.unspent, state=state, reason=reason, due_ms=0)
             await self._ledger.end(replace(over, ended_ms=self._opened.now_ms()))
 
     # One run
@@ -351,8 +345,7 @@ class Runner:
         try:
             models = tuple(await candidates(self._opened, agent))
         except ModelUnknown:
-            spent = replace(line, tokens=0, cost=0)
-            return await self._settled(mission, view, spent, _End("failed", "no-model"))
+            return await self._settled(mission, view, line.unspent, _End("failed", "no-model"))
         refusal = await self._budgets.refusal(
             Purse(self._opened.space, mission, agent),
             metered=any(one.model.metered for one in models),
@@ -396,7 +389,13 @@ class Runner:
 
     async def _finish(self, start: _Start, budget: RunBudget, end: _End) -> RunLine:
         await budget.end()
-        spent = replace(start.line, tokens=budget.tokens, cost=budget.cost)
+        spent = replace(
+            start.line,
+            tokens=budget.tokens,
+            cost=budget.cost,
+            unconfirmed_tokens=budget.unconfirmed_tokens,
+            unconfirmed_cost=budget.unconfirmed_cost,
+        )
         return await self._settled(start.mission, start.view, spent, end)
 
     async def _attempt(self, start: _Start, budget: RunBudget) -> _End:
@@ -480,7 +479,7 @@ class Runner:
 
     async def _refused(self, line: RunLine, reason: str) -> RunLine:
         over = replace(line, state="skipped", reason=reason, ended_ms=self._opened.now_ms())
-        return await self._ledger.end(replace(over, tokens=0, cost=0))
+        return await self._ledger.end(over.unspent)
 
     async def _watch(self, start: _Start, task: asyncio.Task[RunLine]) -> None:
         """Cut a run off once it may not go on."""

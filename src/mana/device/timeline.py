@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from mana.device.cases import in_order, planned_ms, tokens_of, was_edited
+from mana.device.cases import cost_of, flags_of, in_order, planned_ms, tokens_of, was_edited
 from mana.device.diffs import record_diff
 from mana.device.journal import Chain, Journal
+from mana.device.names import tool_words
 from mana.device.opened import Opened
 from mana.device.steps import Steps
 from mana.device.unseen import visible
@@ -104,6 +105,8 @@ class Timeline:
             source=iteration.text("source"),
             model=iteration.text("model"),
             tokens=tokens_of(iteration),
+            cost=cost_of(iteration),
+            flags=flags_of(iteration),
             lines=tuple(lines),
             revertible=any(not chain.reverted for chain in own),
             reverted=bool(own) and all(chain.reverted for chain in own),
@@ -191,7 +194,7 @@ def _refusals(iteration: View) -> list[TimelineLine]:
         lines.append(
             TimelineLine(
                 step_id=f"{iteration.id}-refused-{number}",
-                sentence=f"{tool or 'A call'} did not happen: {why}",
+                sentence=visible(f"{_asked(tool)} did not happen: {why}"),
                 state="refused",
                 journal_ids=(),
                 diffs=(),
@@ -200,6 +203,12 @@ def _refusals(iteration: View) -> list[TimelineLine]:
             )
         )
     return lines
+
+
+def _asked(tool: str) -> str:
+    """Return what a model asked for, as a sentence begins with it."""
+    words = tool_words(tool)
+    return f"“{words[:1].upper()}{words[1:]}”" if words else "A call"
 
 
 def _at_ms(iteration: View) -> int:

@@ -121,7 +121,9 @@ class Proposal:
     `for_others`: another member granted the run; they decide, or who manages the space.
     `trouble`: why it cannot be approved as it stands, or what became of it; `note`: what else is to
     be known. `edited`: sentence, parameters and differences are the person's, `proposed` what the
-    agent had proposed, and `faults` what is wrong with the arguments of a preview.
+    agent had proposed, and `faults` what is wrong with the arguments of a preview. `tokens` and
+    `cost` are those of the whole run; the cost in millionths, None where nobody can say it. `flags`:
+    what is to be known of the run, by `names.FLAGS`.
     """
 
     step_id: str
@@ -153,6 +155,8 @@ class Proposal:
     proposed: Proposed | None = None
     faults: tuple[Fault, ...] = ()
     reject_reason: str = ""
+    cost: int | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +319,10 @@ class TimelineLine:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """One iteration on the timeline, newest bucket first. `feedback`: what was said of the run."""
+    """One iteration on the timeline, newest bucket first. `feedback`: what was said of the run.
+
+    `cost` and `flags` as of a proposal.
+    """
 
     iteration_id: str
     mission_id: str
@@ -332,6 +339,8 @@ class Bucket:
     revertible: bool
     reverted: bool
     feedback: str = ""
+    cost: int | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +403,9 @@ class RunView:
     """One line of a mission's run ledger. `cost` in millionths of the hub's currency.
 
     `tries`: how often it failed in a way that is tried again, `last_reason` the last such way, and
-    `due_ms` when it is tried next. `round` to `heard`: how far a run is that goes on.
+    `due_ms` when it is tried next. `round` to `heard`: how far a run is that goes on. `tokens` and
+    `cost` are those of all tries so far; of them the unconfirmed ones are the worst case of calls
+    whose model never said, as `spent_words` tells. `flags` as of a proposal, once it has ended.
     """
 
     occurrence_id: str
@@ -412,15 +423,49 @@ class RunView:
     last_reason_words: str = ""
     due_ms: int | None = None
     round: int = 0
-    calls: int = 0
+    tool_calls: int = 0
     steps: int = 0
     heard: int = 0
+    unconfirmed_tokens: int = 0
+    unconfirmed_cost: int = 0
+    spent_words: str = ""
+    started_ms: int = 0
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OnChange:
+    """When a mission on change runs; all in ms since 1970.
+
+    `changed_ms`: when a person last changed one of its inputs, None if nobody did. `due_ms`: when
+    the change that waits is worked on at the earliest, None if none waits. `rests_until_ms`: before
+    it no change starts a run, because the last one is not long past; None: nothing holds it back.
+    """
+
+    changed_ms: int | None
+    due_ms: int | None
+    rests_until_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CapWait:
+    """A used-up cap that a mission waits for. `words` says whose it is.
+
+    `room_ms`: from when on some of it is free again, None where that is not known or never.
+    """
+
+    scope: str
+    unit: str
+    cap: int
+    words: str
+    room_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class MissionView:
     """A mission with its schedule. `next_ms` are the next three due moments by the cadence;
     `hold_words` says why it waits, empty if it does not. `failures`: how often it failed in a row.
+    `on_change`: of a mission on change that is looked at by itself.
     """
 
     mission_id: str
@@ -451,6 +496,8 @@ class MissionView:
     failures: int = 0
     failure: str = ""
     failure_words: str = ""
+    on_change: OnChange | None = None
+    cap_wait: CapWait | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,7 +533,8 @@ class WorkView:
 
     `stopped_ms`: since when the person has stopped all work, None if it goes on. `hub_told`: the
     hub has the same word; it is told as soon as it can be. Costs are millionths of `currency`; the
-    caps of the hub's operator stand beside the person's own, and the smaller counts.
+    caps of the hub's operator stand beside the person's own, and the smaller counts. `differs`: the
+    hub says something else than the person signed last.
     """
 
     stopped_ms: int | None
@@ -499,6 +547,7 @@ class WorkView:
     cost_per_day_max: int | None
     hub_tokens_per_day_max: int | None
     hub_cost_per_day_max: int | None
+    differs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -530,7 +579,8 @@ class ModelChoice:
 class UsageDay:
     """What was used on one day, `YYYY-MM-DD` in the person's zone, under one scope.
 
-    `scope`: account, agent or mission; `name`: what the person calls it, empty where it is gone.
+    `scope`: account, agent or mission; `name`: what the person calls it, empty where it is gone. The
+    unconfirmed tokens and costs are among the others: reserved, or never said by the model.
     """
 
     day: str
@@ -539,7 +589,9 @@ class UsageDay:
     name: str
     tokens: int
     cost: int
-    calls: int
+    model_calls: int
+    unconfirmed_tokens: int = 0
+    unconfirmed_cost: int = 0
 
 
 @dataclass(frozen=True, slots=True)

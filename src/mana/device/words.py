@@ -113,10 +113,24 @@ REFUSED_CALLS: Final = {
     "TABLE_FORBIDDEN": "agents may not change this",
     "BAD_REQUEST": "what it asked for had a wrong form",
     "NOT_FOUND": "what it named is not among what it may read",
+    "NEEDS_APPROVAL": "it is yours to decide",
+    "CHANGE_FORBIDDEN": "it would have changed what this call may not",
+    "FIELD_UNREADABLE": "what it would build on cannot be read here",
+    "EMPTY_TEXT": "a text that it needs was empty",
+    "RATE_LIMIT": "it asked for this too often within a minute",
+    "EXTERNAL_LIMIT": "a run sends out only so much",
+    "DUPLICATE_DESTRUCTIVE": "it had asked to replace or delete the same before",
+    "TOOL_FAILED": "the tool broke down over it",
+    "SUB_AGENT_LIMIT": "a run has only so many sub-agents",
+    "SUB_AGENT_FAILED": "the sub-agent came to no end",
 }
 
 
-KINDS: Final = {"notes": ("note", "notes"), "tasks": ("task", "tasks")}
+KINDS: Final = {
+    "notes": ("note", "notes"),
+    "tasks": ("task", "tasks"),
+    "agentMemory": ("memory of an agent", "memories of agents"),
+}
 
 
 def kind_words(table: str, count: int = 1) -> str:
@@ -153,6 +167,27 @@ def amount(count: int, unit: str, currency: str = CURRENCY) -> str:
     if unit == "cost":
         return amount_words(count, currency)
     return "1 token" if count == 1 else f"{count:,} tokens"
+
+
+def spent_words(
+    tokens: int, unconfirmed_tokens: int, cost: int, unconfirmed_cost: int, currency: str = CURRENCY
+) -> str:
+    """Return what was used, and how much of it is a worst case; empty where nothing was."""
+    if not tokens and not cost:
+        return ""
+    used = amount(tokens, "tokens")
+    if cost:
+        used += f", {amount_words(cost, currency)}"
+    if unconfirmed_tokens <= 0:
+        return used
+    if unconfirmed_tokens >= tokens:
+        return f"at most {used}: the model never said"
+    unsaid = f"{unconfirmed_tokens:,}"
+    if unconfirmed_cost:
+        unsaid = (
+            f"{amount(unconfirmed_tokens, 'tokens')}, {amount_words(unconfirmed_cost, currency)}"
+        )
+    return f"{used}, of which {unsaid} at most: the model never said"
 
 
 def errored_words(failures: int, failure: str) -> str:

@@ -52,7 +52,8 @@ AnyCall = TypeVar("AnyCall", bound=Call)
 class Tool:
     """A declared tool. `sentence` says in words what the call would do, for a proposal.
 
-    `always_asks`: a person decides on each call of an agent, whatever the policies say.
+    `always_asks`: a person decides on each call of an agent, whatever the policies say. `words`:
+    what people read instead of the name, as it follows “may”: `add a task`.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Tool:
     run: Callable[[Any, Records], Outcome]
     sentence: Callable[[Any, Records], str]
     always_asks: bool = False
+    words: str = ""
 
 
 def parse_call(tool: Tool, arguments: Json) -> Call:

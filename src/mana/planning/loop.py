@@ -68,6 +68,17 @@ class Plan:
     sub_agents: tuple[SubAgent, ...] = ()
     fallbacks: tuple[FallBack, ...] = ()
 
+    @property
+    def cost(self) -> int | None:
+        """Return what `usage` cost, in millionths; None where a model without a price used some."""
+        total = 0
+        for one in self.spent:
+            if one.price is None and one.usage.total:
+                return None
+            if one.price is not None:
+                total += one.price.cost(one.usage.prompt_tokens, one.usage.completion_tokens)
+        return total
+
     def refusals_within(self, bytes_max: int) -> list[Json]:
         """Return the stored form of the first refusals, as many as the bytes can hold."""
         kept: list[Json] = [refusal.to_wire() for refusal in self.refusals]
@@ -85,6 +96,8 @@ class Plan:
         }
         for name, purpose in (("subAgentTokens", "sub-agent"), ("compactionTokens", "compaction")):
             facts[name] = sum(one.usage.total for one in self.spent if one.purpose == purpose)
+        if (cost := self.cost) is not None:
+            facts["cost"] = cost
         facts["subAgents"] = len(self.sub_agents)
         facts["compactions"] = len(self.compactions)
         facts["fallbacks"] = [one.kind for one in self.fallbacks[:_FALLBACKS_KEPT_MAX]]

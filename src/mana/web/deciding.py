@@ -11,19 +11,13 @@ import msgspec
 from litestar.datastructures import FormMultiDict
 from markupsafe import Markup
 
+from mana.device.names import REJECTED
 from mana.device.views import EditForm, Fault, Proposal, ToolParameter
 from mana.domain.encoding import Json
 from mana.web.visits import text_of
 from mana.web.words import t
 
-REASONS: Final = (
-    ("not-now", "Not now"),
-    ("not-needed", "Not needed"),
-    ("wrong", "Wrong"),
-    ("too-much", "Too much"),
-    ("style", "Not how I would put it"),
-    ("other", "Something else"),
-)
+REASONS: Final = tuple(REJECTED.items())
 """By code of a reason for a rejection what its chip says, in the order of the chips."""
 FIELD: Final = "p-"
 """What the name of each field of an edit begins with."""
@@ -42,7 +36,7 @@ def shown(proposal: Proposal) -> str:
 
 def reason_words(code: str) -> Markup:
     """Return what the reason of a rejection is called."""
-    return t(dict(REASONS).get(code, "No reason chosen"))
+    return t(REJECTED.get(code, "No reason chosen"))
 
 
 def is_still_shown(form: FormMultiDict, proposal: Proposal) -> bool:

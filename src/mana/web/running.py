@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
+from mana.device import names
 from mana.domain.money import amount_words
 from mana.web import words
 from mana.web.visits import now_ms
@@ -17,36 +18,11 @@ from mana.web.words import counted, t
 if TYPE_CHECKING:
     from mana.device.views import ModelView, OwnModelView, RunView
 
-_STATES: Final = {
-    "queued": "Waits for its turn",
-    "leased": "At work",
-    "done": "Done",
-    "skipped": "Did not run",
-    "failed": "Failed",
-    "missed": "Missed",
-}
-_KINDS: Final = {"manual": "by hand", "change": "after a change"}
 _RETRIED: Final = {
     "timeout": "a time-out",
     "provider": "trouble at the model’s endpoint",
     "rate-limit": "too many calls at the model’s endpoint",
     "refused-reply": "an answer that could not be used",
-}
-_PHASES: Final = {
-    "queued": "Waiting for its turn",
-    "after_lease": "Checking what it may",
-    "after_audit": "Writing down what it will read",
-    "after_open": "Opening what you granted",
-    "inputs": "Reading its inputs",
-    "prompt": "Reading its inputs",
-    "model": "Asking the model",
-    "tools": "Trying out what the model asked for",
-    "sub-agent": "Working on a part of it by itself",
-    "compaction": "Summing up what it has read so far",
-    "after_model": "Sealing what it found",
-    "before_commit": "Sealing what it found",
-    "after_commit": "Sealing what it found",
-    "done": "Sealing what it found",
 }
 
 
@@ -54,10 +30,12 @@ def equip(templates: Environment) -> None:
     """Give templates what they may use of this."""
     templates.filters |= {
         "run": run_words,
-        "run_kind": lambda run: _named(_KINDS, run.kind) if run.kind in _KINDS else Markup(""),
+        "run_kind": lambda run: (
+            _named(names.KINDS, run.kind) if run.kind in ("manual", "change") else Markup("")
+        ),
         "retry": retry_words,
         "how_far": how_far,
-        "phase": lambda name: _named(_PHASES, name),
+        "phase": lambda name: _named(names.PHASES, name),
         "cost": amount_words,
         "price": price_words,
         "since": since,
@@ -98,7 +76,7 @@ def run_words(run: RunView) -> Markup:
         return t("Stopped")
     if run.state == "queued" and _is_later(run, now_ms()):
         return t("Waits")
-    return _named(_STATES, run.state)
+    return _named(names.RUN_STATES, run.state)
 
 
 def retry_words(run: RunView) -> Markup:
@@ -119,7 +97,7 @@ def how_far(run: RunView) -> list[Markup]:
     """Return the numbers that a run at work tells of itself, those that say something."""
     parts = (
         (run.round, t("round {n}", n=run.round)),
-        (run.calls, counted(run.calls, "1 call", "{n} calls")),
+        (run.tool_calls, counted(run.tool_calls, "1 tool call", "{n} tool calls")),
         (run.steps, counted(run.steps, "1 step", "{n} steps")),
         (run.heard, counted(run.heard, "1 character of the reply", "{n} characters of the reply")),
     )
@@ -155,6 +133,6 @@ def _is_later(run: RunView, now: int) -> bool:
     return run.due_ms is not None and run.due_ms > now
 
 
-def _named(names: Mapping[str, str], name: str) -> Markup:
-    found = names.get(name)
+def _named(known: Mapping[str, str], name: str) -> Markup:
+    found = known.get(name)
     return escape(name) if found is None else t(found)

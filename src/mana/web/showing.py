@@ -18,6 +18,7 @@ from zoneinfo import available_timezones
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
+from mana.device import names
 from mana.device.diffs import OUTGOING
 from mana.device.security import RecoveryKit
 from mana.device.sessions import TotpSetup
@@ -45,19 +46,6 @@ HUES: Final = 12
 LINE_MAX: Final = 80
 _PARTS: Final = re.compile(r"(“[^”]*”|\b\d{4}-\d\d-\d\d\b)")
 _DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
-_FIELDS: Final = {
-    "title": "Title",
-    "content": "Text",
-    "description": "Notes",
-    "dueDate": "Due",
-    "priority": "Priority",
-    "isCompleted": "Done",
-    "completedAt": "Completed",
-    "isPinned": "Pinned",
-    "isArchived": "Archived",
-    "color": "Colour",
-    "deletedAt": "Deleted",
-}
 _PARAMETERS: Final = {
     "append": "To add at its end",
     "reason": "Because",
@@ -65,48 +53,6 @@ _PARAMETERS: Final = {
 }
 _MARK: Final = re.compile(r"(?:(?P<head>#{1,6})|[-*+]|\d{1,3}[.)])\s+(?P<words>.*)")
 _INNER_CAPITAL: Final = re.compile(r"(?<=[a-z])[A-Z]")
-_TABLES: Final = {
-    "notes": "note",
-    "tasks": "task",
-    "aiMissions": "mission",
-    "agents": "agent",
-    "agentMemory": "memory",
-}
-_EFFECTS: Final = {
-    "read": "Read",
-    "write": "Add and change",
-    "destructive": "Replace or delete",
-    "external": "Send out",
-}
-_DECISIONS: Final = {"auto": "by itself", "propose": "asks first", "deny": "never"}
-_STATES: Final = {
-    "staged": "waits for a decision",
-    "planned": "runs by itself",
-    "executing": "running",
-    "approved": "approved",
-    "rejected": "rejected",
-    "skipped": "skipped",
-    "failed": "failed",
-    "expired": "expired",
-    "done": "done",
-    "reverted": "reverted",
-    "changed": "changed since by you",
-    "proposed": "waits for a decision",
-    "refused": "refused",
-    "active": "active",
-    "paused": "paused",
-    "archived": "archived",
-    "queued": "waits for its turn",
-    "leased": "at work",
-    "missed": "missed",
-    "revoked": "revoked",
-    "stale": "no longer fits",
-    "unverified": "not verified",
-    "open": "open",
-    "accepted": "accepted",
-    "joined": "joined",
-    "withdrawn": "withdrawn",
-}
 _SPACE_TYPES: Final = {
     "personal": "Personal",
     "brand": "Brand",
@@ -193,10 +139,10 @@ def equip(templates: Environment) -> None:
         "parameter": parameter_words,
         "shown": shown,
         "reject_reason": reason_words,
-        "table": partial(_named, _TABLES),
-        "effect": partial(_named, _EFFECTS),
-        "decision": partial(_named, _DECISIONS),
-        "state": partial(_named, _STATES),
+        "table": partial(_named, names.TABLES),
+        "effect": partial(_named, names.EFFECTS),
+        "decision": partial(_named, names.DECISIONS),
+        "state": partial(_named, names.STATES),
         "space_type": partial(_named, _SPACE_TYPES),
         "role": partial(_named, _ROLES),
         "role_words": partial(_named, _ROLE_WORDS),
@@ -209,7 +155,8 @@ def equip(templates: Environment) -> None:
         "json": lambda found: json.dumps(found),
         "value": value,
         "title": title,
-        "tool": lambda name: name.replace("_", " "),
+        "tool": lambda name: escape(names.tool_words(name)),
+        "flag": partial(_named, names.FLAGS),
         "line": line,
         "days": days,
         "by_iteration": by_iteration,
@@ -223,9 +170,9 @@ def equip(templates: Environment) -> None:
     }
 
 
-def _named(names: Mapping[str, str], name: str) -> Markup:
+def _named(known: Mapping[str, str], name: str) -> Markup:
     """Return what a name of the wire is called; one that is not known is shown, escaped."""
-    found = names.get(name)
+    found = known.get(name)
     return escape(name) if found is None else t(found)
 
 
@@ -269,14 +216,14 @@ def told(sentence: str) -> Markup:
 
 def field_words(name: str) -> Markup:
     """Return what a field is called."""
-    return _named(_FIELDS, name)
+    return _named(names.FIELDS, name)
 
 
 def parameter_words(parameter: ToolParameter) -> Markup:
     """Return what a parameter of a tool is called; the module's own name, if no other is known."""
     if parameter.kind == "record":
-        return t("{kind}", kind=upper_first(str(_named(_TABLES, parameter.table))))
-    named = _PARAMETERS.get(parameter.name) or _FIELDS.get(parameter.name)
+        return t("{kind}", kind=upper_first(str(_named(names.TABLES, parameter.table))))
+    named = _PARAMETERS.get(parameter.name) or names.FIELDS.get(parameter.name)
     if named is not None:
         return t(named)
     spaced = _INNER_CAPITAL.sub(lambda found: f" {found[0].lower()}", parameter.name)
@@ -285,7 +232,7 @@ def parameter_words(parameter: ToolParameter) -> Markup:
 
 def in_order(fields: Sequence[FieldDiff]) -> list[FieldDiff]:
     """Return the fields of a change in the order in which a person reads them."""
-    rank = {name: at for at, name in enumerate(_FIELDS)}
+    rank = {name: at for at, name in enumerate(names.FIELDS)}
     return sorted(fields, key=lambda one: (rank.get(one.name, len(rank)), one.name))
 
 

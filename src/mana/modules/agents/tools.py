@@ -87,4 +87,5 @@ PROPOSE_MEMORY_TOOL: Final = Tool(
     run=propose_memory,
     sentence=_sentence,
     always_asks=True,
+    words="change its own memory",
 )

@@ -204,6 +204,7 @@ CREATE_NOTE: Final = Tool(
     call=CreateNote,
     run=create_note,
     sentence=_create_sentence,
+    words="write a note",
 )
 UPDATE_NOTE: Final = Tool(
     name="update_note",
@@ -213,6 +214,7 @@ UPDATE_NOTE: Final = Tool(
     call=UpdateNote,
     run=update_note,
     sentence=_update_sentence,
+    words="rewrite a note",
 )
 APPEND_TO_NOTE: Final = Tool(
     name="append_to_note",
@@ -222,6 +224,7 @@ APPEND_TO_NOTE: Final = Tool(
     call=AppendToNote,
     run=append_to_note,
     sentence=lambda call, records: f"Add text to note {_named(records, call.note_id)}",
+    words="add text to a note",
 )
 ADD_TAG_TO_NOTE: Final = Tool(
     name="add_tag_to_note",
@@ -233,6 +236,7 @@ ADD_TAG_TO_NOTE: Final = Tool(
     sentence=lambda call, records: (
         f"Add tag {_tag(call.tag)} to note {_named(records, call.note_id)}"
     ),
+    words="tag a note",
 )
 LIST_NOTES: Final = Tool(
     name="list_notes",
@@ -242,4 +246,5 @@ LIST_NOTES: Final = Tool(
     call=ListNotes,
     run=list_notes,
     sentence=lambda call, records: "List notes",
+    words="look through notes",
 )

@@ -217,6 +217,7 @@ CREATE_TASK: Final = Tool(
     call=CreateTask,
     run=create_task,
     sentence=_create_sentence,
+    words="add a task",
 )
 COMPLETE_TASK: Final = Tool(
     name="complete_task",
@@ -226,6 +227,7 @@ COMPLETE_TASK: Final = Tool(
     call=CompleteTask,
     run=complete_task,
     sentence=_complete_sentence,
+    words="complete a task",
 )
 COMPLETE_TASKS_BY_TITLE: Final = Tool(
     name="complete_tasks_by_title",
@@ -235,6 +237,7 @@ COMPLETE_TASKS_BY_TITLE: Final = Tool(
     call=CompleteTasksByTitle,
     run=complete_tasks_by_title,
     sentence=_complete_all_sentence,
+    words="complete all tasks with a word in their title",
 )
 GET_TASK_STATS: Final = Tool(
     name="get_task_stats",
@@ -244,6 +247,7 @@ GET_TASK_STATS: Final = Tool(
     call=GetTaskStats,
     run=get_task_stats,
     sentence=lambda call, records: "Count tasks",
+    words="count tasks",
 )
 LIST_TASKS: Final = Tool(
     name="list_tasks",
@@ -253,4 +257,5 @@ LIST_TASKS: Final = Tool(
     call=ListTasks,
     run=list_tasks,
     sentence=lambda call, records: "List tasks",
+    words="look through tasks",
 )
