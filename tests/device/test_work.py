@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from mana.device.desk import Device
+from mana.device.operations import Operations
 from mana.domain.cadences import Cadence
 from mana.domain.errors import Invalid
 from mana.domain.iterations import ITERATIONS
 from mana.domain.settings import SETTINGS
-from mana.protocol.errors import WorkStopped
+from mana.protocol.errors import WorkNotSigned, WorkStopped
 from mana.protocol.messages import SetWork
 from mana.testing.models import ScriptedModel
-from mana.testing.postgres import Database
+from mana.testing.postgres import Database, connected
 from tests.device.household import Household, household, operations, planned_mission
 from tests.device.test_foreground import HOUR_MS, Hanging, creating
 
@@ -132,17 +134,83 @@ async def test_every_device_obeys_after_its_sync(home: Household) -> None:
 
 
 async def test_a_hub_that_says_something_else_is_told_again(home: Household) -> None:
-    """Whatever the hub was told, it has the person's word after the next look."""
+    """Whatever stands at the hub, it has the person's word after the next look, signed anew."""
     ada = await home.person()
+    of = operations(ada)
+    await ada.set_caps(tokens_per_day_max=5_000)
     await ada.stop_work()
-    hub = operations(ada).opened.hub
-    await hub.set_work(SetWork(stopped=False))
-    await operations(ada).work.tell()
-    assert await hub_is_stopped(ada)
-    await ada.start_work()
+    await change(home, "stopped_at = null, tokens_per_day_max = 6000")
+    news(of)
+    state = await ada.work_state()
+    assert (state.differs, state.tokens_per_day_max) == (True, 5_000)
+    await of.work.tell()
+    state = await ada.work_state()
+    assert (state.differs, state.tokens_per_day_max, state.hub_told) == (False, 5_000, True)
+    older = await of.opened.hub.work()
+    assert older.signed is not None
+    await ada.set_caps(tokens_per_day_max=4_000)
+    text = msgspec.json.encode(older.signed.word, order="sorted").decode()
+    await change(
+        home,
+        "word = $1, signature = $2, revision = $3, tokens_per_day_max = 5000",
+        text,
+        older.signed.signature.value,
+        older.revision,
+    )
+    news(of)
+    assert (await ada.work_state()).differs
+    await of.work.tell()
+    state = await ada.work_state()
+    assert (state.differs, state.tokens_per_day_max) == (False, 4_000)
+    assert (await of.opened.hub.work()).revision > older.revision + 1
+
+
+async def test_a_stop_by_a_session_stays_until_the_person_goes_on(home: Household) -> None:
+    """The brake holds on the hub and here; no device lifts it by itself, and one that goes on signs."""
+    ada = await home.person()
+    of = operations(ada)
+    hub = of.opened.hub
     await hub.set_work(SetWork(stopped=True))
-    await operations(ada).work.tell()
+    await of.work.tell()
+    assert await hub_is_stopped(ada)
+    with pytest.raises(WorkStopped):
+        await of.work.require_going()
+    with pytest.raises(WorkNotSigned):
+        await hub.set_work(SetWork(stopped=False))
+    await ada.set_caps(tokens_per_day_max=7)
+    assert (await ada.work_state()).stopped_ms is not None
+    home.places[0].wire.is_cut = True
+    state = await ada.start_work()
+    assert (state.stopped_ms, state.hub_told) == (None, False)
+    await of.work.require_going()
+    home.places[0].wire.is_cut = False
+    await of.work.tell()
     assert not await hub_is_stopped(ada)
+    assert (await ada.work_state()).hub_told
+
+
+async def test_a_word_of_a_device_that_is_not_known_yet_is_not_undone(home: Household) -> None:
+    """What the person's newest device signed stands, also with a device that has not heard of it."""
+    ada = await home.person()
+    await ada.set_caps(tokens_per_day_max=5_000)
+    phone = await home.second()
+    await phone.sync_now()
+    await phone.set_caps(tokens_per_day_max=6_000)
+    await operations(ada).work.tell()
+    assert (await operations(ada).opened.hub.work()).tokens_per_day_max == 6_000
+    state = await ada.work_state()
+    assert (state.tokens_per_day_max, state.differs) == (6_000, False)
+
+
+async def change(home: Household, sql: str, *values: object) -> None:
+    """Change the hub's row by hand."""
+    async with connected(home.database.owner_url) as owner:
+        await owner.execute(f"update mana_ai.account_work set {sql}", *values)
+
+
+def news(of: Operations) -> None:
+    """Let the device ask the hub anew."""
+    of.work._news.moved()
 
 
 async def test_device_that_has_not_heard_yet_undoes_nothing(home: Household) -> None:

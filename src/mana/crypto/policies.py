@@ -53,6 +53,16 @@ def lifts_of(authority: Authority, held: Proven | None) -> tuple[Lift, ...]:
     return tuple(sorted(found, key=lambda lift: lift.tool))
 
 
+def lifted_stamps(authority: Authority, held: Proven) -> dict[str, str]:
+    """Return by path the stamps of what was lifted or taken back, as far as it was signed so."""
+    return {
+        path: entry.at
+        for path, entry in held.record.entries.items()
+        if path.partition("/")[0] == LIFTED
+        and signed_by_manager(authority, held, path, SPACE_POLICY) is not None
+    }
+
+
 def signed_by_manager(authority: Authority, held: Proven, path: str, table: Table) -> str | None:
     """Return the account of the owner or admin who signed this path; None if nobody such did."""
     entry = held.record.entries[path]

@@ -144,6 +144,10 @@ class Syncer:
         """Return who may decide in a space, as far as certificates are known here."""
         return self._spaces.authority(space_id)
 
+    async def meet(self, space_id: str, signers: Iterable[str]) -> None:
+        """Fetch certificates if one of these devices is not known here; raise without the hub."""
+        await self._spaces.meet(space_id, signers)
+
     # Once
 
     async def load(self) -> None:

@@ -3,26 +3,48 @@
 The word is a sealed setting in the person's own scope, so it holds on every device after its sync,
 and offline on this one at once. The hub is told as soon as it can be reached, and told again when it
 says something else. What the person does themselves goes on: approving, rejecting, editing.
+
+What lets more happen on the hub is signed by this device, with all that holds from then on; the
+newest such word that was seen is kept, and what the hub says is held against it. A stop by a session
+alone is obeyed here, and stays until the person lets work go on at a device.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Final, Literal, TypedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final, TypedDict
 
+import msgspec
+
+from mana.crypto.authority import SignerUnknown
+from mana.crypto.errors import Malformed
+from mana.crypto.primitives import unb64
+from mana.crypto.work import PURPOSE, Limits, WorkWord, verify_work
 from mana.device.budgets import PATIENCE_S, Budgets
 from mana.device.editing import Editing
 from mana.device.hub_news import HubNews
 from mana.device.opened import Opened
 from mana.device.views import WorkView
 from mana.domain.clock import parse_iso_ms
-from mana.domain.errors import Invalid, NotFound, Unauthenticated, Unavailable
+from mana.domain.errors import (
+    CryptoFailed,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from mana.domain.settings import SETTINGS, SETTINGS_ID
-from mana.protocol.errors import WorkStopped
-from mana.protocol.messages import SetWork, WorkState
+from mana.protocol.errors import WorkMoved, WorkStopped, WorkWordRefused
+from mana.protocol.messages import SetWork, SignedWork, WorkState
 
 STOPPED_AT: Final = "workStoppedAt"
+KEPT_WORD: Final = "work-word"
+KEPT_LIFTED: Final = "work-lifted"
+"""Up to which revision of the hub's the person has let work go on, whoever stopped it."""
 _ROUNDS: Final = 3
 """How often the hub is told in a row while it or the person's word moves."""
 
@@ -50,17 +72,18 @@ class Work:
         self._budgets = budgets
         self._telling = asyncio.Lock()
         self._told: bool | None = None
+        self._differs = False
 
     async def stopped_ms(self) -> int | None:
         """Return since when all work is stopped; None if it goes on."""
+        own_ms = await self._own_ms()
+        return own_ms if own_ms is not None else await self._braked_ms(await self._budgets.work())
+
+    async def _own_ms(self) -> int | None:
+        """Return since when the person has stopped all work by a word of their own."""
         view = await self._opened.book.view(SETTINGS.name, SETTINGS_ID)
         said = view.text(STOPPED_AT) if view is not None else ""
-        if not said:
-            return None
-        try:
-            return parse_iso_ms(said)
-        except Invalid:
-            return 0  # It cannot be read when; that it was said is enough.
+        return _moment(said) if said else None
 
     async def require_going(self) -> None:
         """Raise WorkStopped while all work is stopped."""
@@ -69,33 +92,45 @@ class Work:
 
     async def stop(self) -> WorkView:
         """Stop all work, here at once and everywhere else as soon as they hear of it."""
-        if await self.stopped_ms() is None:
+        if await self._own_ms() is None:
             await self._records.write_settings({STOPPED_AT: self._opened.now_iso()})
         await self.tell()
         return await self.state()
 
     async def start(self) -> WorkView:
         """Let work go on, here and everywhere."""
-        if await self.stopped_ms() is not None:
+        if await self._own_ms() is not None:
             await self._records.write_settings({STOPPED_AT: None})
+        # Whoever stopped it at the hub: the person has seen that, and goes on.
+        await self._opened.book.keep(KEPT_LIFTED, (await self._budgets.work()).revision)
         await self.tell()
         return await self.state()
 
     async def set_caps(self, caps: Caps) -> WorkView:
-        """Set the named caps of the account at the hub, None to remove; raise Offline without it."""
-        wanted = SetWork(
-            tokens_per_day_max=_cap(caps, "tokens_per_day_max"),
-            cost_per_day_max=_cap(caps, "cost_per_day_max"),
-        )
-        await self._heard(await self._opened.hub.set_work(wanted))
+        """Sign the named caps of the account, None to remove; raise Offline without the hub."""
+        for cap in (caps.get("tokens_per_day_max"), caps.get("cost_per_day_max")):
+            if cap is not None and cap < 0:
+                raise Invalid("a cap is a whole number from 0, or none")
+        async with self._telling:
+            for left in reversed(range(_ROUNDS)):
+                said = await self._opened.hub.work()
+                if await self._braked_ms(said) is not None:
+                    # What is signed now holds in full, so that stop becomes the person's own.
+                    await self._records.write_settings({STOPPED_AT: said.stopped_at})
+                word = await self._signed(said, lambda held: replace(held, **caps))
+                try:
+                    await self._heard(await self._opened.hub.set_work(word))
+                    break
+                except WorkMoved:
+                    if not left:
+                        raise
         return await self.state()
 
     async def state(self) -> WorkView:
         """Return whether work goes on, what the hub says of it, and what was used."""
-        said, stopped_ms = await self._news.work(), await self.stopped_ms()
-        if said is not None:
-            await self._budgets.note_work(said)
-        known = said or await self._budgets.work()
+        said = await self._news.work()
+        known = await (self._judged(said) if said is not None else self._budgets.work())
+        stopped_ms = await self.stopped_ms()
         told = self._told
         if told is None and said is not None:
             told = said.stopped_at is not None
@@ -111,6 +146,7 @@ class Work:
             cost_per_day_max=known.cost_per_day_max,
             hub_tokens_per_day_max=known.hub_tokens_per_day_max,
             hub_cost_per_day_max=known.hub_cost_per_day_max,
+            differs=self._differs,
         )
 
     async def tell(self) -> None:
@@ -125,26 +161,147 @@ class Work:
                     async with asyncio.timeout(PATIENCE_S):
                         said = await self._opened.hub.work()
                     await self._heard(said)
-                    if self._told == (await self.stopped_ms() is not None):
+                    if await self._is_told(said):
                         return
                     await self._opened.book.sync_now()
-                    wanted = await self.stopped_ms() is not None
-                    if self._told == wanted:
+                    if await self._is_told(said):
                         return
+                    stopped = await self._own_ms() is not None
                     async with asyncio.timeout(PATIENCE_S):
-                        await self._opened.hub.set_work(SetWork(stopped=wanted))
+                        await self._say(said, stopped=stopped)
+
+    async def _say(self, said: WorkState, *, stopped: bool) -> None:
+        """Sign whether work goes on, and hand that to the hub; a stop holds also unsigned."""
+        hub = self._opened.hub
+        word = await self._signed(said, lambda held: replace(held, stopped=stopped))
+        try:
+            await hub.set_work(word)
+        except WorkMoved:
+            return  # It is asked again.
+        except (WorkWordRefused, Forbidden):
+            if not stopped:
+                raise Unavailable("the hub takes no word of this device") from None
+            await hub.set_work(SetWork(stopped=True))
+
+    async def _is_told(self, said: WorkState) -> bool:
+        """Say whether the hub has the person's word, and what was signed of its caps."""
+        stopped = await self._own_ms() is not None
+        if stopped != (said.stopped_at is not None):
+            return not stopped and await self._braked_ms(said) is not None
+        return not self._differs or await self._is_unknown(said.signed)
+
+    async def _braked_ms(self, said: WorkState) -> int | None:
+        """Return since when a session alone has stopped work at the hub; None if none has.
+
+        A stop that the person was shown and let go on from here is none any more.
+        """
+        is_signed = said.signed is not None and said.signed.word.get("stopped") is True
+        if said.stopped_at is None or is_signed:
+            return None
+        lifted = await self._opened.book.kept(KEPT_LIFTED)
+        is_lifted = isinstance(lifted, int) and said.revision <= lifted
+        return None if is_lifted else _moment(said.stopped_at)
 
     async def _heard(self, said: WorkState) -> None:
         self._told = said.stopped_at is not None
-        await self._budgets.note_work(said)
+        if said.signed is not None:
+            book = self._opened.book
+            with contextlib.suppress(Unavailable, Unauthenticated):
+                await book.inner().syncer.meet(book.space, [said.signed.signature.signer])
+        await self._judged(said)
         self._news.moved()
 
+    # What was signed
 
-def _cap(caps: Caps, name: Literal["tokens_per_day_max", "cost_per_day_max"]) -> int | None:
-    """Return a cap as the hub is told: -1 removes it, None leaves it."""
-    if name not in caps:
-        return None
-    cap = caps[name]
-    if cap is not None and cap < 0:
-        raise Invalid("a cap is a whole number from 0, or none")
-    return -1 if cap is None else cap
+    async def _judged(self, said: WorkState) -> WorkState:
+        """Keep what the hub says, and return it no looser than the newest word that was seen."""
+        limits = _limits(said)
+        try:
+            word = None if said.signed is None else self._verified(said.signed)
+        except CryptoFailed:
+            word, known = None, await self._known()
+            self._differs = True
+        else:
+            known = await self._newest(word)
+            self._differs = known is not None and (word != known or known.hub != said.hub)
+        if known is not None:
+            self._differs = self._differs or not known.limits.covers(limits)
+            limits = known.limits.within(limits)
+        found = msgspec.structs.replace(
+            said,
+            tokens_per_day_max=limits.tokens_per_day_max,
+            cost_per_day_max=limits.cost_per_day_max,
+        )
+        await self._budgets.note_work(found)
+        return found
+
+    def _verified(self, signed: SignedWork) -> WorkWord:
+        """Return a word of this account; raise CryptoFailed unless one of its devices signed it."""
+        word = WorkWord.from_wire(signed.word)
+        book = self._opened.book
+        authority = book.inner().syncer.authority(book.space)
+        try:
+            account, key = authority.signer(signed.signature.signer, newest=word.at)
+        except Forbidden as error:
+            raise Malformed("no device of the account signed this") from error
+        if account != self._opened.account_id or word.account_id != account:
+            raise Malformed("a word of another account")
+        verify_work(key, word, unb64(signed.signature.value))
+        return word
+
+    async def _is_unknown(self, signed: SignedWork | None) -> bool:
+        """Say whether a device signed this whose certificate is not known here yet.
+
+        Nothing is signed against it: it may be the person's newest word, by their newest device.
+        """
+        try:
+            if signed is not None:
+                self._verified(signed)
+        except Malformed as error:
+            return isinstance(error.__cause__, SignerUnknown)
+        except CryptoFailed:
+            return False
+        return False
+
+    async def _known(self) -> WorkWord | None:
+        """Return the newest word that this device has seen, which was verified then."""
+        kept = await self._opened.book.kept(KEPT_WORD)
+        try:
+            return WorkWord.from_wire(kept) if isinstance(kept, dict) else None
+        except Malformed:
+            return None
+
+    async def _newest(self, word: WorkWord | None) -> WorkWord | None:
+        """Return the newer of a word and the one that is kept, and keep that."""
+        known = await self._known()
+        if word is None or (known is not None and word.revision <= known.revision):
+            return known
+        await self._opened.book.keep(KEPT_WORD, word.to_wire())
+        return word
+
+    async def _signed(self, said: WorkState, change: Callable[[Limits], Limits]) -> SetWork:
+        """Return a signed word: what the hub says, no looser than was signed, and what changes."""
+        known = await self._known()
+        held = _limits(await self._judged(said))
+        if known is not None:
+            held = replace(held, stopped=held.stopped or known.limits.stopped)
+        word = WorkWord(
+            self._opened.account_id,
+            said.hub,
+            max(said.revision, known.revision if known is not None else 0) + 1,
+            change(held),
+            self._opened.now_iso(),
+        )
+        signature = self._opened.book.sign(PURPOSE, word.canonical())
+        return SetWork(signed=SignedWork(word.to_wire(), signature), seen=said.revision)
+
+
+def _limits(said: WorkState) -> Limits:
+    return Limits(said.stopped_at is not None, said.tokens_per_day_max, said.cost_per_day_max)
+
+
+def _moment(said: str) -> int:
+    try:
+        return parse_iso_ms(said)
+    except Invalid:
+        return 0  # It cannot be read when; that it was said is enough.

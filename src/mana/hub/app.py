@@ -23,6 +23,7 @@ import uvicorn
 from litestar import Litestar
 from litestar.types import ASGIApp
 
+from mana.crypto.work import hub_id
 from mana.domain.errors import ManaError
 from mana.domain.ids import SpaceId
 from mana.hub.accounts.routes import account_routes
@@ -76,7 +77,8 @@ from mana.hub.vaults.routes import vault_routes
 from mana.hub.vaults.service import VaultService
 from mana.hub.vaults.store import VaultStore
 from mana.hub.work.routes import work_routes
-from mana.hub.work.store import WorkStore
+from mana.hub.work.service import WorkService
+from mana.hub.work.store import Place, WorkStore
 from mana.models.choose import model_infos
 from mana.protocol.codec import encode
 from mana.registry.catalogue import load_catalogue
@@ -178,6 +180,7 @@ def build(
         kept_security, security_log, gate, life_ms=REFRESH_LIFE_MS, now_ms=clock
     )
     letters = LetterService(LetterStore(tenancy), letters_key(kept.salt), _post(settings))
+    place = Place(settings.currency, hub_id(kept.grant_key.public()))
     endpoints = [
         *account_routes(accounts),
         *vault_routes(vaults),
@@ -188,8 +191,8 @@ def build(
         *invitation_routes(InvitationService(InvitationStore(tenancy), now_ms=clock)),
         *sync_routes(SyncService(store, now_ms=clock), live),
         *letter_routes(letters),
-        *grants_endpoints(_grants(settings, kept, tenancy)),
-        *work_routes(WorkStore(tenancy, settings.currency)),
+        *grants_endpoints(_grants(settings, kept, tenancy, place)),
+        *work_routes(WorkService(WorkStore(tenancy, place))),
         *money_routes(MoneyService(MoneyStore(tenancy), currency=settings.currency)),
     ]
     endpoints += _own_routes(endpoints)
@@ -269,14 +272,16 @@ async def operator(
         )
 
 
-def _grants(settings: HubSettings, kept: HubSecrets, tenancy: Tenancy) -> GrantService:
+def _grants(
+    settings: HubSettings, kept: HubSecrets, tenancy: Tenancy, place: Place
+) -> GrantService:
     return GrantService(
         GrantStore(tenancy),
         RunnerKeyFile(settings.secrets_dir / PUBLIC_FILE, pem=settings.runner_public_pem),
         kept.grant_key,
         model_infos(settings.models),
         settings.models.own_models,
-        settings.currency,
+        place,
     )
 
 

@@ -199,6 +199,27 @@ class WorkStopped(Conflict):
     )
 
 
+class WorkNotSigned(Forbidden):
+    """A session alone may stop work and lower caps; what loosens them needs a device's signature."""
+
+    code = "WORK_NOT_SIGNED"
+    advice = "Do it on a device that is unlocked, which signs it."
+
+
+class WorkMoved(Conflict):
+    """The account's work was stopped, let go on or capped since the device looked."""
+
+    code = "WORK_MOVED"
+    advice = "Look at what holds now, and sign again."
+
+
+class WorkWordRefused(Invalid):
+    """What was signed on the account's work does not verify here."""
+
+    code = "WORK_WORD_REFUSED"
+    advice = "Sign it for this account and hub, with a device that is registered and not revoked."
+
+
 class MissionErrored(Conflict):
     """The mission failed too often in a row, and waits for its person."""
 

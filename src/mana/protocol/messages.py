@@ -819,7 +819,11 @@ class GrantsAnswer(Answer, frozen=True):
 
 
 class OccurrenceInfo(Answer, frozen=True):
-    """One line of a mission's run ledger."""
+    """One line of a mission's run ledger.
+
+    `tokens` and `cost` are those of all tries so far; of them the unconfirmed ones are the worst case
+    of calls whose model never said what it used. `round` to `heard`: how far a run is that goes on.
+    """
 
     occurrence_id: str
     mission_id: str
@@ -837,9 +841,11 @@ class OccurrenceInfo(Answer, frozen=True):
     last_reason: str | None = None
     due_at: str | None = None
     round: int = 0
-    calls: int = 0
+    tool_calls: int = 0
     steps: int = 0
     heard: int = 0
+    unconfirmed_tokens: int = 0
+    unconfirmed_cost: int = 0
 
 
 class MissionStatus(Answer, frozen=True):
@@ -857,11 +863,20 @@ class MissionStatus(Answer, frozen=True):
     failure: str | None = None
 
 
+class SignedWork(Request, frozen=True):
+    """A device's signature over `mana-ai-work:v1` and `word`: a `WorkWord` on the wire."""
+
+    word: Annotated[dict[str, Json], Meta(max_length=8)]
+    signature: Signature
+
+
 class WorkState(Answer, frozen=True):
     """Whether anything runs for the account, and its caps and use of 24 hours.
 
     Costs are millionths of `currency`. `hub_stopped`: the operator stopped all work. The caps of the
-    operator for every account stand beside the person's own; the smaller counts.
+    operator for every account stand beside the person's own; the smaller counts. `revision` counts
+    what moved; `signed` is the newest word that a device signed for this `hub`, and what holds is
+    never looser.
     """
 
     stopped_at: str | None = None
@@ -873,26 +888,41 @@ class WorkState(Answer, frozen=True):
     cost_per_day_max: int | None = None
     hub_tokens_per_day_max: int | None = None
     hub_cost_per_day_max: int | None = None
+    hub: str = ""
+    revision: int = 0
+    signed: SignedWork | None = None
 
 
 class SetWork(Request, frozen=True):
-    """Stop everything of the account or let it go on, and set its caps; a cap of -1 removes it."""
+    """Stop everything of the account or let it go on, and set its caps; a cap of -1 removes it.
+
+    Unsigned it only tightens. `signed`: a word that a device signed, which is then all that holds;
+    no other member stands beside it but `seen`, the revision that the device knew of.
+    """
 
     stopped: bool | None = None
     tokens_per_day_max: Annotated[int, Meta(ge=-1, le=1_000_000_000)] | None = None
     cost_per_day_max: Annotated[int, Meta(ge=-1, le=1_000_000_000_000)] | None = None
+    signed: SignedWork | None = None
+    seen: Annotated[int, Meta(ge=0)] | None = None
 
 
 class UsageLine(Answer, frozen=True):
-    """What was used in one hour, under one scope: `mission`, `agent` or `account`."""
+    """What was used in one hour, under one scope: `mission`, `agent` or `account`.
+
+    Of `tokens` and `cost` the unconfirmed ones are reserved, or the worst case of calls whose model
+    never said what it used.
+    """
 
     hour: str
     scope: str
     id: str
     tokens: int
     cost: int
-    calls: int
+    model_calls: int
     space_id: str = ""
+    unconfirmed_tokens: int = 0
+    unconfirmed_cost: int = 0
 
 
 class UsageAnswer(Answer, frozen=True):
@@ -926,11 +956,16 @@ class ReservedTokens(Answer, frozen=True):
 
 
 class SettleTokens(Request, frozen=True):
-    """Replace a reservation of a device by what its calls used."""
+    """Replace a reservation of a device by what its calls used.
+
+    The unconfirmed tokens are among the others: the worst case of calls whose model never said.
+    """
 
     prompt_tokens: Annotated[int, Meta(ge=0, le=1_000_000_000)]
     completion_tokens: Annotated[int, Meta(ge=0, le=1_000_000_000)]
-    calls: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
+    model_calls: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
+    unconfirmed_prompt_tokens: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
+    unconfirmed_completion_tokens: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
 
 
 class MissionsAnswer(Answer, frozen=True):

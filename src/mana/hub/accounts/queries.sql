@@ -95,6 +95,10 @@ select * from mana.devices where account_id = mana.current_account() order by re
 -- name: device
 select * from mana.devices where device_id = $1 and account_id = mana.current_account()
 
+-- name: certified
+select d.*, a.signing_key from mana.devices d join mana.accounts a on a.account_id = d.account_id
+ where d.device_id = $1 and d.account_id = mana.current_account() and d.revoked_at is null
+
 -- name: shared_spaces
 select count(*) from mana.spaces where cardinality(members) > 1
 

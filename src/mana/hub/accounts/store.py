@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from mana.crypto.errors import SignatureRejected
 from mana.crypto.passwords import token_hash
 from mana.crypto.primitives import KEY_BYTES, unb64
 from mana.crypto.signatures import VerifyKey, entry_hash
@@ -357,6 +358,19 @@ def certificate_of(row: Mapping[str, Any]) -> DeviceCertificate:
         created_at=row["created_at"],
         signature=row["signature"],
     )
+
+
+async def device_key(tx: Transaction, device_id: str, account: AccountId) -> VerifyKey:
+    """Return the key of a device that the account certified and has not revoked.
+
+    The transaction is the account's. Raises SignatureRejected.
+    """
+    row = await tx.one(Q["certified"], device_id)
+    if row is None:
+        raise SignatureRejected("the device is not registered to the account")
+    certificate = certificate_of(row)
+    check_certificate(certificate, account, VerifyKey(unb64(row["signing_key"])))
+    return VerifyKey(unb64(certificate.public_key))
 
 
 def devices_answer(rows: Sequence[Mapping[str, Any]]) -> DevicesAnswer:

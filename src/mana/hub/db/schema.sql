@@ -369,7 +369,7 @@ end
 $function$;
 -- execute: mana_app
 
-CREATE OR REPLACE FUNCTION mana_ai.add_spend(p_ids text[], p_tokens bigint[], p_costs bigint[], p_calls bigint[])
+CREATE OR REPLACE FUNCTION mana_ai.add_spend(p_ids text[], p_tokens bigint[], p_costs bigint[], p_calls bigint[], p_confirmed_tokens bigint[] DEFAULT '{}'::bigint[], p_confirmed_costs bigint[] DEFAULT '{}'::bigint[])
  RETURNS void
  LANGUAGE plpgsql
  SET search_path TO ''
@@ -377,17 +377,22 @@ AS $function$
 declare
   moved record;
 begin
-  insert into mana_ai.spend as s (scope, space_id, id, account_id, hour, tokens, cost, calls)
+  insert into mana_ai.spend as s (scope, space_id, id, account_id, hour, tokens, cost, calls,
+                                  confirmed_tokens, confirmed_cost)
   select k.scope, k.space_id, k.id, u.account_id, date_trunc('hour', u.ts, 'UTC'),
-         sum(d.tokens), sum(d.cost), sum(d.calls)
-    from unnest(p_ids, p_tokens, p_costs, p_calls) as d (usage_id, tokens, cost, calls)
+         sum(d.tokens), sum(d.cost), sum(d.calls), coalesce(sum(d.confirmed_tokens), 0),
+         coalesce(sum(d.confirmed_cost), 0)
+    from unnest(p_ids, p_tokens, p_costs, p_calls, p_confirmed_tokens, p_confirmed_costs)
+           as d (usage_id, tokens, cost, calls, confirmed_tokens, confirmed_cost)
     join mana_ai.token_usage u on u.usage_id = d.usage_id
    cross join lateral (values ('account', '', u.account_id), ('agent', u.space_id, u.agent_id),
                               ('mission', u.space_id, u.mission_id)) as k (scope, space_id, id)
    group by 1, 2, 3, 4, 5
   on conflict (scope, space_id, id, hour, account_id) do update
     set tokens = s.tokens + excluded.tokens, cost = s.cost + excluded.cost,
-        calls = s.calls + excluded.calls;
+        calls = s.calls + excluded.calls,
+        confirmed_tokens = s.confirmed_tokens + excluded.confirmed_tokens,
+        confirmed_cost = s.confirmed_cost + excluded.confirmed_cost;
   for moved in
     select date_trunc('hour', u.ts, 'UTC') as hour, sum(d.tokens) as tokens, sum(d.cost) as cost,
            sum(d.calls) as calls
@@ -453,35 +458,58 @@ begin
       from mana_ai.hub_spend s where s.hour >= since;
   end if;
   return query
-  select a.place::integer, m.mission_id is not null, g.agent_id is not null,
-         a.mission_at::integer, m.max_tokens_per_day, m.max_cost_per_day,
+  select b.place::integer, b.has_mission, b.has_agent,
+         b.mission_at::integer, b.mission_token_cap, b.mission_cost_cap,
          of_mission.tokens, of_mission.cost,
-         a.agent_at::integer, g.max_tokens_per_day, g.max_cost_per_day,
+         b.agent_at::integer, b.agent_token_cap, b.agent_cost_cap,
          of_agent.tokens, of_agent.cost,
          account_token_cap, account_cost_cap,
          coalesce(account_tokens, 0), coalesce(account_costs, 0),
          hub_token_cap, hub_cost_cap, coalesce(hub_tokens, 0), coalesce(hub_costs, 0)
-    from (select u.*, min(u.place) over (partition by u.space_id, u.mission_id) as mission_at,
-                 min(u.place) over (partition by u.space_id, u.agent_id) as agent_at
-            from unnest(p_spaces, p_missions, p_agents) with ordinality
-              as u (space_id, mission_id, agent_id, place)) a
-    left join mana_ai.mission_snapshots m
-      on m.space_id = a.space_id and m.mission_id = a.mission_id and not m.deleted
-    left join mana_ai.agent_snapshots g
-      on g.space_id = a.space_id and g.agent_id = a.agent_id and not g.deleted
+    from (
+      select a.place, a.space_id, a.mission_id, a.agent_id,
+             m.mission_id is not null as has_mission, g.agent_id is not null as has_agent,
+             min(a.place) over of_mission as mission_at, min(a.place) over of_agent as agent_at,
+             c.mission_token_cap, c.mission_cost_cap, c.agent_token_cap, c.agent_cost_cap,
+             -- Grants of one agent's missions may differ in what they say of the agent.
+             bool_or(coalesce(c.agent_token_cap, c.agent_cost_cap) is not null)
+               over of_agent as is_agent_capped
+        from unnest(p_spaces, p_missions, p_agents) with ordinality
+          as a (space_id, mission_id, agent_id, place)
+        left join mana_ai.mission_snapshots m
+          on m.space_id = a.space_id and m.mission_id = a.mission_id and not m.deleted
+        left join mana_ai.agent_snapshots g
+          on g.space_id = a.space_id and g.agent_id = a.agent_id and not g.deleted
+        left join mana_ai.grants r
+          on p_is_hub and r.space_id = a.space_id and r.mission_id = a.mission_id
+         and r.state = 'active'
+       -- Canonical headers have their caps near the beginning; others are not read as JSON.
+       cross join lateral (
+         select case when strpos(left(r.header, 400), '"caps":{') > 0
+                     then r.header::json -> 'caps' end as caps) signed
+       cross join lateral (
+         select least(m.max_tokens_per_day, (signed.caps ->> 'missionTokens')::bigint)
+                  as mission_token_cap,
+                least(m.max_cost_per_day, (signed.caps ->> 'missionCost')::bigint)
+                  as mission_cost_cap,
+                least(g.max_tokens_per_day, (signed.caps ->> 'agentTokens')::bigint)
+                  as agent_token_cap,
+                least(g.max_cost_per_day, (signed.caps ->> 'agentCost')::bigint)
+                  as agent_cost_cap) c
+      window of_mission as (partition by a.space_id, a.mission_id),
+             of_agent as (partition by a.space_id, a.agent_id)) b
    cross join lateral (
      select coalesce(sum(s.tokens), 0)::bigint as tokens, coalesce(sum(s.cost), 0)::bigint as cost
        from mana_ai.spend s
-      where s.scope = 'mission' and s.space_id = a.space_id and s.id = a.mission_id
-        and s.hour >= since and a.place = a.mission_at
-        and (m.max_tokens_per_day is not null or m.max_cost_per_day is not null)) of_mission
+      where s.scope = 'mission' and s.space_id = b.space_id and s.id = b.mission_id
+        and s.hour >= since and b.place = b.mission_at
+        and coalesce(b.mission_token_cap, b.mission_cost_cap) is not null) of_mission
    cross join lateral (
      select coalesce(sum(s.tokens), 0)::bigint as tokens, coalesce(sum(s.cost), 0)::bigint as cost
        from mana_ai.spend s
-      where s.scope = 'agent' and s.space_id = a.space_id and s.id = a.agent_id
-        and s.hour >= since and a.place = a.agent_at
-        and (g.max_tokens_per_day is not null or g.max_cost_per_day is not null)) of_agent
-   order by a.place;
+      where s.scope = 'agent' and s.space_id = b.space_id and s.id = b.agent_id
+        and s.hour >= since and b.place = b.agent_at and b.is_agent_capped) of_agent
+   order by b.place;
 end
 $function$;
 -- execute: mana_app, mana_runner
@@ -887,34 +915,31 @@ end
 $function$;
 -- execute: the owner only
 
-CREATE OR REPLACE FUNCTION mana_ai.plain_agents(p_spaces text[])
- RETURNS TABLE(space_id text, record_id text, author_id text, fields json)
+CREATE OR REPLACE FUNCTION mana_ai.plain_agents(p_spaces text[], p_after text, p_limit integer)
+ RETURNS TABLE(space_id text, record_id text, author_id text, fields text)
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO ''
+ SET plan_cache_mode TO 'force_custom_plan'
 AS $function$
 #variable_conflict use_column
 begin
   perform pg_catalog.set_config('app.door', 'open', true);
   return query
-    select r.space_id, r.record_id, r.author_id,
-           pg_catalog.json_build_object(
-             'state', x.state, 'maxTokensPerDay', x."maxTokensPerDay",
-             'maxCostPerDay', x."maxCostPerDay",
-             'maxConcurrentMissions', x."maxConcurrentMissions", 'deletedAt', x."deletedAt")
-      from unnest(p_spaces) as s (space_id)
+    select e.space_id, e.record_id, e.author_id, e.fields::text
+      from unnest(p_spaces) with ordinality as s (space_id, place)
      cross join lateral (
        select * from mana.records e
-        where e.space_id = s.space_id and e.table_name = 'agents' offset 0) r
-     cross join lateral pg_catalog.json_to_record(r.fields)
-       as x (state json, "maxTokensPerDay" json, "maxCostPerDay" json,
-             "maxConcurrentMissions" json, "deletedAt" json);
+        where e.space_id = s.space_id and e.table_name = 'agents'
+          and (s.place > 1 or e.record_id > p_after)
+        order by e.record_id limit p_limit) e
+     order by s.place, e.record_id limit p_limit;
 end
 $function$;
 -- execute: mana_app
 
-CREATE OR REPLACE FUNCTION mana_ai.plain_missions(p_spaces text[])
- RETURNS TABLE(space_id text, record_id text, author_id text, fields json, stands boolean, account_id text, hold text, failures integer, failure text, waits_for timestamp with time zone, last_for timestamp with time zone, lines json)
+CREATE OR REPLACE FUNCTION mana_ai.plain_missions(p_spaces text[], p_after text, p_limit integer)
+ RETURNS TABLE(space_id text, record_id text, author_id text, fields text, stands boolean, account_id text, hold text, failures integer, failure text, waits_for timestamp with time zone, last_for timestamp with time zone, lines json)
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO ''
@@ -925,12 +950,7 @@ AS $function$
 begin
   perform pg_catalog.set_config('app.door', 'open', true);
   return query
-    select r.space_id, r.record_id, r.author_id,
-           pg_catalog.json_build_object(
-             'state', x.state, 'cadence', x.cadence, 'timeZone', x."timeZone",
-             'agentId', x."agentId", 'runsOn', x."runsOn", 'ifMissed', x."ifMissed",
-             'maxTokensPerDay', x."maxTokensPerDay", 'maxCostPerDay', x."maxCostPerDay",
-             'deletedAt', x."deletedAt"),
+    select r.space_id, r.record_id, r.author_id, r.fields::text,
            m.mission_id is not null, coalesce(m.account_id, g.account_id), m.hold, m.failures,
            m.failure, o.scheduled_for,
            case when o.scheduled_for is null then (
@@ -945,13 +965,14 @@ begin
                from (select * from mana_ai.occurrences n
                       where n.space_id = r.space_id and n.mission_id = r.record_id
                       order by n.scheduled_for desc limit 20) l) end
-      from unnest(p_spaces) as s (space_id)
-     cross join lateral (
-       select * from mana.records e
-        where e.space_id = s.space_id and e.table_name = 'aiMissions' offset 0) r
-     cross join lateral pg_catalog.json_to_record(r.fields)
-       as x (state json, cadence json, "timeZone" json, "agentId" json, "runsOn" json,
-             "ifMissed" json, "maxTokensPerDay" json, "maxCostPerDay" json, "deletedAt" json)
+      from (
+        select e.*, s.place from unnest(p_spaces) with ordinality as s (space_id, place)
+         cross join lateral (
+           select * from mana.records e
+            where e.space_id = s.space_id and e.table_name = 'aiMissions'
+              and (s.place > 1 or e.record_id > p_after)
+            order by e.record_id limit p_limit) e
+         order by s.place, e.record_id limit p_limit) r
       left join lateral (
         select n.* from mana_ai.mission_snapshots n
          where n.space_id = r.space_id and n.mission_id = r.record_id offset 0) m on true
@@ -964,12 +985,37 @@ begin
         select c.account_id, c.state from mana_ai.grants c
          where m.mission_id is null and c.space_id = r.space_id and c.mission_id = r.record_id
            and c.completed_at is not null
-         order by c.completed_at desc limit 1) g on true;
+         order by c.completed_at desc limit 1) g on true
+     order by r.place, r.record_id;
 end
 $function$;
 -- execute: mana_app
 
-CREATE OR REPLACE FUNCTION mana_ai.put_plain(p_missions json, p_agents json, p_moments json)
+CREATE OR REPLACE FUNCTION mana_ai.put_agents(p_spaces text[], p_ids text[], p_accounts text[], p_states text[], p_tokens bigint[], p_costs bigint[], p_concurrent integer[], p_deleted boolean[])
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+ SET plan_cache_mode TO 'force_custom_plan'
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  insert into mana_ai.agent_snapshots as a
+    (space_id, agent_id, account_id, state, max_tokens_per_day, max_cost_per_day,
+     max_concurrent_missions, deleted)
+  select * from unnest(p_spaces, p_ids, p_accounts, p_states, p_tokens, p_costs, p_concurrent,
+                       p_deleted)
+  on conflict (space_id, agent_id) do update set
+    account_id = excluded.account_id, state = excluded.state,
+    max_tokens_per_day = excluded.max_tokens_per_day,
+    max_cost_per_day = excluded.max_cost_per_day,
+    max_concurrent_missions = excluded.max_concurrent_missions, deleted = excluded.deleted
+   where (a.*) is distinct from (excluded.*);
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana_ai.put_missions(p_spaces text[], p_ids text[], p_accounts text[], p_states text[], p_cadences text[], p_zones text[], p_agents text[], p_places text[], p_anchors bigint[], p_deleted boolean[], p_next timestamp with time zone[], p_holds text[], p_missed text[], p_tokens bigint[], p_costs bigint[], p_failures integer[], p_failed text[], p_due timestamp with time zone[])
  RETURNS void
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -979,28 +1025,32 @@ CREATE OR REPLACE FUNCTION mana_ai.put_plain(p_missions json, p_agents json, p_m
 AS $function$
 begin
   perform pg_catalog.set_config('app.door', 'open', true);
-  insert into mana_ai.agent_snapshots as a
-  select * from pg_catalog.json_populate_recordset(null::mana_ai.agent_snapshots, p_agents)
-  on conflict (space_id, agent_id) do update set
-    account_id = excluded.account_id, state = excluded.state,
-    max_tokens_per_day = excluded.max_tokens_per_day,
-    max_cost_per_day = excluded.max_cost_per_day,
-    max_concurrent_missions = excluded.max_concurrent_missions, deleted = excluded.deleted;
   insert into mana_ai.mission_snapshots as m
-  select * from pg_catalog.json_populate_recordset(null::mana_ai.mission_snapshots, p_missions)
+    (space_id, mission_id, account_id, state, cadence, time_zone, agent_id, runs_on, anchor_ms,
+     deleted, next_run_at, hold, if_missed, max_tokens_per_day, max_cost_per_day, failures,
+     failure)
+  select k.space_id, k.mission_id, k.account_id, k.state, k.cadence::jsonb, k.time_zone,
+         k.agent_id, k.runs_on, k.anchor_ms, k.deleted, k.next_run_at, k.hold, k.if_missed,
+         k.tokens, k.cost, k.failures, k.failure
+    from unnest(p_spaces, p_ids, p_accounts, p_states, p_cadences, p_zones, p_agents, p_places,
+                p_anchors, p_deleted, p_next, p_holds, p_missed, p_tokens, p_costs, p_failures,
+                p_failed)
+      as k (space_id, mission_id, account_id, state, cadence, time_zone, agent_id, runs_on,
+            anchor_ms, deleted, next_run_at, hold, if_missed, tokens, cost, failures, failure)
   on conflict (space_id, mission_id) do update set
     state = excluded.state, cadence = excluded.cadence, time_zone = excluded.time_zone,
     agent_id = excluded.agent_id, runs_on = excluded.runs_on, anchor_ms = excluded.anchor_ms,
     deleted = excluded.deleted, if_missed = excluded.if_missed,
     max_tokens_per_day = excluded.max_tokens_per_day,
-    max_cost_per_day = excluded.max_cost_per_day, next_run_at = excluded.next_run_at;
+    max_cost_per_day = excluded.max_cost_per_day, next_run_at = excluded.next_run_at
+   where (m.*) is distinct from (excluded.*);
   insert into mana_ai.occurrences
     (space_id, mission_id, account_id, agent_id, scheduled_for, kind, state, due_at)
-  select k.space_id, k.mission_id, k.account_id, k.agent_id, k.scheduled_for, 'scheduled',
+  select k.space_id, k.mission_id, k.account_id, k.agent_id, k.next_run_at, 'scheduled',
          'queued', k.due_at
-    from pg_catalog.json_to_recordset(p_moments)
-      as k (space_id text, mission_id text, account_id text, agent_id text,
-            scheduled_for timestamptz, due_at timestamptz)
+    from unnest(p_spaces, p_ids, p_accounts, p_agents, p_next, p_due)
+      as k (space_id, mission_id, account_id, agent_id, next_run_at, due_at)
+   where k.due_at is not null
   on conflict (space_id, mission_id, scheduled_for) do nothing;
 end
 $function$;
@@ -1185,7 +1235,7 @@ end
 $function$;
 -- execute: mana_app, mana_runner
 
-CREATE OR REPLACE FUNCTION mana_ai.settle_calls(p_ids text[], p_prompts bigint[], p_replies bigint[], p_calls bigint[], p_by_device boolean)
+CREATE OR REPLACE FUNCTION mana_ai.settle_calls(p_ids text[], p_prompts bigint[], p_replies bigint[], p_open_prompts bigint[], p_open_replies bigint[], p_calls bigint[], p_by_device boolean)
  RETURNS TABLE(usage_id text, tokens bigint, cost bigint)
  LANGUAGE plpgsql
  SET search_path TO ''
@@ -1194,36 +1244,46 @@ AS $function$
 declare
   me constant text := mana.current_account();
   ids text[]; tokens_more bigint[]; costs_more bigint[]; calls_more bigint[];
+  confirmed_tokens_of bigint[]; confirmed_costs_of bigint[];
 begin
   perform mana_ai.lock_spend('account:' || me);
   -- Nobody else moves these rows meanwhile: they are of this account.
-  with settled as materialized (
+  with told as materialized (
     select distinct on (u.usage_id) u.usage_id, u.spent as old_spent, u.cost as old_cost,
            u.calls as old_calls, p.prompt, p.reply, p.calls,
            coalesce(p.prompt + p.reply, u.spent) as spent,
+           coalesce(p.prompt + p.reply - p.open_prompt - p.open_reply, 0) as confirmed_tokens,
            case when p.prompt + p.reply is null then u.cost
                 else mana_ai.cost_of(p.prompt, p.reply, u.prompt_price, u.completion_price)
-           end as cost
-      from unnest(p_ids, p_prompts, p_replies, p_calls) with ordinality
-        as p (usage_id, prompt, reply, calls, place)
+           end as cost,
+           case when p.prompt + p.reply is null then u.cost
+                else mana_ai.cost_of(p.open_prompt, p.open_reply, u.prompt_price, u.completion_price)
+           end as open_cost
+      from unnest(p_ids, p_prompts, p_replies, p_open_prompts, p_open_replies, p_calls)
+        with ordinality as p (usage_id, prompt, reply, open_prompt, open_reply, calls, place)
       join mana_ai.token_usage u on u.usage_id = p.usage_id
      where u.account_id = me and u.settled_at is null and (u.holder is not null) = p_by_device
      order by u.usage_id, p.place
+  ), settled as materialized (
+    select t.*, t.cost - least(t.open_cost, t.cost) as confirmed_cost from told t
   ), written as (
     update mana_ai.token_usage u
        set prompt_tokens = s.prompt, completion_tokens = s.reply, spent = s.spent, cost = s.cost,
-           calls = s.calls, settled_at = clock_timestamp()
+           calls = s.calls, confirmed_tokens = s.confirmed_tokens,
+           confirmed_cost = s.confirmed_cost, settled_at = clock_timestamp()
       from settled s where u.usage_id = s.usage_id
     returning u.usage_id
   )
   select array_agg(s.usage_id), array_agg(s.spent - s.old_spent), array_agg(s.cost - s.old_cost),
-         array_agg(s.calls - s.old_calls)
-    into ids, tokens_more, costs_more, calls_more
+         array_agg(s.calls - s.old_calls), array_agg(s.confirmed_tokens),
+         array_agg(s.confirmed_cost)
+    into ids, tokens_more, costs_more, calls_more, confirmed_tokens_of, confirmed_costs_of
     from settled s join written using (usage_id);
   if ids is null then
     return;
   end if;
-  perform mana_ai.add_spend(ids, tokens_more, costs_more, calls_more);
+  perform mana_ai.add_spend(
+    ids, tokens_more, costs_more, calls_more, confirmed_tokens_of, confirmed_costs_of);
   return query select u.usage_id, u.spent, u.cost from mana_ai.token_usage u
                 where u.usage_id = any (ids);
 end
@@ -1837,10 +1897,15 @@ create table mana_ai.account_work (
   stopped_at timestamp with time zone,
   tokens_per_day_max bigint,
   cost_per_day_max bigint,
+  revision bigint not null default 0,
+  word text,
+  signer text,
+  signature text,
   constraint account_work_pkey PRIMARY KEY (account_id),
   constraint account_work_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
   constraint account_work_cost_per_day_max_check CHECK ((cost_per_day_max >= 0)),
-  constraint account_work_tokens_per_day_max_check CHECK ((tokens_per_day_max >= 0))
+  constraint account_work_tokens_per_day_max_check CHECK ((tokens_per_day_max >= 0)),
+  constraint account_work_word CHECK ((((word IS NULL) = (signer IS NULL)) AND ((word IS NULL) = (signature IS NULL))))
 );
 CREATE INDEX account_work_due ON mana_ai.account_work USING btree (next_due) WHERE (stopped_at IS NULL);
 alter table mana_ai.account_work enable row level security;
@@ -2065,6 +2130,8 @@ create table mana_ai.occurrences (
   calls integer not null default 0,
   steps integer not null default 0,
   heard bigint not null default 0,
+  confirmed_tokens bigint not null default 0,
+  confirmed_cost bigint not null default 0,
   constraint occurrences_pkey PRIMARY KEY (occurrence_id),
   constraint occurrences_kind_check CHECK ((kind = ANY (ARRAY['scheduled'::text, 'manual'::text, 'change'::text]))),
   constraint occurrences_space_id_fkey FOREIGN KEY (space_id) REFERENCES mana.spaces(space_id) ON DELETE CASCADE,
@@ -2089,7 +2156,7 @@ create policy runner_leases on mana_ai.occurrences as permissive for update to m
 CREATE TRIGGER keep_moved_turn AFTER UPDATE OF state, due_at, account_id ON mana_ai.occurrences FOR EACH ROW WHEN ((new.state = 'queued'::text)) EXECUTE FUNCTION mana_ai.keep_moved_turn();
 CREATE TRIGGER keep_turn AFTER INSERT ON mana_ai.occurrences REFERENCING NEW TABLE AS queued FOR EACH STATEMENT EXECUTE FUNCTION mana_ai.keep_turn();
 grant delete, insert, select, update(account_id), update(due_at) on mana_ai.occurrences to mana_app;
-grant delete, insert, select, update(state), update(reason), update(due_at), update(lease_until), update(fence), update(attempts), update(worker), update(admitted), update(phase), update(iteration_id), update(tokens), update(started_at), update(finished_at), update(tries), update(last_reason), update(cost), update(round), update(calls), update(steps), update(heard) on mana_ai.occurrences to mana_runner;
+grant delete, insert, select, update(state), update(reason), update(due_at), update(lease_until), update(fence), update(attempts), update(worker), update(admitted), update(phase), update(iteration_id), update(tokens), update(started_at), update(finished_at), update(tries), update(last_reason), update(cost), update(round), update(calls), update(steps), update(heard), update(confirmed_tokens), update(confirmed_cost) on mana_ai.occurrences to mana_runner;
 
 create table mana_ai.spend (
   scope text not null,
@@ -2100,6 +2167,8 @@ create table mana_ai.spend (
   tokens bigint not null default 0,
   cost bigint not null default 0,
   calls bigint not null default 0,
+  confirmed_tokens bigint not null default 0,
+  confirmed_cost bigint not null default 0,
   constraint spend_pkey PRIMARY KEY (scope, space_id, id, hour, account_id),
   constraint spend_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
   constraint spend_scope_check CHECK ((scope = ANY (ARRAY['mission'::text, 'agent'::text, 'account'::text])))
@@ -2157,6 +2226,8 @@ create table mana_ai.token_usage (
   holder text,
   for_hub boolean not null default true,
   calls bigint not null default 1,
+  confirmed_tokens bigint not null default 0,
+  confirmed_cost bigint not null default 0,
   constraint token_usage_pkey PRIMARY KEY (usage_id),
   constraint token_usage_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
   constraint token_usage_calls_check CHECK ((calls >= 0)),
@@ -2179,8 +2250,8 @@ create policy reserves on mana_ai.token_usage as permissive for insert to mana_a
    FROM mana.spaces s
   WHERE (s.space_id = token_usage.space_id)))));
 create policy settles on mana_ai.token_usage as permissive for update to mana_app, mana_runner using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
-grant delete, insert, select, update(prompt_tokens), update(completion_tokens), update(spent), update(settled_at), update(cost), update(calls) on mana_ai.token_usage to mana_app;
-grant delete, insert, select, update(prompt_tokens), update(completion_tokens), update(spent), update(settled_at), update(reserved_cost), update(cost), update(calls) on mana_ai.token_usage to mana_runner;
+grant delete, insert, select, update(prompt_tokens), update(completion_tokens), update(spent), update(settled_at), update(cost), update(calls), update(confirmed_tokens), update(confirmed_cost) on mana_ai.token_usage to mana_app;
+grant delete, insert, select, update(prompt_tokens), update(completion_tokens), update(spent), update(settled_at), update(reserved_cost), update(cost), update(calls), update(confirmed_tokens), update(confirmed_cost) on mana_ai.token_usage to mana_runner;
 
 create table mana_ai.watched (
   space_id text not null,

@@ -76,12 +76,5 @@ select count(*) from mana_ai.occurrences
 select *, expires_at <= clock_timestamp() as expired from mana_ai.grants
  where completed_at is not null order by created_at desc, grant_id limit $1
 
--- name: certificate
-select account_id, device_id, public_key, created_at, signature from mana.devices
- where device_id = $1 and account_id = mana.current_account() and revoked_at is null
-
--- name: signing_key
-select signing_key from mana.accounts where account_id = mana.current_account()
-
 -- name: role
 select role from mana.memberships where space_id = $1 and account_id = mana.current_account()

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final
 
-import msgspec
-
 from mana.crypto.envelope import parse_json
-from mana.crypto.errors import Malformed, SignatureRejected
+from mana.crypto.errors import Malformed
 from mana.crypto.grants import (
     GrantHashes,
     SealedGrant,
@@ -24,10 +22,9 @@ from mana.crypto.grants import (
     verify_grant,
     verify_grant_ended,
 )
-from mana.crypto.identity import DeviceCertificate, verify_certificate
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.runners import RunnerPublicKey
-from mana.crypto.signatures import SigningKey, VerifyKey
+from mana.crypto.signatures import SigningKey
 from mana.domain.clock import iso_ms
 from mana.domain.encoding import Json
 from mana.domain.errors import Conflict, CryptoFailed, Forbidden, Invalid, NotFound, Unavailable
@@ -49,6 +46,7 @@ from mana.domain.ids import (
     require_uuid,
 )
 from mana.domain.occurrences import ERRORED
+from mana.hub.accounts.store import device_key
 from mana.hub.grants.store import GrantStore, Register
 from mana.hub.http.endpoints import Call
 from mana.hub.runner import audit, scheduling
@@ -56,7 +54,7 @@ from mana.hub.runner.keys import CHAIN_FILE, read_chain, succession_to_wire
 from mana.hub.runner.ledger import MissionSnapshot, RegisteredGrant
 from mana.hub.runner.queue import status_of
 from mana.hub.tenants import Tenant
-from mana.hub.work.store import Work
+from mana.hub.work.store import Place, Work
 from mana.models.addresses import OwnModels, check_own_origin
 from mana.protocol.errors import MissionErrored, RateLimited, WorkStopped, ZeroKnowledgeActive
 from mana.protocol.messages import (
@@ -160,7 +158,7 @@ class GrantService:
     hub_key: SigningKey = field(repr=False)
     models: tuple[ModelInfo, ...] = ()
     own_models: OwnModels = "off"
-    currency: str = "USD"
+    place: Place = field(default_factory=Place)
 
     async def runner_info(self) -> RunnerInfo:
         """Return the runner's public keys and models; raise GrantNotConfigured without one."""
@@ -297,7 +295,7 @@ class GrantService:
             sealed = SealedGrant(
                 unb64(done.wrapped_key), done.sealed_keys, unb64(done.signature.value)
             )
-            device = await _device(register, done.signature.signer, grant.account_id)
+            device = await device_key(register.tx, done.signature.signer, grant.account_id)
             header = grant.header.encode("utf-8")
             verify_grant(header, sealed, device=device)
             return sealed, b64(countersign_grant(self.hub_key, header, sealed))
@@ -341,7 +339,7 @@ class GrantService:
     ) -> None:
         """Raise GrantRefused unless a device of this account signed that this grant has ended."""
         try:
-            device = await _device(register, word.signature.signer, account)
+            device = await device_key(register.tx, word.signature.signer, account)
             header, value = grant.header.encode("utf-8"), unb64(word.signature.value)
             verify_grant_ended(grant.grant_id, header, value, device=device)
         except CryptoFailed as error:
@@ -357,7 +355,7 @@ class GrantService:
                 missions=await ledger.statuses(LEDGER_MAX),
                 tokens_today={agent: one.tokens for agent, one in spent.items()},
                 cost_today={agent: one.cost for agent, one in spent.items()},
-                work=await Work(register.tx, self.currency).state(),
+                work=await Work(register.tx, self.place).state(),
             )
 
     async def run_now(self, tenant: Tenant, space_id: str, mission_id: str) -> OccurrenceInfo:
@@ -371,7 +369,7 @@ class GrantService:
                 raise Conflict("the mission is not active on the hub")
             if mission.hold == ERRORED:
                 raise MissionErrored("the mission failed too often in a row")
-            work = await Work(register.tx, self.currency).state()
+            work = await Work(register.tx, self.place).state()
             if work.hub_stopped or work.stopped_at is not None:
                 raise WorkStopped("no mission runs while the work is stopped")
             if await register.waiting_by_hand(*mission.key) >= WAITING_MAX:
@@ -420,19 +418,6 @@ class GrantService:
         account = call.tenant.account
         async with self.store.ledger(account) as ledger:
             return await audit.answer(ledger, account, call)
-
-
-async def _device(register: Register, device_id: str, account: AccountId) -> VerifyKey:
-    """Return the key of a device that the account certified; raise SignatureRejected."""
-    certificate = await register.certificate(device_id)
-    identity = await register.signing_key()
-    if certificate is None or identity is None:
-        raise SignatureRejected("the device is not registered to the account")
-    return verify_certificate(
-        DeviceCertificate.from_wire(msgspec.to_builtins(certificate)),
-        VerifyKey(unb64(identity)),
-        account,
-    )
 
 
 def _pending(

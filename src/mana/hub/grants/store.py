@@ -13,7 +13,6 @@ from mana.hub.db import Row, Tenancy, Transaction, load_queries
 from mana.hub.runner.ledger import RegisteredGrant
 from mana.hub.runner.store import Ledger, from_ms, registered_grant, to_ms
 from mana.hub.tenants import Tenant
-from mana.protocol.messages import DeviceCertificate
 
 _QUERIES: Final = load_queries("mana.hub.grants")
 
@@ -137,24 +136,6 @@ class Register:
     async def visible(self, limit: int) -> list[RegisteredGrant]:
         """Return the grants of the account's spaces, newest first."""
         return [registered_grant(row) for row in await self.tx.all(_QUERIES["visible"], limit)]
-
-    async def certificate(self, device_id: str) -> DeviceCertificate | None:
-        """Return the certificate of a device of the account."""
-        row = await self.tx.one(_QUERIES["certificate"], device_id)
-        if row is None:
-            return None
-        return DeviceCertificate(
-            account_id=row["account_id"],
-            device_id=row["device_id"],
-            public_key=row["public_key"],
-            created_at=row["created_at"],
-            signature=row["signature"],
-        )
-
-    async def signing_key(self) -> str | None:
-        """Return the account's own identity key (base64)."""
-        key: str | None = await self.tx.value(_QUERIES["signing_key"])
-        return key
 
     async def role(self, space: SpaceId) -> str | None:
         """Return the account's role in a space."""

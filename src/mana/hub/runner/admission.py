@@ -33,7 +33,9 @@ from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.prices import Prices
 from mana.hub.runner.queue import End
 from mana.hub.runner.shared import Setting
+from mana.hub.runner.standing import Space
 from mana.hub.runner.store import Ledger, RunnerStore
+from mana.hub.runner.words import Words
 from mana.planning.budget import Cap, used_up
 from mana.protocol.messages import SignedEntry
 
@@ -129,6 +131,7 @@ class Admission:
         self._metrics = metrics
         self._numbers = itertools.count(1)
         self._standings = _Standings()
+        self._words = Words(setting.memory, setting.hub_key)
         self._keys: dict[str, OpeningKey] = {}
 
     async def admit(self, leases: Sequence[Lease]) -> list[Admitted | None]:
@@ -179,12 +182,18 @@ class Admission:
         if not prepared:
             return {}
         records = await batch.records([one.wanted for one in prepared], earlier=HISTORY_MAX)
-        standing = self._standings.of(space, *await batch.standing())
+        stands = await batch.standing()
+        standing, known_space = self._standings.of(space, stands.log, stands.devices)
+        refusal = await self._words.work_refusal(account, stands.work, known_space)
+        if refusal is None:
+            refusal = await self._words.lift_refusal(space, stands.policy, known_space)
         found: dict[OccurrenceId, Admitted] = {}
         for one in prepared:
             lease = one.candidate.lease
             rows = records.get(one.run, FoundRecords())
-            if rows.named_at < self._setting.memory.named_at(space, lease.mission_id):
+            if refusal is not None:
+                tally.skip(lease, refusal)
+            elif rows.named_at < self._setting.memory.named_at(space, lease.mission_id):
                 tally.skip(lease, "set-back")
             else:
                 admitted = self._admitted(one, rows, standing, held.now_ms)
@@ -319,17 +328,18 @@ class _Standings:
     """What was read of spaces last, so that nothing is read anew that is the same text."""
 
     def __init__(self) -> None:
-        self._newest: dict[SpaceId, tuple[str, str, Standing]] = {}
+        self._newest: dict[SpaceId, tuple[str, str, Standing, Space]] = {}
 
-    def of(self, space: SpaceId, log: str, devices: str) -> Standing:
-        """Return who may decide in a space, as its members' devices signed it."""
+    def of(self, space: SpaceId, log: str, devices: str) -> tuple[Standing, Space]:
+        """Return who may decide in a space, as its members' devices signed it, told and judged."""
         known = self._newest.pop(space, None)
         if known is None or known[:2] != (log, devices):
-            known = log, devices, _standing(space, log, devices)
+            standing = _standing(space, log, devices)
+            known = log, devices, standing, Space(standing)
         self._newest[space] = known
         if len(self._newest) > STANDINGS_MAX:
             del self._newest[next(iter(self._newest))]
-        return known[2]
+        return known[2:]
 
 
 def _standing(space: SpaceId, log: str, devices: str) -> Standing:

@@ -8,17 +8,19 @@ by their ids.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
 from mana.domain.errors import Invalid
 from mana.domain.ids import AccountId, AgentId, MissionId, OccurrenceId, SpaceId
+from mana.domain.spaces import SPACE_POLICY, SPACE_POLICY_ID
 from mana.hub.db import Row, Transaction, load_queries
 from mana.hub.runner.ledger import AgentSnapshot, Lease, MissionSnapshot, RegisteredGrant
 from mana.hub.runner.queue import Queue
-from mana.hub.runner.rows import agent_of, to_ms
+from mana.hub.runner.rows import agent_of, limits_of, to_ms
 from mana.hub.runner.store import LIVE, registered_grant
+from mana.hub.runner.words import ToldWork
 from mana.protocol.messages import AuditRow
 
 _QUERIES: Final = load_queries("mana.hub.runner", "batches.sql")
@@ -52,6 +54,18 @@ class FoundRecords:
 
     json: bytes = b"[]"
     named_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stands:
+    """The signed log of a space, the rows of its members' devices and the record of its policy, as
+    JSON; and what the database says of the work of the account.
+    """
+
+    log: str = "[]"
+    devices: str = "[]"
+    policy: str | None = None
+    work: ToldWork = field(default_factory=ToldWork)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +200,15 @@ class Batch:
         )
         return written == len(rows)
 
-    async def standing(self) -> tuple[str, str]:
-        """Return the signed log of the space, and the rows of its members' devices, as JSON."""
-        row = await self._tx.one(_QUERIES["standing"], self._space)
-        return ("[]", "[]") if row is None else (row["log"], row["devices"])
+    async def standing(self) -> Stands:
+        """Return who may decide in the space, what it lifts, and what holds for the account."""
+        row = await self._tx.one(
+            _QUERIES["standing"], self._space, SPACE_POLICY.name, SPACE_POLICY_ID
+        )
+        if row is None:
+            return Stands()
+        work = ToldWork(limits_of(row), row["word"], row["signer"] or "", row["signature"] or "")
+        return Stands(row["log"], row["devices"], row["policy"], work)
 
 
 async def renew(

@@ -128,7 +128,16 @@ select
   (select coalesce(json_agg(d order by d.device_id), '[]')::text
      from mana.devices d
     where d.account_id in (select m.account_id from mana.memberships m
-                            where m.space_id = $1)) as devices
+                            where m.space_id = $1)) as devices,
+  (select concat(
+     '{"table":"', p.table_name, '","id":"', p.record_id, '","authorId":"', p.author_id,
+     '","visibility":"', p.visibility, '","seq":', p.seq, ',"fields":', p.fields, ',"proofs":',
+     p.proofs, '}')
+     from mana.records p
+    where p.space_id = $1 and p.table_name = $2 and p.record_id = $3) as policy,
+  w.stopped_at, w.tokens_per_day_max, w.cost_per_day_max, w.word, w.signer, w.signature
+  from (select mana.current_account() as account_id) me
+  left join mana_ai.account_work w on w.account_id = me.account_id
 
 -- name: renew
 with held as materialized (

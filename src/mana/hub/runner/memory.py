@@ -1,9 +1,10 @@
 """What the runner remembers beside the database, because a database can be put back.
 
-Grants that it saw end, the newest stamp at which a mission named its grant, and the newest
-audit head that it wrote for each account. Every entry only grows, so that several runners
-share it by joining what they know; an entry goes when no grant that it could refuse can be
-alive. Decision 0011.
+Grants that it saw end, the newest stamp at which a mission named its grant, the newest audit head
+that it wrote for each account, the newest word that an account signed on its work, and the newest
+stamps of what a space lifts. Every entry only grows, so that several runners share it by joining
+what they know. What concerns grants goes when no grant that it could refuse can be alive; words
+and lifts are kept for a year and more. Decisions 0011 and 0015.
 
 News are lines at the end of a journal, so that their cost does not grow with what is known; now
 and then the journal is folded into the memory's file. Whatever is told at the same time goes to
@@ -34,6 +35,8 @@ SLACK_MS: Final = 24 * 60 * 60 * 1_000
 KEPT_MS: Final = LIFE_MS_MAX + 2 * SLACK_MS
 RENEWED_MS: Final = LIFE_MS_MAX + SLACK_MS
 """An entry that is kept for less than this from now on is written anew when it is told again."""
+WORD_KEPT_MS: Final = 400 * 24 * 60 * 60 * 1_000
+WORD_RENEWED_MS: Final = WORD_KEPT_MS // 2
 JOURNAL_BYTES_MAX: Final = 1_048_576
 FOLDED_EVERY_MS: Final = 60 * 60 * 1_000
 
@@ -49,12 +52,18 @@ class MemoryUnusable(Unavailable):
 
 
 class _Known(msgspec.Struct, forbid_unknown_fields=True):
-    """By grant: its signed end. By mission: stamp, kept until. By account: head, kept until."""
+    """What is known, each with the moment until which it is kept.
+
+    By grant: its signed end. By mission: a stamp. By account: a head, and revision and hash of a
+    word. By space: stamps by path.
+    """
 
     version: int = 1
     ended: dict[str, int] = msgspec.field(default_factory=dict)
     named: dict[str, tuple[str, int]] = msgspec.field(default_factory=dict)
     heads: dict[str, tuple[int, str, int]] = msgspec.field(default_factory=dict)
+    words: dict[str, tuple[int, str, int]] = msgspec.field(default_factory=dict)
+    lifted: dict[str, tuple[dict[str, str], int]] = msgspec.field(default_factory=dict)
 
     def join(self, other: _Known) -> None:
         """Take in what another one knows."""
@@ -64,16 +73,23 @@ class _Known(msgspec.Struct, forbid_unknown_fields=True):
             self.named[mission] = max(name, self.named.get(mission, name))
         for account, head in other.heads.items():
             self.heads[account] = max(head, self.heads.get(account, head))
+        for account, word in other.words.items():
+            self.words[account] = max(word, self.words.get(account, word))
+        for space, (stamps, until_ms) in other.lifted.items():
+            known, kept_ms = self.lifted.get(space, ({}, 0))
+            self.lifted[space] = (_newest(known, stamps), max(until_ms, kept_ms))
 
     def __bool__(self) -> bool:
         """Say whether anything is known."""
-        return bool(self.ended or self.named or self.heads)
+        return bool(self.ended or self.named or self.heads or self.words or self.lifted)
 
     def prune(self, now_ms: int) -> None:
         """Drop what can refuse nothing any more."""
         self.ended = {one: at for one, at in self.ended.items() if at + SLACK_MS > now_ms}
         self.named = {one: name for one, name in self.named.items() if name[-1] > now_ms}
         self.heads = {one: head for one, head in self.heads.items() if head[-1] > now_ms}
+        self.words = {one: word for one, word in self.words.items() if word[-1] > now_ms}
+        self.lifted = {one: lift for one, lift in self.lifted.items() if lift[-1] > now_ms}
 
 
 class _Mark(NamedTuple):
@@ -128,6 +144,17 @@ class RunnerMemory:
         found = self._known.heads.get(account_id)
         return None if found is None else found[:2]
 
+    def word(self, account_id: str) -> tuple[int, str] | None:
+        """Return revision and hash of the newest word that an account signed on its work."""
+        self._refresh()
+        found = self._known.words.get(account_id)
+        return None if found is None else found[:2]
+
+    def lifted(self, space_id: str) -> Mapping[str, str]:
+        """Return by path the newest stamps of what a space lifts, or lifts no more."""
+        self._refresh()
+        return self._known.lifted.get(space_id, ({}, 0))[0]
+
     async def saw_end(self, ends: Mapping[str, int]) -> None:
         """Remember grants that ended, by id, each until its signed end (milliseconds)."""
         self._refresh()
@@ -155,6 +182,24 @@ class RunnerMemory:
                 told[name] = (at, now_ms + KEPT_MS)
         heads = {account_id: (*head, now_ms + KEPT_MS)}
         await self._take(_Known(named=told, heads=heads))
+
+    async def saw_word(self, account_id: str, revision: int, digest: str) -> None:
+        """Remember a word that an account signed on its work, if none newer is known."""
+        self._refresh()
+        now_ms = self._now_ms()
+        known = self._known.words.get(account_id, (0, "", 0))
+        if revision > known[0] or known[-1] < now_ms + WORD_RENEWED_MS:
+            word = (revision, digest, now_ms + WORD_KEPT_MS)
+            await self._take(_Known(words={account_id: word}))
+
+    async def saw_lifted(self, space_id: str, stamps: Mapping[str, str]) -> None:
+        """Remember by path the stamps of what a space lifts, or lifts no more."""
+        self._refresh()
+        now_ms = self._now_ms()
+        known, until_ms = self._known.lifted.get(space_id, ({}, 0))
+        if stamps and (_newest(known, stamps) != known or until_ms < now_ms + WORD_RENEWED_MS):
+            lifted = {space_id: (dict(stamps), now_ms + WORD_KEPT_MS)}
+            await self._take(_Known(lifted=lifted))
 
     async def _take(self, news: _Known) -> None:
         """Put news on the disk, with all else that is told meanwhile."""
@@ -276,6 +321,10 @@ def _mark(path: Path) -> _Mark:
     except FileNotFoundError:
         return _Mark()
     return _Mark(stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+
+def _newest(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
+    return {path: max(one.get(path, ""), other.get(path, "")) for path in {*one, *other}}
 
 
 def _mission(space_id: str, mission_id: str) -> str:

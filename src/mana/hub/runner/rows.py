@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
+from mana.crypto.work import Limits
 from mana.domain.cadences import MANUAL, Cadence, cadence_from_wire
 from mana.domain.clock import iso_ms
 from mana.domain.encoding import Json
@@ -73,6 +74,11 @@ def agent_of(row: Row) -> AgentSnapshot:
     )
 
 
+def limits_of(row: Row) -> Limits:
+    """Return what a row of `account_work` lets happen."""
+    return Limits(row["stopped_at"] is not None, row["tokens_per_day_max"], row["cost_per_day_max"])
+
+
 def lease_of(row: Row) -> Lease:
     """Return a lease of an occurrence's row, which says also whether it is to stop."""
     return Lease(
@@ -108,9 +114,11 @@ def occurrence_of(row: Row) -> OccurrenceInfo:
         last_reason=row["last_reason"],
         due_at=_moment(row["due_at"]) if row["state"] == "queued" else None,
         round=row["round"],
-        calls=row["calls"],
+        tool_calls=row["calls"],
         steps=row["steps"],
         heard=row["heard"],
+        unconfirmed_tokens=max(row["tokens"] - row["confirmed_tokens"], 0),
+        unconfirmed_cost=max(row["cost"] - row["confirmed_cost"], 0),
     )
 
 

@@ -1,5 +1,6 @@
 -- name: state
 select w.stopped_at, w.tokens_per_day_max, w.cost_per_day_max,
+       coalesce(w.revision, 0) as revision, w.word, w.signer, w.signature,
        l.stopped_at is not null as hub_stopped,
        l.account_tokens_per_day_max, l.account_cost_per_day_max
   from mana_ai.hub_limits l
@@ -18,21 +19,21 @@ with marked as (
 )
 select pg_notify('mana_stop', '')
 
--- name: set_stopped
-insert into mana_ai.account_work as w (account_id, stopped_at)
-values (mana.current_account(), case when $1 then clock_timestamp() end)
-on conflict (account_id) do update
-  set stopped_at = case when $1 then coalesce(w.stopped_at, excluded.stopped_at) end
-
 -- name: notify_due
 select pg_notify('mana_due', '')
 
--- name: set_caps
--- -1 removes a cap, null leaves it as it is.
-insert into mana_ai.account_work as w (account_id, tokens_per_day_max, cost_per_day_max)
-values (mana.current_account(), nullif($1::bigint, -1), nullif($2::bigint, -1))
-on conflict (account_id) do update
-  set tokens_per_day_max = case when $1 is null then w.tokens_per_day_max
-                                else excluded.tokens_per_day_max end,
-      cost_per_day_max = case when $2 is null then w.cost_per_day_max
-                              else excluded.cost_per_day_max end
+-- name: held
+-- Made where it was not there, so that two changes wait for each other from the first one on.
+insert into mana_ai.account_work as w (account_id) values (mana.current_account())
+on conflict (account_id) do update set account_id = w.account_id
+returning stopped_at, tokens_per_day_max, cost_per_day_max, revision
+
+-- name: put
+update mana_ai.account_work w
+   set stopped_at = case when $1 then coalesce(w.stopped_at, clock_timestamp()) end,
+       tokens_per_day_max = $2, cost_per_day_max = $3, revision = $4
+ where w.account_id = mana.current_account()
+
+-- name: put_word
+update mana_ai.account_work w set word = $1, signer = $2, signature = $3
+ where w.account_id = mana.current_account()

@@ -5,24 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 from mana.hub.http.endpoints import Call, Endpoint
-from mana.hub.work.store import WorkStore
+from mana.hub.work.service import WorkService
 from mana.protocol.messages import SetWork, WorkState
 
 WORK: Final = "/api/v1/me/ai-work"
 
 
-def work_routes(store: WorkStore) -> tuple[Endpoint, ...]:
+def work_routes(service: WorkService) -> tuple[Endpoint, ...]:
     """Return the endpoints that tell, stop and cap the work of an account."""
 
     async def state(call: Call) -> WorkState:
-        async with store.work(call.tenant) as work:
-            return await work.state()
+        return await service.state(call.tenant)
 
     async def change(call: Call) -> WorkState:
-        asked = call.message(SetWork)
-        async with store.work(call.tenant) as work:
-            await work.set(asked)
-            return await work.state()
+        return await service.set(call.tenant, call.message(SetWork))
 
     return (
         Endpoint(
@@ -32,7 +28,7 @@ def work_routes(store: WorkStore) -> tuple[Endpoint, ...]:
             "PUT",
             WORK,
             change,
-            "Stop the account's work or let it go on, and set its caps",
+            "Stop the account's work or lower its caps; signed, also the other way round",
             body=SetWork,
             answer=WorkState,
         ),
