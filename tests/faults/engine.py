@@ -15,18 +15,21 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from mana.crypto.runners import RunnerPublicKey
 from mana.domain.grants import GrantHeader
 from mana.hub.db.urls import url_as
 from mana.models.settings import load_models
-from mana.protocol.messages import SetWork
+from mana.protocol.messages import SetWork, WorkState
 from mana.testing.endpoints import model_server
 from mana.testing.postgres import Database, connected
+from mana.testing.work import limits_of, next_word, signed_work
 from tests.faults.processes import FULL_S, ROOT, Postgres, installation
 from tests.faults.wire import BadLine, MoodyModel, bad_line
 from tests.hub.client import Person, Served, served_hub
@@ -508,7 +511,16 @@ class Faults:
 
     @staticmethod
     async def _work(here: World, *, stopped: bool) -> None:
-        answer = await here.ada.call("PUT", "/api/v1/me/ai-work", SetWork(stopped=stopped))
+        path, asked = "/api/v1/me/ai-work", SetWork(stopped=True)
+        while True:
+            if not stopped:
+                found = await here.ada.call("GET", path)
+                state = msgspec.json.decode(found.content, type=WorkState)
+                limits = replace(limits_of(state), stopped=False)
+                asked = signed_work(here.ada.account, next_word(here.ada.account, state, limits))
+            answer = await here.ada.call("PUT", path, asked)
+            if answer.status_code != 409:
+                break
         assert answer.status_code == 200, answer.text
 
     async def stop_hub(self) -> None:

@@ -13,6 +13,7 @@ import typer
 from mana.cli.caps import (
     CostOption,
     TokensOption,
+    cap_wait_words,
     cap_words,
     optional_cost,
     optional_tokens,
@@ -20,9 +21,10 @@ from mana.cli.caps import (
 )
 from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Facts, Line, Rows
-from mana.cli.text import bar, one_line, when
+from mana.cli.spaces import names_by_id
+from mana.cli.text import bar, counted, one_line, when
 from mana.device.desk import Device
-from mana.device.views import UsageDay, UsageView, WorkView
+from mana.device.views import MissionView, UsageDay, UsageView, WorkView
 from mana.domain.cadences import zone
 from mana.domain.errors import Invalid
 from mana.domain.money import amount_words
@@ -52,14 +54,14 @@ class UsedBy(StrEnum):
 @on_account(is_default=True, in_space=False)
 async def standing(device: Device, around: Surroundings) -> Answer:
     """All work: stop it, let it go on, and what a day may cost."""
-    return _shown(await device.work_state(), now_ms=around.now_ms())
+    return await _standing(device, around)
 
 
 @work.command()
 @on_account(in_space=False)
 async def show(device: Device, around: Surroundings) -> Answer:
     """Show whether missions run, what was used in 24 hours, and the limits."""
-    return _shown(await device.work_state(), now_ms=around.now_ms())
+    return await _standing(device, around)
 
 
 @work.command()
@@ -131,7 +133,7 @@ async def usage(
         )
         for name, tokens, cost, calls in rows
     ]
-    blocks: list[Block] = [Rows((head, "TOKENS", "COST", "CALLS", ""), shown, flexible=4)]
+    blocks: list[Block] = [Rows((head, "TOKENS", "COST", "MODEL CALLS", ""), shown, flexible=4)]
     if not used.days:
         blocks = [Line("Nothing was used.", "quiet")]
     if not used.hub_answered:
@@ -145,7 +147,7 @@ def _by_day(used: UsageView, *, today: date, days: int) -> list[tuple[str, int, 
     named = [(today - timedelta(days=ago)).isoformat() for ago in reversed(range(days))]
     nothing = UsageDay("", "account", "", "", 0, 0, 0)
     lines = [(day, found.get(day, nothing)) for day in named]
-    return [(day, one.tokens, one.cost, one.calls) for day, one in lines]
+    return [(day, one.tokens, one.cost, one.model_calls) for day, one in lines]
 
 
 def _by_name(used: UsageView, scope: str) -> list[tuple[str, int, int, int]]:
@@ -159,16 +161,33 @@ def _by_name(used: UsageView, scope: str) -> list[tuple[str, int, int, int]]:
             one_line(lines[-1].name, 80) or ident,
             sum(one.tokens for one in lines),
             sum(one.cost for one in lines),
-            sum(one.calls for one in lines),
+            sum(one.model_calls for one in lines),
         )
         for ident, lines in found.items()
     ]
     return sorted(sums, key=lambda one: (-one[1], one[0]))
 
 
-def _shown(now: WorkView, *, now_ms: int) -> Answer:
-    stopped = f"stopped by you {when(now.stopped_ms, now_ms=now_ms)}"
-    state = "goes on" if now.stopped_ms is None else stopped
+async def _standing(device: Device, around: Surroundings) -> Answer:
+    """Return how work stands, with the missions of all spaces that wait for room under a cap."""
+    missions = [
+        one
+        for space_id in await names_by_id(device)
+        for one in await device.in_space(space_id).missions()
+    ]
+    return _shown(
+        await device.work_state(),
+        [one for one in missions if one.cap_wait is not None],
+        now_ms=around.now_ms(),
+    )
+
+
+def _shown(now: WorkView, waiting: Sequence[MissionView] = (), *, now_ms: int) -> Answer:
+    state = "goes on"
+    if now.stopped_ms is not None:
+        state = f"stopped by you {when(now.stopped_ms, now_ms=now_ms)}"
+    elif waiting:
+        state = f"{counted(len(waiting), 'mission')} cannot go on for a limit; others can"
     own = cap_words(now.tokens_per_day_max, now.cost_per_day_max, now.currency)
     hub = cap_words(now.hub_tokens_per_day_max, now.hub_cost_per_day_max, now.currency)
     pairs = [
@@ -179,13 +198,22 @@ def _shown(now: WorkView, *, now_ms: int) -> Answer:
         ("The hub's limit", hub),
     ]
     blocks: list[Block] = [Facts(pairs), *_untold(now)]
+    for one in waiting:
+        why = "" if one.cap_wait is None else cap_wait_words(one.cap_wait, now_ms=now_ms)
+        blocks.append(f"“{one_line(one.title, 80)}” waits. {why}")
     if now.stopped_ms is not None:
         blocks.append(Line("Let it go on: mana work go-on", "quiet"))
-    return Answer({"work": now}, blocks)
+    return Answer({"work": now, "waiting": waiting}, blocks)
 
 
 def _untold(now: WorkView) -> Sequence[Block]:
-    """Return that the hub has not heard it yet, where it has not."""
-    return (
-        [] if now.hub_told else ["The hub does not know it yet; it is told as soon as it answers."]
-    )
+    """Return that the hub has not heard it yet, or says something else, where it does."""
+    blocks: list[Block] = []
+    if not now.hub_told:
+        blocks.append("The hub does not know it yet; it is told as soon as it answers.")
+    if now.differs:
+        blocks.append(
+            "The hub says something else of your limits than you signed. It is told again, and "
+            "its runner works by your word alone. If this stays, ask whoever runs it."
+        )
+    return blocks
