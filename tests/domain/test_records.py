@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mana.crypto.envelope import parse_json
@@ -39,13 +41,60 @@ def test_length_prefix_never_confuses_two_sequences(one: list[str], two: list[st
 @given(json_values)
 def test_canonical_json_is_one_form(value: object) -> None:
     """Writing what was read gives the same bytes."""
-    import json
-
     raw = canonical_json(value)
     assert canonical_json(json.loads(raw)) == raw
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": {1, 2}}, "\ud800"])
+class _Named(str):
+    """Text of a kind of its own."""
+
+
+_ANY_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.integers(-(2**70), 2**70)
+    | st.text()
+    | st.text().map(_Named),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner),
+    max_leaves=8,
+)
+
+
+@given(_ANY_JSON)
+@example({"\uffff": 1, "\U00010000": 2, "": 3, "é": '\x00\x1f\x7f\u2028/"\\'})
+@example([1e16, -0.0, 5e-324, {"a": 1.0}])
+def test_canonical_json_is_the_one_that_was_signed(value: object) -> None:
+    """Whatever way the bytes are made, they are those of the first release, to the last one."""
+    form = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert canonical_json(value) == form.encode()
+
+
+def test_canonical_json_as_deep_as_python_goes() -> None:
+    """A value within values is written however it is made, until it is too deep for anybody."""
+    deep: object = 1
+    for _ in range(600):
+        deep = {"a": deep}
+    assert canonical_json(deep) == b'{"a":' * 600 + b"1" + b"}" * 600
+    round_and_round: list[object] = []
+    round_and_round.append(round_and_round)
+    with pytest.raises(Invalid):
+        canonical_json(round_and_round)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        float("inf"),
+        {"a": {1, 2}},
+        "\ud800",
+        {1: 2j},
+        pytest.param(10**5000, id="too-long"),
+        [float("nan")],
+        {"\ud800": 1},
+    ],
+)
 def test_what_json_cannot_hold_is_refused(value: object) -> None:
     """No signature is ever made over bytes that another reader parses differently."""
     with pytest.raises(Invalid):
