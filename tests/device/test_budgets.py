@@ -207,7 +207,7 @@ async def test_without_caps_a_device_spends_off_line_and_reports(home: Household
     assert await hub_tokens(ada, agent) == 2_510
     usage = await ada.usage(7)
     assert usage.hub_answered
-    assert {(day.scope, day.tokens, day.calls) for day in usage.days} == {
+    assert {(day.scope, day.tokens, day.model_calls) for day in usage.days} == {
         ("account", 2_510, 1),
         ("agent", 2_510, 1),
         ("mission", 2_510, 1),

@@ -65,8 +65,15 @@ class Devices:
         *,
         person: Person | None = None,
         mission: str = "mission-1",
+        unsaid: tuple[int, int] = (0, 0),
     ) -> httpx.Response:
-        body = {"promptTokens": prompt, "completionTokens": completion, "calls": calls}
+        body = {
+            "promptTokens": prompt,
+            "completionTokens": completion,
+            "modelCalls": calls,
+            "unconfirmedPromptTokens": unsaid[0],
+            "unconfirmedCompletionTokens": unsaid[1],
+        }
         path = f"{self.path(mission)}/{reservation}/settle"
         return await (person or self.bank.ada).call("POST", path, body)
 
@@ -109,6 +116,23 @@ async def test_a_slice_counts_until_it_is_settled(database: Database) -> None:
         assert await made.bank.used("agent") == 1_500
         assert await made.bank.used("agent", "cost") == 2_000
         assert await made.bank.used("agent", "calls") == 3
+        await made.bank.check()
+
+
+@pytest.mark.parametrize(
+    ("unsaid", "told"), [((400, 100), (500, 600)), ((10**6, 10**6), (1_500, 2_000))]
+)
+async def test_what_no_model_said_is_told_apart(
+    database: Database, unsaid: tuple[int, int], told: tuple[int, int]
+) -> None:
+    """The ledger says how much of what a device spent is a worst case, and never more than all."""
+    async with devices(database) as made:
+        held = await made.reserve(5_000, prices=(1_000_000, 2_000_000))
+        for counted, unconfirmed in (((5_000, 10_000), (5_000, 10_000)), ((1_500, 2_000), told)):
+            for line in (await made.usage()).lines:
+                assert (line.tokens, line.cost) == counted
+                assert (line.unconfirmed_tokens, line.unconfirmed_cost) == unconfirmed
+            await made.tell(held.reservation_id, 1_000, 500, 3, unsaid=unsaid)
         await made.bank.check()
 
 
@@ -297,7 +321,7 @@ async def test_usage_by_hours_and_days(database: Database) -> None:
         await made.reserve(50, person=made.bank.bob)
         answer = await made.usage()
         assert answer.currency == "USD"
-        assert [(line.scope, line.id, line.tokens, line.calls) for line in answer.lines] == [
+        assert [(line.scope, line.id, line.tokens, line.model_calls) for line in answer.lines] == [
             ("account", made.bank.ada.account.account_id, 200, 2),
             ("agent", "agent-1", 200, 2),
             ("mission", "mission-1", 200, 2),

@@ -6,6 +6,8 @@ import asyncio
 import gzip
 import json
 import logging
+import socket
+import ssl
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -33,11 +35,13 @@ from mana.testing.endpoints import (
     Line,
     body,
     completion,
+    deaf,
     delta,
     drips,
     drops,
     model_server,
     never_streams,
+    nobody,
     pieces,
     raw,
     redirects,
@@ -46,6 +50,7 @@ from mana.testing.endpoints import (
     stalls,
     streams,
     unless,
+    unreached,
     whole,
 )
 
@@ -61,6 +66,7 @@ MESSAGES = (
     Message("tool", "{}", call_id="c1"),
 )
 CALL = FunctionCall("c9", "create_task", {"title": "Call", "notes": "Ünïcode 🙂"})
+REFUSED_BEFORE_WORK = (400, 401, 402, 403, 404, 405, 413, 415, 422, 429)
 LATER = FunctionCall("c10", "create_note", {"content": "x" * 40})
 
 
@@ -364,6 +370,61 @@ async def test_a_failure_in_the_stream_is_one(code: Json) -> None:
     event: Json = {"error": {"message": SECRET, "code": code}}
     kind = (await failure(streams(delta(content="Hi"), event))).kind
     assert kind == ("rate-limit" if code == 429 else "provider")
+
+
+@pytest.mark.parametrize(
+    ("answer", "unbilled"),
+    [
+        *((body(b"", status), True) for status in REFUSED_BEFORE_WORK),
+        *((body(b"", status), False) for status in (201, 307, 408, 409, 500, 501, 502, 503, 504)),
+        (body(b"", 429, "Retry-After: 7"), True),
+        (whole({"error": {"message": "no stream"}}, status=501), False),
+        (streams({"error": {"message": "", "code": 429}}), False),
+        (streams(delta(content="Hi"), done=False), False),
+        (drops(), False),
+        (drops(delta(content="Hi")), False),
+        (raw(b""), False),
+        (pieces(b"no JSON"), False),
+        (body(b"", 200, "Content-Encoding: gzip"), False),
+    ],
+)
+async def test_only_what_is_certain_costs_nothing(answer: Answer, unbilled: bool) -> None:
+    """A refusal before any work bills nothing; whatever may have begun counts in full."""
+    assert (await failure(answer)).unbilled is unbilled
+
+
+async def test_who_is_not_reached_does_no_work() -> None:
+    """A call that came to no connection bills nothing; one that was taken and not answered does."""
+    found = []
+    tls = Connections(kept=0, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    with nobody() as down, deaf() as asked, deaf("https") as greeted, unreached() as far:
+        for url, timeout_s in ((down, 9), (far, 0.4), (greeted, 0.4), (asked, 0.4)):
+            with pytest.raises(ModelFailed) as failed:
+                model = OpenAiCompatible(url, model="m", timeout_s=timeout_s, connections=tls)
+                await model.complete(request())
+            found.append((failed.value.kind, failed.value.unbilled))
+    assert found == [("provider", True), ("timeout", True), ("timeout", True), ("timeout", False)]
+
+
+async def test_a_name_that_is_not_known_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no address is found nothing was sent."""
+
+    def unknown(*_asked: object, **_more: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ModelFailed) as failed:
+        await OpenAiCompatible("http://models.example.org", model="m").complete(request())
+    assert (failed.value.kind, failed.value.unbilled) == ("provider", True)
+
+
+@pytest.mark.parametrize("status", [400, 501])
+async def test_a_second_try_does_not_hide_the_first(status: int) -> None:
+    """A call that is asked once more bills nothing only where no try of it can have done work."""
+    async with model_server(whole({"error": "no stream"}, status=status), body(b"", 401)) as server:
+        with pytest.raises(ModelFailed) as failed:
+            await OpenAiCompatible(server.url, model="m").complete(request())
+    assert (len(server.asked), failed.value.unbilled) == (2, status == 400)
 
 
 @pytest.mark.parametrize(

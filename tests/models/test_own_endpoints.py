@@ -204,7 +204,7 @@ async def test_a_name_that_leads_inside_is_refused(
     on_wire(connections, wire, monkeypatch)
     with pytest.raises(ModelFailed) as failed:
         await own_model(connections).complete(REQUEST)
-    assert (failed.value.kind, wire.went) == ("provider", [])
+    assert (failed.value.kind, failed.value.unbilled, wire.went) == ("provider", True, [])
 
 
 async def test_only_the_public_ones_of_several_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,9 +287,9 @@ async def test_the_certificate_is_the_name_s(host: str, ok: bool, tmp_path: Path
             assert (await model.complete(REQUEST)).content == "Hi"
             assert f"host: {host}:{port}" in server.asked[0].head.lower()
         else:
-            with pytest.raises(ModelFailed):
+            with pytest.raises(ModelFailed) as failed:
                 await model.complete(REQUEST)
-            assert server.asked == []
+            assert (server.asked, failed.value.unbilled) == ([], True)
 
 
 async def test_the_operator_s_authorities_count(

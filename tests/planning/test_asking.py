@@ -86,6 +86,16 @@ async def test_each_try_is_a_call_of_its_own() -> None:
     ]
 
 
+async def test_a_try_that_no_model_worked_on_counts_nothing() -> None:
+    """Where it is certain that the first choice did no work, only the fall-back's use counts."""
+    budget = NotedBudget()
+    first = named("first", ModelFailed("provider", unbilled=True))
+    result = await plan(first, named("second", says("", usage=Usage(2_000, 10))), budget=budget)
+    failed, answered = budget.reserved
+    assert budget.settled == {failed: 0, answered: 2_010}
+    assert [(one.model, one.calls) for one in result.spent] == [("first", 1), ("second", 1)]
+
+
 async def test_a_run_stays_with_the_model_that_answered() -> None:
     """A dead endpoint costs one wait: later rounds go to the fall-back at once."""
     first = named("first", ModelFailed("timeout"))

@@ -31,14 +31,17 @@ with rows as (
   select u.*, date_trunc('hour', u.ts, 'UTC') as hour from mana_ai.token_usage u),
 wanted as (
   select k.scope, k.space_id, k.id, r.account_id, r.hour, sum(r.spent)::bigint as tokens,
-         sum(r.cost)::bigint as cost, sum(r.calls)::bigint as calls
+         sum(r.cost)::bigint as cost, sum(r.calls)::bigint as calls,
+         sum(r.confirmed_tokens)::bigint as confirmed_tokens,
+         sum(r.confirmed_cost)::bigint as confirmed_cost
     from rows r cross join lateral (values
       ('account', '', r.account_id), ('agent', r.space_id, r.agent_id),
       ('mission', r.space_id, r.mission_id)) as k (scope, space_id, id)
    group by 1, 2, 3, 4, 5)
 select count(*) from wanted w full join mana_ai.spend s
     using (scope, space_id, id, account_id, hour)
- where (w.tokens, w.cost, w.calls) is distinct from (s.tokens, s.cost, s.calls)
+ where (w.tokens, w.cost, w.calls, w.confirmed_tokens, w.confirmed_cost)
+       is distinct from (s.tokens, s.cost, s.calls, s.confirmed_tokens, s.confirmed_cost)
 """
 HUBS_SUMS = """
 select count(*) from
@@ -109,6 +112,10 @@ class Bank:
     ) -> int:
         async with self.work(person, runner) as tx:
             return await settle(tx, [Settlement(one, usage) for one, usage in settled])
+
+    async def release(self, granted: Granted) -> None:
+        async with self.work() as tx:
+            assert await settle(tx, [Settlement(granted, None, released=True)]) == 0
 
     async def owner(self, *statements: str) -> None:
         async with connected(self.database.owner_url) as connection:

@@ -8,14 +8,15 @@ from dataclasses import replace
 
 import pytest
 
+from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json
 from mana.domain.own_models import OwnModel
 from mana.models.addresses import OwnModels
 from mana.models.settings import OFFLINE, ModelSetting, ModelSettings
 from mana.planning.ports import FunctionCall
-from mana.testing.endpoints import ModelServer, body, model_server, says
+from mana.testing.endpoints import ModelServer, body, delta, drops, model_server, nobody, says
 from mana.testing.postgres import Database
-from tests.runner.world import CANARY, InlineWorkers, World, world
+from tests.runner.world import CANARY, InlineWorkers, World, now_ms, world
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -111,6 +112,33 @@ async def test_a_fall_back_that_is_named_plans(database: Database) -> None:
         assert {row.table_name for row in rows} >= {"notes", "agents", "aiMissions"}
         for row in rows:
             assert sorted((row.endpoint or "").split(" ")) == sorted([first.url, second.url])
+
+
+async def test_a_dead_endpoint_uses_up_no_cap(database: Database) -> None:
+    """What no model worked on counts nothing, at whatever place of a chain; what began counts in
+    full, and the line says between two tries what it came to, and that nobody confirmed it.
+    """
+    busy = body(b"", 429, "Retry-After: 1800")
+    cut = drops(delta(content="I"))
+    async with model_server(body(b"", 401)) as locked, model_server(busy, cut) as other:
+        with nobody() as down:
+            models = settings(ModelServer(down), locked, other)
+            async with world(database, models=models) as made:
+                urls = (down, locked.url, other.url)
+                assert await run(made, models, *urls) == ("queued", "")
+                line = (await made.status()).occurrences[0]
+                assert (line.tries, line.last_reason, line.tokens) == (1, "rate-limit", 0)
+                assert parse_iso_ms(line.due_at or "") > now_ms() + 1_700_000
+                assert (await made.missions()).tokens_today.get("agent-1", 0) == 0
+                await made.mission("mission-2")
+                await made.grant("mission-2", endpoints=sorted(urls))
+                await made.run_now("mission-2")
+                async with made.runner(workers=InlineWorkers(None), models=models) as runner:  # type: ignore[arg-type]
+                    await runner.scheduler.tick()
+                line = (await made.status("mission-2")).occurrences[0]
+                assert (line.state, line.last_reason) == ("queued", "provider")
+                assert line.tokens == line.unconfirmed_tokens > 256
+                assert (await made.missions()).tokens_today == {"agent-1": line.tokens}
 
 
 async def test_the_audit_names_no_place_that_hears_nothing(database: Database) -> None:

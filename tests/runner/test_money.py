@@ -230,6 +230,33 @@ async def test_an_absurd_report_counts_the_reservation(
         await made.check()
 
 
+async def test_a_call_that_no_model_worked_on_counts_nothing(database: Database) -> None:
+    """What is given back is there for the next call; it was a call all the same, and is no other's."""
+    async with bank(database) as made:
+        await made.cap("agent", "tokens", 5_096)
+        granted = await made.granted(1_000, 4_096, price=PRICE)
+        await made.release(granted)
+        assert await made.settle((granted, None)) == 0
+        for scope in ("mission", "agent", "account", "hub"):
+            assert (await made.used(scope), await made.used(scope, "cost")) == (0, 0)
+        assert await made.used("mission", "calls") == 1
+        assert (await made.granted(1_000, 4_096)).completion_tokens_max == 4_096
+        await made.check()
+
+
+async def test_what_nobody_confirmed_is_known(database: Database) -> None:
+    """A sum tells what providers said apart from what was only reserved."""
+    async with bank(database) as made:
+        said, unsaid = [await made.granted(1_000, 4_096, price=PRICE) for _ in range(2)]
+        await made.granted(10, 20, price=PRICE)
+        await made.settle((said, Usage(1_200, 100)), (unsaid, None))
+        for scope in ("mission", "agent", "account"):
+            assert await made.used(scope) == 1_300 + 5_096 + 30
+            assert await made.used(scope, "confirmed_tokens") == 1_300
+            assert await made.used(scope, "confirmed_cost") == 1_500
+        await made.check()
+
+
 async def test_settled_in_the_hour_of_the_reservation(database: Database) -> None:
     """What a call of an earlier hour comes to changes that hour, and not the one that runs."""
     async with bank(database) as made:
@@ -577,9 +604,9 @@ $$
 """
 USED = """
 insert into mana_ai.token_usage
-  (account_id, space_id, agent_id, mission_id, occurrence_id, reserved, spent, ts)
+  (account_id, space_id, agent_id, mission_id, occurrence_id, reserved, spent, ts, prompt_tokens)
 select a.account_id, (select min(space_id) from mana.spaces), 'agent-' || n % 2, 'mission-' || n % 3,
-       'occurrence', 100, 10 * n, now() - n * interval '5 hours'
+       'occurrence', 100, 10 * n, now() - n * interval '5 hours', nullif(n % 3, 0)
   from mana.accounts a cross join generate_series(1, 20) n
 """
 
@@ -599,9 +626,11 @@ async def test_sums_are_made_of_what_was_used_before(
             await owner.execute(OWNED)
     await migrate(
         url if is_superuser else url_as(url, "other_owner"),
-        [one for one in migrations if one.number <= 11],
+        [one for one in migrations if one.number <= 13],
     )
     async with connected(url) as owner:
         assert await owner.fetchval("select sum(tokens) from mana_ai.hub_spend") > 0
+        confirmed = "select sum(confirmed_tokens) between 1 and sum(tokens) - 1 from mana_ai.spend"
+        assert await owner.fetchval(confirmed)
         assert await owner.fetchval(SUMS) == 0
         assert await owner.fetchval(HUBS_SUMS) == 0

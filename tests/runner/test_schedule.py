@@ -160,6 +160,26 @@ async def test_a_failure_that_stays_is_final(database: Database, reason: str) ->
 
 
 @waits
+@pytest.mark.parametrize(
+    ("asked_ms", "wait_ms"),
+    [(30_000, 60_000), (1_800_000, 1_800_000), (2**62, HOUR_MS), (-(2**62), 60_000)],
+)
+async def test_an_endpoint_that_asks_to_be_left_alone_is_heeded(
+    database: Database, asked_ms: int, wait_ms: int
+) -> None:
+    """A retry comes no sooner than an endpoint asked, up to an hour, nor than its class says."""
+    async with scheduled(database) as made:
+        await made.push(anchor_ms=now_ms(), cadence=MANUAL)
+        async with made.ledger() as ledger:
+            await ledger.enqueue(await made.mission(), await ledger.now_ms(), "manual")
+        end = End(await made.lease(), "failed", "rate-limit", wait_ms=asked_ms)
+        async with made.ledger() as ledger:
+            (became,) = await scheduling.ended_all(ledger, [end])
+        assert became.retry_ms is not None
+        assert abs(became.retry_ms - now_ms() - wait_ms) <= 60_000 / 5 + 5_000
+
+
+@waits
 async def test_no_retry_passes_the_next_moment(database: Database) -> None:
     """A retry that would come after the next due moment is left to that moment."""
     async with scheduled(database) as made:

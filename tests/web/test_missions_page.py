@@ -275,10 +275,10 @@ async def test_a_run_on_the_hub_can_be_stopped_and_looked_at_without_scripts() -
         mission = await one_of(device)
         assert (await device.mission(mission)).runs_on == "hub"
         run = RunView("r1", now(), "scheduled", "leased", "", "", None, 0, "compaction")
-        device._set(mission, runs=(replace(run, round=2, calls=3, steps=1, heard=480),))
+        device._set(mission, runs=(replace(run, round=2, tool_calls=3, steps=1, heard=480),))
         page = await client.get(f"/missions/{mission}")
         assert "Summing up what it has read so far" in said(page)
-        assert "round 2 · 3 calls · 1 step · 480 characters of the reply" in said(page)
+        assert "round 2 · 3 tool calls · 1 step · 480 characters of the reply" in said(page)
         assert 'id="stop"' in page.text
         assert f'<noscript><p><a href="/missions/{mission}"' in page.text
         stopped: list[str] = []
@@ -301,10 +301,10 @@ def test_a_runs_progress_comes_by_itself_and_stop_ends_it(demo_page: Page, serve
     expect(demo_page.locator("#progress")).to_contain_text("Asking the model")
 
     async def go_on() -> None:
-        device.progress(mission, round=2, calls=3, steps=1, heard=480)
+        device.progress(mission, round=2, tool_calls=3, steps=1, heard=480)
 
     served.run(go_on())
-    expect(demo_page.locator("#progress")).to_contain_text("round 2 · 3 calls · 1 step · 480")
+    expect(demo_page.locator("#progress")).to_contain_text("round 2 · 3 tool calls · 1 step · 480")
     Hands(demo_page).enter("#stop")
     expect(demo_page.locator("#progress")).to_have_count(0)
     expect(demo_page.locator(".runs .run").first).to_contain_text("Stopped, by hand")

@@ -68,7 +68,7 @@ def test_sums_are_by_name_and_the_dearest_is_first() -> None:
         used(1, "agent", "bo", 5, 1),
         used(0, "agent", "mira", 1, 9),
     ]
-    assert [(one.name, one.tokens, one.cost, one.calls) for one in sums(lines, "agent")] == [
+    assert [(one.name, one.tokens, one.cost, one.model_calls) for one in sums(lines, "agent")] == [
         ("Mira", 1, 9, 1),
         ("Bo", 10, 2, 2),
     ]

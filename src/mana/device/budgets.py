@@ -91,7 +91,8 @@ class Held:
     """Tokens that this device may spend, or spent, for one mission.
 
     `reservation`: by which the hub knows them, empty for what it is not told of yet. `tokens`: how
-    many are reserved there. `prompt`, `completion`, `cost`: used by `made` calls that are over.
+    many are reserved there. `prompt`, `completion`, `cost`: used by `made` calls that are over; of
+    them `open_prompt`, `open_completion` are the worst case of calls whose model never said.
     `over`: no further call is made of it. `slice`: held for a time without the hub.
     """
 
@@ -111,6 +112,8 @@ class Held:
     calls: dict[str, Call] = field(default_factory=dict)
     over: bool = False
     slice: bool = False
+    open_prompt: int = 0
+    open_completion: int = 0
 
     @property
     def price(self) -> Price | None:
@@ -123,6 +126,14 @@ class Held:
     def counted(self) -> int:
         """Return what was used, and what the calls under way may use."""
         return self.prompt + self.completion + sum(call.tokens for call in self.calls.values())
+
+    @property
+    def unconfirmed(self) -> Usage:
+        """Return what of that no model has said."""
+        return sum(
+            (Usage(call.prompt, call.completion) for call in self.calls.values()),
+            Usage(self.open_prompt, self.open_completion),
+        )
 
     @property
     def cost_counted(self) -> int:
@@ -141,14 +152,16 @@ class Held:
     def after(self, name: str, usage: Usage | None) -> Held:
         """Return this once a call is over; without a usage its worst case was used."""
         call = self.calls[name]
-        prompt, completion = call.prompt, call.completion
-        if usage is not None and counted_tokens(usage, -1) >= 0:
-            prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        worst = Usage(call.prompt, call.completion)
+        used = _sane(usage) or worst
+        unsaid = worst if _sane(usage) is None else Usage()
         return replace(
             self,
-            prompt=self.prompt + prompt,
-            completion=self.completion + completion,
-            cost=self.cost + self.cost_of(prompt, completion),
+            prompt=self.prompt + used.prompt_tokens,
+            completion=self.completion + used.completion_tokens,
+            open_prompt=self.open_prompt + unsaid.prompt_tokens,
+            open_completion=self.open_completion + unsaid.completion_tokens,
+            cost=self.cost + self.cost_of(used.prompt_tokens, used.completion_tokens),
             made=self.made + 1,
             calls={key: one for key, one in self.calls.items() if key != name},
         )
@@ -466,7 +479,11 @@ class Budgets:
             held = replace(held, reservation=got.reservation_id, tokens=got.tokens)
             await self._change(_putting(held))
         used = SettleTokens(
-            prompt_tokens=held.prompt, completion_tokens=held.completion, calls=held.made
+            prompt_tokens=held.prompt,
+            completion_tokens=held.completion,
+            model_calls=held.made,
+            unconfirmed_prompt_tokens=held.open_prompt,
+            unconfirmed_completion_tokens=held.open_completion,
         )
         await hub.settle_tokens(*place, held.reservation, used)
 
@@ -484,7 +501,10 @@ class Budgets:
 
 
 class RunBudget:
-    """The budget of one run; what it counted is known when it has ended."""
+    """The budget of one run; what it counted is known when it has ended.
+
+    Of `tokens` and `cost` the unconfirmed ones are the worst case of calls whose model never said.
+    """
 
     def __init__(self, budgets: Budgets, purse: Purse) -> None:
         self._budgets = budgets
@@ -492,6 +512,8 @@ class RunBudget:
         self._calls: dict[str, tuple[int, int, ModelCall]] = {}
         self.tokens = 0
         self.cost = 0
+        self.unconfirmed_tokens = 0
+        self.unconfirmed_cost = 0
 
     async def reserve(
         self, prompt_tokens: int, completion_tokens_max: int, call: ModelCall
@@ -505,12 +527,21 @@ class RunBudget:
         """Replace a reservation by what was used; what cannot be true counts it in full."""
         await self._settle(reservation, usage, tell=True)
 
+    async def release(self, reservation: str) -> None:
+        """Give a reservation back, as no model worked on its call."""
+        await self._settle(reservation, Usage(), tell=True)
+
     async def _settle(self, reservation: str, usage: Usage | None, *, tell: bool) -> None:
         prompt, completion, call = self._calls.pop(reservation)
-        if usage is not None and counted_tokens(usage, -1) >= 0:
-            prompt, completion = usage.prompt_tokens, usage.completion_tokens
-        self.tokens += prompt + completion
-        self.cost += call.price.cost(prompt, completion) if call.price is not None else 0
+        used = _sane(usage) or Usage(prompt, completion)
+        cost = 0
+        if call.price is not None:
+            cost = call.price.cost(used.prompt_tokens, used.completion_tokens)
+        self.tokens += used.total
+        self.cost += cost
+        if _sane(usage) is None:
+            self.unconfirmed_tokens += used.total
+            self.unconfirmed_cost += cost
         await self._budgets.settle(reservation, usage, tell=tell)
 
     async def end(self) -> None:
@@ -521,6 +552,11 @@ class RunBudget:
 
 def _nothing() -> None:
     return None
+
+
+def _sane(usage: Usage | None) -> Usage | None:
+    """Return a usage that can be numbers of tokens."""
+    return None if usage is None or counted_tokens(usage, -1) < 0 else usage
 
 
 def _smaller(one: int | None, other: int | None) -> int | None:

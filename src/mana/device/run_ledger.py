@@ -18,7 +18,7 @@ import msgspec
 from mana.device.holders import Holder
 from mana.device.opened import Opened
 from mana.device.views import RunView
-from mana.device.words import CURRENCY, reason_words
+from mana.device.words import CURRENCY, reason_words, spent_words
 from mana.domain.clock import iso_ms
 from mana.domain.encoding import Json
 from mana.domain.ids import derived_id
@@ -42,7 +42,9 @@ class RunLine:
     """One run: `state` as in the hub's ledger; times in ms since 1970, 0 where there is none.
 
     `due_ms`: when a queued one is tried again. `holder`: the process that works on a leased one.
-    `stop`: somebody asked for its end. `leases`: how often a crash left it behind.
+    `stop`: somebody asked for its end. `leases`: how often a crash left it behind. Of `tokens` and
+    `cost`, which are those of all tries so far, the unconfirmed ones are the worst case of calls
+    whose model never said.
     """
 
     mission_id: str
@@ -62,11 +64,18 @@ class RunLine:
     leases: int = 0
     holder: str = ""
     stop: bool = False
+    unconfirmed_tokens: int = 0
+    unconfirmed_cost: int = 0
 
     @property
     def is_open(self) -> bool:
         """Say whether it waits or runs."""
         return self.state in _OPEN
+
+    @property
+    def unspent(self) -> RunLine:
+        """Return the same line without what it used."""
+        return replace(self, tokens=0, cost=0, unconfirmed_tokens=0, unconfirmed_cost=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +207,13 @@ class RunLedger:
             known = _find(kept.lines, line.mission_id, line.scheduled_ms)
             ended = replace(line, holder="", stop=False)
             if known is not None:
-                tokens, cost = line.tokens + known.tokens, line.cost + known.cost
-                ended = replace(ended, tokens=tokens, cost=cost)
+                ended = replace(
+                    ended,
+                    tokens=line.tokens + known.tokens,
+                    cost=line.cost + known.cost,
+                    unconfirmed_tokens=line.unconfirmed_tokens + known.unconfirmed_tokens,
+                    unconfirmed_cost=line.unconfirmed_cost + known.unconfirmed_cost,
+                )
             _put(kept, ended)
             marks = kept.marks.get(line.mission_id, MissionMarks())
             if ended.state == "failed" and ended.reason != "stopped":
@@ -313,9 +327,18 @@ def view(line: RunLine, moment: Moment | None = None, *, currency: str = CURRENC
         last_reason_words=reason_words("failed", line.last_reason) if line.last_reason else "",
         due_ms=line.due_ms or None,
         round=now.round,
-        calls=now.calls,
+        tool_calls=now.tool_calls,
         steps=now.steps,
         heard=now.heard,
+        unconfirmed_tokens=line.unconfirmed_tokens,
+        unconfirmed_cost=line.unconfirmed_cost,
+        spent_words=spent_words(
+            line.tokens,
+            line.unconfirmed_tokens,
+            line.cost,
+            line.unconfirmed_cost,
+            currency,
+        ),
     )
 
 

@@ -25,16 +25,22 @@ _TABLES: Final = {"agent": AGENTS.name, "mission": MISSIONS.name}
 _NAMED: Final = {"agent": "name", "mission": "title"}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Sum:
     tokens: int = 0
     cost: int = 0
-    calls: int = 0
+    model_calls: int = 0
+    unconfirmed_tokens: int = 0
+    unconfirmed_cost: int = 0
 
-    def add(self, tokens: int, cost: int, calls: int) -> None:
-        self.tokens += tokens
-        self.cost += cost
-        self.calls += calls
+    def __add__(self, other: _Sum) -> _Sum:
+        return _Sum(
+            self.tokens + other.tokens,
+            self.cost + other.cost,
+            self.model_calls + other.model_calls,
+            self.unconfirmed_tokens + other.unconfirmed_tokens,
+            self.unconfirmed_cost + other.unconfirmed_cost,
+        )
 
 
 @dataclass(slots=True)
@@ -45,19 +51,34 @@ class _Days:
     first: str
     sums: dict[tuple[str, str, str], _Sum] = field(default_factory=dict)
 
-    def add(self, at_ms: int, scope: str, name: str, tokens: int, cost: int, calls: int) -> None:
+    def add(self, at_ms: int, scope: str, name: str, used: _Sum) -> None:
         day = datetime.fromtimestamp(at_ms / 1_000, tz=UTC).astimezone(self.where).date()
         if day.isoformat() >= self.first:
-            self.sums.setdefault((day.isoformat(), scope, name), _Sum()).add(tokens, cost, calls)
+            key = (day.isoformat(), scope, name)
+            self.sums[key] = self.sums.get(key, _Sum()) + used
 
     def add_line(self, line: UsageLine) -> None:
-        self.add(parse_iso_ms(line.hour), line.scope, line.id, line.tokens, line.cost, line.calls)
+        used = _Sum(
+            line.tokens,
+            line.cost,
+            line.model_calls,
+            line.unconfirmed_tokens,
+            line.unconfirmed_cost,
+        )
+        self.add(parse_iso_ms(line.hour), line.scope, line.id, used)
 
     def add_held(self, held: Held, account_id: str) -> None:
         scopes = {"account": account_id, "agent": held.agent_id, "mission": held.mission_id}
-        calls = held.made + len(held.calls)
+        unsaid = held.unconfirmed
+        used = _Sum(
+            held.counted,
+            held.cost_counted,
+            held.made + len(held.calls),
+            unsaid.total,
+            held.cost_of(unsaid.prompt_tokens, unsaid.completion_tokens),
+        )
         for scope, name in scopes.items():
-            self.add(held.at_ms, scope, name, held.counted, held.cost_counted, calls)
+            self.add(held.at_ms, scope, name, used)
 
 
 class UsageHistory:
@@ -86,7 +107,15 @@ class UsageHistory:
             currency=said.currency if said is not None else CURRENCY,
             days=tuple(
                 UsageDay(
-                    day, scope, name, names.get((scope, name), ""), one.tokens, one.cost, one.calls
+                    day,
+                    scope,
+                    name,
+                    names.get((scope, name), ""),
+                    one.tokens,
+                    one.cost,
+                    one.model_calls,
+                    one.unconfirmed_tokens,
+                    min(one.unconfirmed_cost, one.cost),
                 )
                 for (day, scope, name), one in sorted(found.sums.items())
             ),

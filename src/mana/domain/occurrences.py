@@ -69,6 +69,9 @@ What is not listed would fail again in the same way: it waits for its next due m
 the same occurrence, so nothing happens twice, and never later than the next due moment.
 """
 
+RETRY_ASKED_MS_MAX: Final = 60 * 60 * 1_000
+"""How long an endpoint may ask to be left alone. A retry heeds it where it is longer than its class."""
+
 FAIL_POINTS: Final = (
     "after_lease",
     "after_audit",

@@ -18,9 +18,10 @@ from typing import Any, Final
 import httpx
 
 from mana.domain.errors import Invalid
+from mana.domain.occurrences import RETRY_ASKED_MS_MAX
 from mana.models.addresses import Endpoint, endpoint, fits_header
 from mana.models.connections import CONNECT_S, AddressRefused, Connections, Quirk
-from mana.models.replies import REPLY_BYTES_MAX, Phase, Reading, failure_of
+from mana.models.replies import REPLY_BYTES_MAX, Phase, Reading, bills_nothing, failure_of
 from mana.planning.ports import Message, ModelFailed, ModelReply, ModelRequest
 
 TIMEOUT_S: Final = 120.0
@@ -30,7 +31,6 @@ take in all."""
 ENDING_S: Final = 2.0
 """How long an endpoint that said how its reply ended may take to say what it used."""
 DRAIN_S: Final = 0.25
-RETRY_AFTER_MS_MAX: Final = 60 * 60 * 1_000
 ERROR_BYTES_MAX: Final = 16_384
 _HEADERS: Final = {
     "User-Agent": "mana",
@@ -40,6 +40,11 @@ _HEADERS: Final = {
     "Accept-Encoding": "identity",
 }
 _MAY_BE_QUIRKS: Final = (400, 415, 422, 501)
+_NOT_CONNECTED: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""What is raised before a byte of a request is sent: no name, no address that may be called, nobody
+there, a certificate that does not hold, or no answer to any of these. Where the time of the whole
+call runs out nobody knows how far it was.
+"""
 
 
 class OpenAiCompatible:
@@ -107,20 +112,30 @@ class OpenAiCompatible:
 
         To cancel the task that waits for it closes the connection.
         """
+        refused: list[int] = []
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._complete(request)
-        except (TimeoutError, httpx.TimeoutException):
-            failed = ModelFailed("timeout")
+                return await self._complete(request, refused)
+        except ModelFailed as error:
+            failed = error
+        except (TimeoutError, httpx.TimeoutException) as error:
+            failed = ModelFailed("timeout", unbilled=isinstance(error, _NOT_CONNECTED))
         except AddressRefused:
-            failed = ModelFailed("provider", "the model's endpoint is not on the public internet")
-        except (httpx.HTTPError, httpx.StreamError):
-            failed = ModelFailed("provider", "the model's endpoint is not reachable")
+            words = "the model's endpoint is not on the public internet"
+            failed = ModelFailed("provider", words, unbilled=True)
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            words = "the model's endpoint is not reachable"
+            failed = ModelFailed("provider", words, unbilled=isinstance(error, _NOT_CONNECTED))
+        # A model may have worked at an earlier try of the same call.
+        failed.unbilled = failed.unbilled and all(map(bills_nothing, refused))
         # Raised here, it has no other error behind it: those of the transport hold the request.
         raise failed
 
-    async def _complete(self, request: ModelRequest) -> ModelReply:
-        """Ask, and once more for each thing that the endpoint wants otherwise."""
+    async def _complete(self, request: ModelRequest, refused: list[int]) -> ModelReply:
+        """Ask, and once more for each thing that the endpoint wants otherwise.
+
+        `refused` takes the statuses by which it said so.
+        """
         url = self._endpoint.url
         known = quirks = self._connections.quirks(url, self._model) | self._quirks
         while True:
@@ -128,6 +143,7 @@ class OpenAiCompatible:
                 reply = await self._ask(request, quirks)
             except _Unsupported as found:
                 quirks |= {found.quirk}
+                refused.append(found.status)
             else:
                 if quirks != known:
                     self._connections.remember(url, self._model, quirks)
@@ -136,7 +152,7 @@ class OpenAiCompatible:
     async def _ask(self, request: ModelRequest, quirks: frozenset[Quirk]) -> ModelReply:
         """Return the reply; raise _Unsupported where the endpoint wants to be asked otherwise."""
         body = _body(request, self._model, quirks)
-        limits = httpx.Timeout(self._timeout_s, connect=min(CONNECT_S, self._timeout_s))
+        limits = httpx.Timeout(self._timeout_s, connect=min(CONNECT_S, self._timeout_s / 2))
         # Straight to the pool: a client would heed proxies of the environment and keep cookies.
         pool = self._connections.pool(self._endpoint, public_only=self._public_only)
         response = await pool.handle_async_request(
@@ -152,7 +168,7 @@ class OpenAiCompatible:
             if response.status_code != httpx.codes.OK:
                 found = await _quirk_of(response, quirks)
                 if found is not None:
-                    raise _Unsupported(found)
+                    raise _Unsupported(found, response.status_code)
                 # A redirect too: it would send granted text to a host that no grant names.
                 raise _refusal(response)
             if response.headers.get("content-encoding", "identity") != "identity":
@@ -191,9 +207,10 @@ class OpenAiCompatible:
 class _Unsupported(Exception):
     """The endpoint refuses a part of the request that others need."""
 
-    def __init__(self, quirk: Quirk) -> None:
+    def __init__(self, quirk: Quirk, status: int) -> None:
         super().__init__(quirk)
         self.quirk = quirk
+        self.status = status
 
 
 def description(place: Endpoint, model: str) -> str:
@@ -227,6 +244,7 @@ def _refusal(response: httpx.Response) -> ModelFailed:
         failure_of(status),
         f"the model's endpoint answered {status}",
         retry_after_ms=_retry_after_ms(response.headers),
+        unbilled=bills_nothing(status),
     )
 
 
@@ -239,7 +257,7 @@ def _retry_after_ms(headers: httpx.Headers) -> int | None:
             wait_ms = float(said) * 1_000
         elif said:
             wait_ms = (parsedate_to_datetime(said).timestamp() - time.time()) * 1_000
-    return int(wait_ms) if 0 < wait_ms <= RETRY_AFTER_MS_MAX else None
+    return int(wait_ms) if 0 < wait_ms <= RETRY_ASKED_MS_MAX else None
 
 
 def _body(request: ModelRequest, model: str, quirks: frozenset[Quirk]) -> bytes:

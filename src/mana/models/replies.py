@@ -28,6 +28,7 @@ _FINISH: Final[Mapping[str, Finish]] = {
     "length": "length",
     "content_filter": "content-filter",
 }
+_BILL_NOTHING: Final = frozenset({400, 401, 402, 403, 404, 405, 413, 415, 422, 429})
 _BROKEN: Final = object()
 
 
@@ -42,6 +43,15 @@ def failure_of(status: int) -> FailureKind:
     if status in (400, 404, 405, 413, 415, 422):
         return "refused-reply"
     return "provider"
+
+
+def bills_nothing(status: int) -> bool:
+    """Say whether an endpoint that answers with this status has let no model work.
+
+    It refused the request, its key or its rate before that. Whatever else it answered, a model may
+    have worked: a failure of a server says nothing of what went before it.
+    """
+    return status in _BILL_NOTHING
 
 
 class Phase(IntEnum):

@@ -88,8 +88,10 @@ class Asking:
     async def ask(self, request: ModelRequest, purpose: Purpose, *, size: int) -> ModelReply:
         """Return the current model's reply. The worst case is reserved first, and settled after.
 
-        `size`: the bytes of the request, as `request_size` counts them. Without a usage that can be true the whole reservation counts. A model that is not metered
-        costs nothing, whatever it reports. Raises BudgetExceeded, PriceUnknown or ModelFailed.
+        `size`: the bytes of the request, as `request_size` counts them. Without a usage that can be
+        true the whole reservation counts, and nothing where it is certain that the model did no
+        work. A model that is not metered costs nothing, whatever it reports. Raises BudgetExceeded,
+        PriceUnknown or ModelFailed.
         """
         candidate, model = self.current, self.current.model
         if not model.metered:
@@ -104,10 +106,13 @@ class Asking:
         held = estimated_tokens(size) + reservation.completion_tokens_max
         try:
             reply = _writable(await model.complete(request))
-        except ModelFailed:
-            await self._budget.settle(reservation.id, None)
+        except ModelFailed as failed:
             self._count(candidate, purpose, Usage())
-            self.tokens_counted += held
+            if failed.unbilled:
+                await self._budget.release(reservation.id)
+            else:
+                await self._budget.settle(reservation.id, None)
+                self.tokens_counted += held
             raise
         usage = counted(
             reply.usage,

@@ -58,18 +58,25 @@ class PriceUnknown(Conflict):
 class ModelFailed(Unavailable):
     """A model gave no usable reply. `kind` chooses the back-off; no reply text is kept.
 
-    `retry_after_ms`: how long the endpoint asks to be left alone, where it said so.
+    `retry_after_ms`: how long the endpoint asks to be left alone, where it said so. `unbilled`: it is
+    certain that the model did no work; whoever does not know that says False.
     """
 
     code: ClassVar[str] = "MODEL_FAILED"
     advice: ClassVar[str] = "Check the model's address and key; the mission tries again."
 
     def __init__(
-        self, kind: FailureKind, message: str = "", *, retry_after_ms: int | None = None
+        self,
+        kind: FailureKind,
+        message: str = "",
+        *,
+        retry_after_ms: int | None = None,
+        unbilled: bool = False,
     ) -> None:
         super().__init__(message or f"model call failed: {kind}", detail={"kind": kind})
         self.kind: FailureKind = kind
         self.retry_after_ms = retry_after_ms
+        self.unbilled = unbilled
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,14 +218,19 @@ class Budget(Protocol):
     async def settle(self, reservation: str, usage: Usage | None) -> None:
         """Replace a reservation by what was used; None leaves it counted in full."""
 
+    async def release(self, reservation: str) -> None:
+        """Give a reservation back, as it is certain that the model did no work for its call."""
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """How far a run is: rounds begun, calls answered, steps planned, characters of the reply."""
+    """How far a run is: rounds begun, calls of tools answered, steps planned, and how many
+    characters of the reply have come.
+    """
 
     phase: str
     round: int = 0
-    calls: int = 0
+    tool_calls: int = 0
     steps: int = 0
     heard: int = 0
 

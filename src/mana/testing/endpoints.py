@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -133,6 +134,40 @@ async def model_server(
         for task in talks:
             task.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[str]:
+    """Return the address of an endpoint that is down: each connection to it is refused."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def deaf(scheme: str = "http") -> Iterator[str]:
+    """Return the address of an endpoint that takes connections and answers nothing on them.
+
+    By `https` it is silent while one still connects, by `http` once it was asked.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        yield f"{scheme}://127.0.0.1:{held.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def unreached() -> Iterator[str]:
+    """Return the address of an endpoint to which nobody's connection comes through."""
+    with contextlib.ExitStack() as held:
+        full = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        while True:
+            # What waits to be taken fills the queue; from then on nobody is let in.
+            one = held.enter_context(socket.socket())
+            one.settimeout(0.05)
+            try:
+                one.connect(full.getsockname())
+            except TimeoutError:
+                break
+        yield f"http://127.0.0.1:{full.getsockname()[1]}"
 
 
 def says(

@@ -87,3 +87,7 @@ class CountedBudget:
     async def settle(self, reservation: str, usage: Usage | None) -> None:
         """Count what was used; what cannot be true leaves the reservation."""
         self.settled[reservation] = counted_tokens(usage, self.reserved[reservation])
+
+    async def release(self, reservation: str) -> None:
+        """Count nothing for a call that no model worked on."""
+        self.settled[reservation] = 0

@@ -60,7 +60,7 @@ class Used:
     name: str
     tokens: int
     cost: int
-    calls: int
+    model_calls: int
 
 
 def chart(
@@ -97,7 +97,7 @@ def sums(lines: Iterable[UsageDay], scope: str) -> list[Used]:
                 line.name or old.name,
                 old.tokens + line.tokens,
                 old.cost + line.cost,
-                old.calls + line.calls,
+                old.model_calls + line.model_calls,
             )
     return sorted(found.values(), key=lambda one: (-one.cost, -one.tokens, one.name, one.id))
 

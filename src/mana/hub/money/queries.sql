@@ -3,7 +3,7 @@ select * from mana_ai.reserve_calls($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11
  order by place
 
 -- name: settle
-select * from mana_ai.settle_calls($1, $2, $3, $4, $5)
+select * from mana_ai.settle_calls($1, $2, $3, $4, $5, $6, $7)
 
 -- name: caps
 select * from mana_ai.caps_of($1, $2, $3, $4) order by place
@@ -28,7 +28,8 @@ select coalesce(sum(tokens), 0) as tokens, coalesce(sum(cost), 0) as cost from m
 
 -- name: usage
 select date_trunc($1, hour, 'UTC') as since, scope, space_id, id,
-       sum(tokens) as tokens, sum(cost) as cost, sum(calls) as calls
+       sum(tokens) as tokens, sum(cost) as cost, sum(calls) as calls,
+       sum(confirmed_tokens) as confirmed_tokens, sum(confirmed_cost) as confirmed_cost
   from mana_ai.spend
  where account_id = mana.current_account()
    and hour >= date_trunc($1, now(), 'UTC') - $2::interval

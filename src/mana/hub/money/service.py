@@ -81,12 +81,18 @@ class MoneyService:
         space_id, mission_id = _mission(space, mission)
         require_uuid(reservation, "reservation id")
         usage = Usage(told.prompt_tokens, told.completion_tokens)
+        unconfirmed = Usage(
+            min(told.unconfirmed_prompt_tokens, told.prompt_tokens),
+            min(told.unconfirmed_completion_tokens, told.completion_tokens),
+        )
         async with self._store.opened(tenant) as slices:
             asked = await slices.asked(space_id, mission_id, reservation)
             if asked is None:
                 raise NotFound("there is no such reservation for this mission")
-            believed = counted_slice(usage, asked=asked, calls=told.calls)
-            await slices.settle(reservation, believed, calls=told.calls)
+            believed = counted_slice(usage, asked=asked, calls=told.model_calls)
+            await slices.settle(
+                reservation, believed, unconfirmed=unconfirmed, calls=told.model_calls
+            )
 
 
 def _mission(space: str, mission: str) -> tuple[SpaceId, MissionId]:

@@ -77,10 +77,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What a call of the runner's came to; without a usage all that was reserved counts."""
+    """What a call of the runner's came to; without a usage all that was reserved counts.
+
+    `released`: nothing counts, as it is certain that no model worked on it.
+    """
 
     granted: Granted
     usage: Usage | None
+    released: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +127,9 @@ async def settle(tx: Transaction, settled: Sequence[Settlement]) -> int:
 
     A usage that cannot be true, or none, counts what was reserved. Once settled it stays so.
     """
+    ids = [one.granted.reservation for one in settled]
     usages = [_believed(one) for one in settled]
-    rows = await tx.all(
-        _QUERIES["settle"],
-        [one.granted.reservation for one in settled],
-        [None if usage is None else usage.prompt_tokens for usage in usages],
-        [None if usage is None else usage.completion_tokens for usage in usages],
-        [1] * len(settled),
-        False,
-    )
-    return sum(row["tokens"] for row in rows)
+    return await _settle(tx, ids, usages, [Usage()] * len(ids), [1] * len(ids), by_device=False)
 
 
 async def caps_of(tx: Transaction, runs: Sequence[Run]) -> list[tuple[Cap, ...]]:
@@ -190,8 +187,10 @@ class MoneyStore:
                 id=row["id"],
                 tokens=int(row["tokens"]),
                 cost=int(row["cost"]),
-                calls=int(row["calls"]),
+                model_calls=int(row["calls"]),
                 space_id=row["space_id"],
+                unconfirmed_tokens=max(int(row["tokens"] - row["confirmed_tokens"]), 0),
+                unconfirmed_cost=max(int(row["cost"] - row["confirmed_cost"]), 0),
             )
             for row in rows
         ]
@@ -240,16 +239,14 @@ class Slices:
         found: int | None = await self._tx.value(_QUERIES["slice"], reservation, space, mission)
         return found
 
-    async def settle(self, reservation: str, usage: Usage | None, *, calls: int) -> None:
-        """Replace a reservation by what was used, unless it is settled already."""
-        await self._tx.all(
-            _QUERIES["settle"],
-            [reservation],
-            [None if usage is None else usage.prompt_tokens],
-            [None if usage is None else usage.completion_tokens],
-            [calls],
-            True,
-        )
+    async def settle(
+        self, reservation: str, usage: Usage | None, *, unconfirmed: Usage, calls: int
+    ) -> None:
+        """Replace a reservation by what was used, unless it is settled already.
+
+        `unconfirmed`: what of it is the worst case of calls whose model never said.
+        """
+        await _settle(self._tx, [reservation], [usage], [unconfirmed], [calls], by_device=True)
 
 
 async def _reserve(
@@ -290,6 +287,29 @@ async def _reserve(
     )
 
 
+async def _settle(
+    tx: Transaction,
+    reservations: Sequence[str],
+    usages: Sequence[Usage | None],
+    unconfirmed: Sequence[Usage],
+    calls: Sequence[int],
+    *,
+    by_device: bool,
+) -> int:
+    """Settle what is not settled yet; return the tokens that count."""
+    rows = await tx.all(
+        _QUERIES["settle"],
+        reservations,
+        [None if usage is None else usage.prompt_tokens for usage in usages],
+        [None if usage is None else usage.completion_tokens for usage in usages],
+        [one.prompt_tokens for one in unconfirmed],
+        [one.completion_tokens for one in unconfirmed],
+        calls,
+        by_device,
+    )
+    return sum(row["tokens"] for row in rows)
+
+
 def _answer(row: Row, prompt_tokens: int) -> Granted | Refusal:
     if row["usage_id"] is not None:
         return Granted(row["usage_id"], prompt_tokens, row["reply"])
@@ -300,6 +320,8 @@ def _answer(row: Row, prompt_tokens: int) -> Granted | Refusal:
 
 def _believed(one: Settlement) -> Usage | None:
     """Return the usage that counts: the runner saw no byte, and judges by what it granted."""
+    if one.released:
+        return Usage()
     return counted(
         one.usage,
         sent_bytes=one.granted.prompt_tokens * BYTES_PER_TOKEN,

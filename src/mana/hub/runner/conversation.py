@@ -124,6 +124,13 @@ class AskedBudget:
 
     async def settle(self, reservation: str, usage: Usage | None) -> None:
         """Replace a reservation by what was used."""
+        await self._settle(reservation, usage, released=False)
+
+    async def release(self, reservation: str) -> None:
+        """Give a reservation back, as no model worked on its call."""
+        await self._settle(reservation, None, released=True)
+
+    async def _settle(self, reservation: str, usage: Usage | None, *, released: bool) -> None:
         now_s = _now_s()
         ask = SettleAsk(
             self._line.run,
@@ -131,6 +138,7 @@ class AskedBudget:
             None if usage is None else usage.prompt_tokens,
             None if usage is None else usage.completion_tokens,
             now_s - self._began.pop(reservation, now_s),
+            released,
         )
         await self._line.ask(ask)
 
@@ -146,7 +154,7 @@ class ToldProgress:
     def phase(self, name: str) -> None:
         """Say that the run entered a phase."""
         was = self._moment
-        self.moment(Moment(name, was.round, was.calls, was.steps, 0))
+        self.moment(Moment(name, was.round, was.tool_calls, was.steps, 0))
 
     def moment(self, moment: Moment) -> None:
         """Say how far the run is by now."""
@@ -160,7 +168,7 @@ class ToldProgress:
                     self._line.run,
                     moment.phase,
                     moment.round,
-                    moment.calls,
+                    moment.tool_calls,
                     moment.steps,
                     moment.heard,
                 )

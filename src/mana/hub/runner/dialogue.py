@@ -137,12 +137,16 @@ class ReserveAsk(RunMessage, frozen=True):
 
 
 class SettleAsk(RunMessage, frozen=True):
-    """Tell what a call used; no numbers leave the reservation counted in full."""
+    """Tell what a call used; no numbers leave the reservation counted in full.
+
+    `released`: it is certain that no model worked on it, so that nothing counts.
+    """
 
     reservation: str
     prompt_tokens: int | None
     completion_tokens: int | None
     seconds: float
+    released: bool = False
 
 
 class PhaseNote(RunMessage, frozen=True):
@@ -150,7 +154,7 @@ class PhaseNote(RunMessage, frozen=True):
 
     name: str
     round: int = 0
-    calls: int = 0
+    tool_calls: int = 0
     steps: int = 0
     heard: int = 0
 
@@ -179,11 +183,15 @@ class Finished(RunMessage, frozen=True):
 
 
 class Stopped(RunMessage, frozen=True):
-    """The run ends without an iteration: `outcome` is `skipped` or `failed`."""
+    """The run ends without an iteration: `outcome` is `skipped` or `failed`.
+
+    `retry_after_ms`: how long an endpoint asks to be left alone, where it said so.
+    """
 
     outcome: str
     reason: str
     detail: str | None = None
+    retry_after_ms: int | None = None
 
 
 class AuditDone(RunMessage, frozen=True):

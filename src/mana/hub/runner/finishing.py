@@ -277,10 +277,12 @@ def are_figures(counts: Counts) -> bool:
 
 def _end(one: Ending, outcome: Outcome) -> End:
     """Return the line of the ledger for a run that ended so."""
-    iteration = None
-    if outcome.state == "done" and isinstance(one.said, Finished):
+    iteration, wait_ms = None, 0
+    if isinstance(one.said, Stopped):
+        wait_ms = one.said.retry_after_ms or 0
+    elif outcome.state == "done":
         iteration = one.said.iteration_id
-    return End(one.admitted.lease, outcome.state, outcome.reason, iteration)
+    return End(one.admitted.lease, outcome.state, outcome.reason, iteration, wait_ms)
 
 
 def _taken(codes: Sequence[str | None]) -> Outcome:

@@ -33,7 +33,7 @@ class Progress:
 
     def note(self, lease: Lease, note: PhaseNote) -> bool:
         """Take in how far a run is; False: those are no words and numbers of a run."""
-        numbers = (note.round, note.calls, note.steps, note.heard)
+        numbers = (note.round, note.tool_calls, note.steps, note.heard)
         if note.name not in PHASES or not all(0 <= number <= NUMBER_MAX for number in numbers):
             return False
         self._newest[lease.occurrence_id] = Progressed(lease, note.name, *numbers)

@@ -48,12 +48,16 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How the occurrence of a lease ends. `iteration`: the record that a done one left."""
+    """How the occurrence of a lease ends. `iteration`: the record that a done one left.
+
+    `wait_ms`: how long it is not tried again at least, as an endpoint asked.
+    """
 
     lease: Lease
     state: str
     reason: str | None = None
     iteration: str | None = None
+    wait_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

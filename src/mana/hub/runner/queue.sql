@@ -151,10 +151,15 @@ select o.occurrence_id from unnest($1::text[], $2::text[]) as o (occurrence_id, 
 
 -- name: put_back
 with back as (
-  update mana_ai.occurrences
+  update mana_ai.occurrences o
      set state = 'queued', due_at = clock_timestamp() + $3, lease_until = null, worker = null,
          admitted = false, phase = null, attempts = greatest(attempts - $4, 0), round = 0,
-         calls = 0, steps = 0, heard = 0
+         calls = 0, steps = 0, heard = 0,
+         (tokens, cost, confirmed_tokens, confirmed_cost) = (
+           select coalesce(sum(t.spent), 0), coalesce(sum(t.cost), 0),
+                  coalesce(sum(t.confirmed_tokens), 0), coalesce(sum(t.confirmed_cost), 0)
+             from mana_ai.token_usage t
+            where t.space_id = o.space_id and t.occurrence_id = o.occurrence_id)
    where occurrence_id = $1 and fence = $2 and state = 'leased'
   returning true)
 select pg_notify('mana_due', '') from back
@@ -164,7 +169,12 @@ with back as (
   update mana_ai.occurrences o
      set state = 'queued', due_at = k.due_at, lease_until = null, worker = null, admitted = false,
          phase = null, attempts = 0, tries = o.tries + 1, last_reason = k.reason, round = 0,
-         calls = 0, steps = 0, heard = 0
+         calls = 0, steps = 0, heard = 0,
+         (tokens, cost, confirmed_tokens, confirmed_cost) = (
+           select coalesce(sum(t.spent), 0), coalesce(sum(t.cost), 0),
+                  coalesce(sum(t.confirmed_tokens), 0), coalesce(sum(t.confirmed_cost), 0)
+             from mana_ai.token_usage t
+            where t.space_id = o.space_id and t.occurrence_id = o.occurrence_id)
     from unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[])
       as k (occurrence_id, fence, due_at, reason)
    where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'
@@ -179,11 +189,13 @@ with ended as (
   update mana_ai.occurrences o
      set state = k.state, reason = k.reason, iteration_id = k.iteration_id, lease_until = null,
          admitted = false, phase = null, finished_at = clock_timestamp(), tokens = u.tokens,
-         cost = u.cost
+         cost = u.cost, confirmed_tokens = u.confirmed_tokens, confirmed_cost = u.confirmed_cost
     from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[])
       as k (occurrence_id, fence, state, reason, iteration_id, space_id)
    cross join lateral (
-     select coalesce(sum(t.spent), 0) as tokens, coalesce(sum(t.cost), 0) as cost
+     select coalesce(sum(t.spent), 0) as tokens, coalesce(sum(t.cost), 0) as cost,
+            coalesce(sum(t.confirmed_tokens), 0) as confirmed_tokens,
+            coalesce(sum(t.confirmed_cost), 0) as confirmed_cost
        from mana_ai.token_usage t
       where t.space_id = k.space_id and t.occurrence_id = k.occurrence_id) u
    where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'

@@ -73,11 +73,19 @@ REFUSALS_BYTES_MAX: Final = 16_384
 class Ended(Exception):
     """The run ends without an iteration; carries documented words only."""
 
-    def __init__(self, outcome: str, reason: str, detail: str | None = None) -> None:
+    def __init__(
+        self,
+        outcome: str,
+        reason: str,
+        detail: str | None = None,
+        *,
+        retry_after_ms: int | None = None,
+    ) -> None:
         super().__init__(reason)
         self.outcome = outcome
         self.reason = reason
         self.detail = detail
+        self.retry_after_ms = retry_after_ms
 
 
 class Run:
@@ -374,7 +382,8 @@ class Run:
         except GuardrailBlocked:
             raise Ended("failed", "guardrail") from None
         except ModelFailed as error:
-            raise Ended("failed", error.kind, error.kind) from None
+            asked_ms = error.retry_after_ms
+            raise Ended("failed", error.kind, error.kind, retry_after_ms=asked_ms) from None
 
     def _shown(self, view: View) -> PlannedInput:
         kind = self._catalogue.input_kind(view.table)

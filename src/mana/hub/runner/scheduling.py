@@ -14,7 +14,13 @@ from typing import Final, TypeAlias
 from mana.domain.cadences import next_due
 from mana.domain.ids import AccountId, MissionId, SpaceId
 from mana.domain.missed import passed
-from mana.domain.occurrences import ERRORED, FAILURES_MAX, HOLDING, RETRIES_MS
+from mana.domain.occurrences import (
+    ERRORED,
+    FAILURES_MAX,
+    HOLDING,
+    RETRIES_MS,
+    RETRY_ASKED_MS_MAX,
+)
 from mana.hub.runner.ledger import Lease, MissionSnapshot
 from mana.hub.runner.queue import End, Moment, Queue, Retry
 
@@ -284,7 +290,10 @@ def _calls_for_next(mission: MissionSnapshot, lease: Lease) -> bool:
 
 
 def _retry_ms(end: End, mission: MissionSnapshot | None, now_ms: int) -> int | None:
-    """Return when a failed occurrence is tried again, None if it has failed for good."""
+    """Return when a failed occurrence is tried again, None if it has failed for good.
+
+    An endpoint that asks to be left alone for longer than the class of the failure says is heeded.
+    """
     waits = RETRIES_MS.get(end.reason or "", ())
     lease = end.lease
     if end.state != "failed" or mission is None or not _may_run(mission):
@@ -294,7 +303,8 @@ def _retry_ms(end: End, mission: MissionSnapshot | None, now_ms: int) -> int | N
     wait = waits[lease.tries]
     name = f"{lease.occurrence_id}:{lease.tries}"
     part = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
-    at_ms = now_ms + wait + int((2 * part - 1) * wait / _SPREAD)
+    wait += int((2 * part - 1) * wait / _SPREAD)
+    at_ms = now_ms + max(wait, min(end.wait_ms, RETRY_ASKED_MS_MAX))
     next_ms = mission.next_run_ms
     if next_ms is None or next_ms <= lease.scheduled_ms:
         next_ms = _due(mission, lease.scheduled_ms)

@@ -32,6 +32,10 @@ IDLE_S: Final = 0.5
 GRACE_S: Final = 1.0
 """How long a worker has to end a run that was cancelled, before it is ended itself."""
 INBOX_MAX: Final = 32
+RELEASES_MAX: Final = 16
+"""How many calls of one run may count nothing, since no model worked on them. A chain of dead
+endpoints comes to less; a worker that says so again and again buys no calls beyond a cap by it.
+"""
 
 _NOBODY: Final = -1
 
@@ -68,6 +72,7 @@ class Port:
         """A word for whoever answers the call of a model that was asked for last."""
         self.granted: Final[dict[str, Granted]] = {}
         """The reservations of the run that are not settled, by their ids."""
+        self._releases = 0
 
     async def receive(self) -> Message:
         """Return what the run says next; raise RunLost when its worker has ended."""
@@ -76,6 +81,11 @@ class Port:
             self._inbox.put_nowait(found)
             raise found
         return found
+
+    def may_release(self) -> bool:
+        """Say whether it is believed once more that no model worked on a call of this run."""
+        self._releases += 1
+        return self._releases <= RELEASES_MAX
 
     async def answer(self, message: Message) -> None:
         """Answer the run; raise RunLost."""

@@ -29,11 +29,15 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """A call of a run that ended, and the reservation that it was made from."""
+    """A call of a run that ended, and the reservation that it was made from.
+
+    `released`: it is believed that no model worked on it.
+    """
 
     admitted: Admitted
     ask: SettleAsk
     granted: money.Granted
+    released: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,11 @@ class Spending:
             # Money comes last: what it locks is held until the end.
             if settles:
                 tokens = await money.settle(
-                    ledger.tx, [money.Settlement(one.granted, _usage(one.ask)) for one in settles]
+                    ledger.tx,
+                    [
+                        money.Settlement(one.granted, _usage(one.ask), one.released)
+                        for one in settles
+                    ],
                 )
             current = [one for one in reserves if one.admitted.lease.occurrence_id in held]
             answers: Sequence[money.Granted | money.Refusal] = []

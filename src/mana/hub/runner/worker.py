@@ -129,7 +129,9 @@ class _Session:
                 raise
             answer = Stopped(job.run, "failed", "stopped")
         except Ended as ended:
-            answer = Stopped(job.run, ended.outcome, ended.reason, ended.detail)
+            answer = Stopped(
+                job.run, ended.outcome, ended.reason, ended.detail, ended.retry_after_ms
+            )
         except ManaError as error:
             # The code is a word of ours; the message may not leave this process.
             answer = Stopped(job.run, "failed", "internal", error.code)
