@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from mana.crypto.envelope import parse_json
 from mana.crypto.errors import Malformed, SignatureRejected, WrapRejected
 from mana.crypto.grants import (
     SealedGrant,
@@ -18,8 +19,8 @@ from mana.crypto.grants import (
 from mana.crypto.hpke import SUITE, HpkePrivateKey
 from mana.crypto.signatures import SigningKey
 from mana.domain.encoding import sha256
-from mana.domain.errors import CryptoFailed
-from mana.domain.grants import GrantHeader
+from mana.domain.errors import CryptoFailed, Invalid
+from mana.domain.grants import GrantCaps, GrantHeader, header_from_wire
 
 HEADER = GrantHeader(
     grant_id="00000000-0000-4000-8000-000000000001",
@@ -34,10 +35,31 @@ HEADER = GrantHeader(
     expires_at="2026-11-28T05:00:00.000Z",
     suite=SUITE,
     runner_key_id="6" * 64,
+    caps=GrantCaps(5_000, None, 0, 9),
 ).canonical()
 DEVICE, HUB, RUNNER = SigningKey.generate(), SigningKey.generate(), HpkePrivateKey.generate()
 GRANT = seal_grant(HEADER, "mission-1", {"records": {}}, runner=RUNNER.public(), device=DEVICE)
 WORD = countersign_grant(HUB, HEADER, GRANT)
+
+
+def test_caps_stand_in_the_header_or_not_at_all() -> None:
+    """A header is read with exactly its four caps or without any; another form is none."""
+    wire = parse_json(HEADER)
+    assert isinstance(wire, dict)
+    assert header_from_wire(wire).canonical() == HEADER
+    bare = {name: value for name, value in wire.items() if name != "caps"}
+    assert header_from_wire(bare).caps is None
+    assert header_from_wire(bare).to_wire() == bare
+    four = GrantCaps().to_wire()
+    for caps in (
+        None,
+        {},
+        {**four, "more": 1},
+        {**four, "agentCost": -1},
+        {**four, "agentCost": True},
+    ):
+        with pytest.raises(Invalid):
+            header_from_wire({**wire, "caps": caps})
 
 
 def flips(raw: bytes) -> Iterator[bytes]:

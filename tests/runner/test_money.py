@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+from mana.domain.encoding import canonical_json
 from mana.domain.errors import Invalid
 from mana.domain.money import FREE, Price
 from mana.hub.db import AccessRefused, Role, migrate, read_migrations
@@ -581,6 +582,46 @@ async def test_nobody_writes_down_what_was_spent(
                 pass
         assert await made.used() == 40
         await made.check()
+
+
+async def test_the_smaller_of_a_cap_and_its_grants_counts(database: Database) -> None:
+    """What a grant says of its mission and agent holds whatever they say now, on the hub alone; and
+    an agent's day is counted also where the first run of a batch has a grant without caps."""
+    async with bank(database) as made:
+        await granted(made, 2, missionTokens=500, missionCost=None, agentTokens=300, agentCost=None)
+        async with made.work() as tx:
+            found = await caps_of(tx, [made.run(1), made.run(2)])
+        assert found == [(), (Cap("mission", "tokens", 500, 0), Cap("agent", "tokens", 300, 0))]
+        await made.cap("mission", "tokens", 400)
+        await made.cap("agent", "tokens", 9_000)
+        await made.granted(200, 50, run=made.run(1))
+        async with made.work() as tx:
+            found = await caps_of(tx, [made.run(1), made.run(2)])
+        assert found[1] == (Cap("mission", "tokens", 400, 0), Cap("agent", "tokens", 300, 250))
+        asks = [made.ask(10, 10, run=made.run(1)), made.ask(60, 10, run=made.run(2))]
+        kept, refused = await made.reserve(*asks)
+        assert isinstance(kept, Granted)
+        assert refused == Refusal("budget:agent:tokens:30/300")
+        async with made.work() as tx:
+            by_device = await tx.all(
+                "select * from mana_ai.caps_of($1, $2, $3, false)",
+                [made.space],
+                ["mission-2"],
+                ["agent-1"],
+            )
+        assert (by_device[0]["mission_token_cap"], by_device[0]["agent_token_cap"]) == (400, 9_000)
+
+
+async def granted(made: Bank, mission: int, **caps: int | None) -> None:
+    """Let a mission have an active grant with these caps in its header."""
+    header = {"accountId": made.ada.account.account_id, "agentId": "agent-1", "caps": caps}
+    await made.owner(
+        "insert into mana_ai.grants (grant_id, account_id, space_id, mission_id, agent_id, header,"
+        " suite, runner_key_id, expires_at, state, wrapped_key, sealed_keys)"
+        f" values ('grant-{mission}', '{made.ada.account.account_id}', '{made.space}',"
+        f" 'mission-{mission}', 'agent-1', '{canonical_json(header).decode()}', 's', 'k',"
+        " now() + interval '1 day', 'active', 'w', 's')"
+    )
 
 
 OWNED = """

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from mana.cli.text import counted
+from mana.cli.text import counted, when
 from mana.domain.errors import Invalid
 from mana.domain.money import TOKENS_PER_DAY_MAX, amount_words, cost_of
 
 if TYPE_CHECKING:
     from mana.device.desk import Device
+    from mana.device.views import CapWait
 
 NONE: Final = "none"
 
@@ -58,12 +59,11 @@ def optional_whole(text: str, *, what: str, most: int) -> int | None:
     return int(typed)
 
 
-def cap_words(tokens: int | None, cost: int | None, currency: str) -> str:
-    """Return caps in words; empty where there is none."""
-    said = [] if tokens is None else [f"{tokens:,} tokens"]
-    if cost is not None:
-        said.append(amount_words(cost, currency))
-    return " and ".join(said)
+def cap_wait_words(wait: CapWait, *, now_ms: int) -> str:
+    """Return which used-up cap a mission waits for, and when some of it is free again."""
+    if wait.room_ms is None:
+        return wait.words
+    return f"{wait.words} Some of it is free again {when(wait.room_ms, now_ms=now_ms)}."
 
 
 def used_words(tokens: int, cost: int, currency: str) -> str:

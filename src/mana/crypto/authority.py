@@ -492,6 +492,20 @@ def require_covered(path: str, entry: Entry, proof: Proof | None) -> None:
         raise SignatureRejected("a re-seal brings something that is not sealed")
 
 
+def signed_by(authority: Authority, held: Proven, path: str, table: Table) -> str | None:
+    """Return the account whose person wrote a path by a signed change; None if nobody did so."""
+    entry = held.record.entries.get(path)
+    proof = None if entry is None else held.proofs.get(entry.change_id)
+    if entry is None or proof is None or entry.actor.kind != "user":
+        return None
+    try:
+        require_covered(path, entry, proof)
+        verify_proof(authority, held, entry.change_id, proof, table)
+        return authority.signer(proof.signature.signer, newest=entry.at)[0]
+    except (CryptoFailed, Forbidden, Invalid):
+        return None
+
+
 def verify_proof(
     authority: Authority, held: Proven, change_id: str, proof: Proof, table: Table
 ) -> None:

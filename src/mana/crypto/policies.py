@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from mana.crypto.authority import Authority, Proven, require_covered, verify_proof
+from mana.crypto.authority import Authority, Proven, signed_by
 from mana.domain.clock import DRIFT_MS_MAX, iso_ms, parse_stamp
-from mana.domain.errors import ManaError
 from mana.domain.policy import SpacePolicy
 from mana.domain.spaces import SPACE_POLICY, SPACE_POLICY_ID, can_manage
 from mana.domain.tables import Table
@@ -65,18 +64,10 @@ def lifted_stamps(authority: Authority, held: Proven) -> dict[str, str]:
 
 def signed_by_manager(authority: Authority, held: Proven, path: str, table: Table) -> str | None:
     """Return the account of the owner or admin who signed this path; None if nobody such did."""
-    entry = held.record.entries[path]
-    proof = held.proofs.get(entry.change_id)
-    if proof is None or entry.actor.kind != "user":
+    account = signed_by(authority, held, path, table)
+    if account is None or not manages_now(authority, account):
         return None
-    try:
-        require_covered(path, entry, proof)
-        verify_proof(authority, held, entry.change_id, proof, table)
-        account, _ = authority.signer(proof.signature.signer, newest=entry.at)
-        manages = manages_now(authority, account) and managed_at(authority, account, entry.at)
-    except ManaError:
-        return None
-    return account if manages else None
+    return account if managed_at(authority, account, held.record.entries[path].at) else None
 
 
 def manages_now(authority: Authority, account_id: str) -> bool:

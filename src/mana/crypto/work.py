@@ -16,7 +16,7 @@ from mana.crypto.signatures import VerifyKey
 from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json, canonical_json, length_prefixed, sha256
 from mana.domain.errors import Invalid
-from mana.domain.money import COST_PER_DAY_MAX, TOKENS_PER_DAY_MAX
+from mana.domain.money import COST_PER_DAY_MAX, TOKENS_PER_DAY_MAX, smaller
 
 PURPOSE: Final = "mana-ai-work:v1"
 REVISION_MAX: Final = 2**53 - 1
@@ -119,11 +119,6 @@ def verify_work(key: VerifyKey, word: WorkWord, signature: bytes) -> None:
 def hub_id(key: VerifyKey) -> str:
     """Return what a word calls the hub that signs with this key: 64 hex digits."""
     return sha256(length_prefixed("mana-hub:v1", key.to_bytes())).hex()
-
-
-def smaller(one: int | None, other: int | None) -> int | None:
-    """Return the smaller of two caps; None is no cap."""
-    return min((cap for cap in (one, other) if cap is not None), default=None)
 
 
 def _require_cap(cap: int | None, most: int) -> None:

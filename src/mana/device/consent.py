@@ -11,7 +11,9 @@ from typing import Final
 
 from mana.device.opened import shortened
 from mana.device.views import Cited, ModelView
-from mana.device.words import kind_words
+from mana.device.words import CURRENCY, kind_words
+from mana.domain.grants import GrantCaps
+from mana.domain.money import cap_words
 
 TITLES_MAX: Final = 12
 
@@ -28,6 +30,8 @@ def consent_lines(
     new_runner: bool,
     successor: bool = False,
     shared: bool = False,
+    caps: GrantCaps | None = None,
+    currency: str = CURRENCY,
 ) -> tuple[str, ...]:
     """Return the sentences of a consent, in the order in which a person reads them."""
     life = "1 day" if days == 1 else f"{days} days"
@@ -60,6 +64,8 @@ def consent_lines(
     ]
     if shared:
         lines.append("What it writes about them, every member of this space can read.")
+    if caps is not None:
+        lines.append(_caps_line(caps, currency))
     if mode == "standard":
         lines.append(
             "Your account is in standard mode: whoever runs the hub and holds its key could read "
@@ -73,6 +79,27 @@ def consent_lines(
             "Everything else stays out of their reach."
         )
     return tuple(lines)
+
+
+def _caps_line(caps: GrantCaps, currency: str) -> str:
+    """Return what the person pays at most, whatever other members set."""
+    parts = [
+        f"{whose} {words}"
+        for whose, tokens, cost in (
+            ("the mission", caps.mission_tokens, caps.mission_cost),
+            ("its agent", caps.agent_tokens, caps.agent_cost),
+        )
+        if (words := cap_words(tokens, cost, currency))
+    ]
+    if not parts:
+        return (
+            "It runs on your account, and neither the mission nor its agent has a limit of a day: "
+            "only the limits of your account hold."
+        )
+    return (
+        f"It runs on your account, with these limits of a day: {', '.join(parts)}. Other members "
+        "can lower them; a higher one holds only when you grant again."
+    )
 
 
 def _model_line(model: ModelView) -> str:

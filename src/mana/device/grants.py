@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
+import msgspec
+
 from mana.crypto.envelope import is_envelope, parse_envelope
 from mana.crypto.grants import GrantHashes, end_grant, seal_grant
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.runners import RunnerPublicKey
+from mana.device.caps import caps_agreed, caps_as_set, caps_raised
 from mana.device.consent import consent_lines
 from mana.device.granted_models import GrantedModels, granted_models
 from mana.device.hub_news import HubNews
@@ -43,6 +46,7 @@ from mana.domain.grants import (
     LIFE_MS_MAX,
     LIFE_MS_MIN,
     SUITES,
+    GrantCaps,
     GrantHeader,
     check_scope,
     clamp_life,
@@ -56,6 +60,7 @@ from mana.models.choose import ModelUnknown
 from mana.protocol.errors import ZeroKnowledgeActive
 from mana.protocol.messages import (
     GrantCompletion,
+    GrantedCaps,
     GrantInfo,
     GrantRequest,
     RevokeGrant,
@@ -114,6 +119,8 @@ class Shown:
     life_ms: int
     model_digest: str = ""
     """Of the person's own model, whose key goes along; empty without one."""
+    caps: GrantCaps | None = None
+    """What may be spent in a day, whatever other members set; None where there are none."""
     until_ms: int | None = None
     """The latest end, where a grant is minted anew; else the life alone bounds it."""
 
@@ -155,7 +162,8 @@ class Grants:
         runner, info = await self._runner()
         granted = await self._models(agent, info)
         models = granted.views
-        self._shown[mission_id] = _shown(mission, refs, granted, runner.key_id(), life_ms)
+        caps = self._caps(mission, agent)
+        self._shown[mission_id] = _shown(mission, refs, granted, runner.key_id(), life_ms, caps)
         return Consent(
             mission_id=mission.id,
             mission_title=mission.title,
@@ -175,6 +183,8 @@ class Grants:
                 new_runner=await self._trust.succession(runner, info) is None,
                 successor=bool(await self._trust.succession(runner, info)),
                 shared=self._opened.book.keys.shared,
+                caps=caps,
+                currency=await self._news.currency(),
             ),
         )
 
@@ -194,7 +204,8 @@ class Grants:
         await self._cited(refs)
         runner, info = await self._runner()
         granted = await self._models(agent, info)
-        asked = _shown(mission, refs, granted, runner.key_id(), life_ms)
+        caps = self._caps(mission, agent)
+        asked = _shown(mission, refs, granted, runner.key_id(), life_ms, caps)
         shown = self._shown.get(mission_id)
         if shown is None and await self._trust.succession(runner, info) is None:
             raise ConsentStale("the runner is another, and no consent showed it")
@@ -212,8 +223,9 @@ class Grants:
         """Mint anew, as far as nobody needs to be asked, what a change of keys made stale.
 
         The runner's key, where one that this person granted to signed the new one, or the space's
-        key, once everything of the grant stands under it. Same mission, records and endpoints, to
-        an end that is no later. Returns how many were minted.
+        key, once everything of the grant stands under it; also a cap that the person raised
+        themselves. Same mission, records and endpoints, to an end that is no later. Returns how
+        many were minted.
         """
         opened, count = self._opened, 0
         missions = await opened.book.views(MISSIONS.name) if opened.book.may_write else []
@@ -245,8 +257,15 @@ class Grants:
         """Mint one grant anew if its keys are not those of now; say whether that was done."""
         try:
             mission = await self._opened.mission(old.mission_id)
-            granted = await self._models(await self._opened.agent(mission.agent_id), info)
-            if not await self._is_outdated(old, runner, granted):
+            agent = await self._opened.agent(mission.agent_id)
+            granted = await self._models(agent, info)
+            caps = (
+                None
+                if old.caps is None
+                else await caps_agreed(self._opened, mission, agent, old.caps)
+            )
+            is_raised = caps is not None and old.caps is not None and caps.within(old.caps) != caps
+            if not is_raised and not await self._is_outdated(old, runner, granted):
                 return False
             refs = [ref for ref in _distinct(mission.inputs) if ref.key in set(old.record_ids)]
             await self._cited(refs)
@@ -263,7 +282,13 @@ class Grants:
         if not fits or left_ms < LIFE_MS_MIN:
             return False
         asked = Shown(
-            old.agent_id, old.record_ids, old.endpoints, runner.key_id(), left_ms, until_ms=until_ms
+            old.agent_id,
+            old.record_ids,
+            old.endpoints,
+            runner.key_id(),
+            left_ms,
+            caps=caps,
+            until_ms=until_ms,
         )
         try:
             header = await self._header(mission.id, asked)
@@ -327,7 +352,12 @@ class Grants:
             space_id=self._opened.space,
             agent_id=asked.agent_id,
             suite=SUITE,
+            caps=None if asked.caps is None else msgspec.convert(asked.caps.to_wire(), GrantedCaps),
         )
+
+    def _caps(self, mission: Mission, agent: Agent) -> GrantCaps | None:
+        """Return what a grant says of caps: where others may set them, what they are now."""
+        return caps_as_set(mission, agent) if self._opened.book.keys.shared else None
 
     async def _complete(
         self,
@@ -589,6 +619,7 @@ class Grants:
             ("endpoints", header.endpoints, asked.endpoints),
             ("runnerKeyId", header.runner_key_id, asked.runner_key_id),
             ("suite", header.suite, SUITE),
+            ("caps", header.caps, asked.caps),
         )
         for name, found, wanted in facts:
             if found != wanted:
@@ -685,6 +716,7 @@ class Grants:
                 if runner is not None:
                     reason = reason or await self._model_trouble(header, runner)
                 reason = reason or await self._sealed_since(pairs)
+                reason = reason or await self._raised(mission, header)
         except (NotFound, Invalid):
             reason = "The mission is gone." if state == "active" else reason
         expires_ms = parse_iso_ms(header.expires_at)
@@ -702,6 +734,19 @@ class Grants:
             stale_reason=reason,
             account_id=header.account_id,
             own=header.account_id == self._opened.account_id,
+        )
+
+    async def _raised(self, mission: Mission, header: GrantHeader) -> str:
+        """Return that another member raised a cap since; empty if nobody did."""
+        agent = await self._opened.agent_or_none(header.agent_id)
+        if agent is None or header.caps is None or header.account_id != self._opened.account_id:
+            return ""
+        name = await caps_raised(self._opened, mission, agent, header.caps)
+        if name is None:
+            return ""
+        return (
+            f"{name or 'Another member'} raised a limit of a day since. "
+            "The one that you granted holds until you grant again."
         )
 
     async def _sealed_since(self, pairs: Sequence[tuple[str, str]]) -> str:
@@ -747,6 +792,7 @@ def _shown(
     granted: GrantedModels,
     runner_key_id: str,
     life_ms: int,
+    caps: GrantCaps | None,
 ) -> Shown:
     return Shown(
         agent_id=mission.agent_id,
@@ -755,6 +801,7 @@ def _shown(
         runner_key_id=runner_key_id,
         life_ms=life_ms,
         model_digest=granted.digest,
+        caps=caps,
     )
 
 
@@ -766,6 +813,7 @@ def _within(asked: Shown, shown: Shown) -> bool:
         and asked.endpoints == shown.endpoints
         and asked.runner_key_id == shown.runner_key_id
         and asked.model_digest == shown.model_digest
+        and asked.caps == shown.caps
         and asked.life_ms <= shown.life_ms
     )
 

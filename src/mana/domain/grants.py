@@ -15,6 +15,7 @@ from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json, canonical_json
 from mana.domain.errors import Invalid
 from mana.domain.ids import require_record_id, require_space_id, require_uuid
+from mana.domain.money import COST_PER_DAY_MAX, TOKENS_PER_DAY_MAX, smaller
 
 LIFE_MS_MIN: Final = 60 * 60 * 1_000
 LIFE_MS_DEFAULT: Final = 7 * 24 * 60 * 60 * 1_000
@@ -25,8 +26,42 @@ SUITES: Final = ("hpke-mlkem768-x25519", "rsa-oaep-2048-sha256")
 
 
 @dataclass(frozen=True, slots=True)
+class GrantCaps:
+    """What a grantor pays of a mission and its agent in a day, whatever other members set.
+
+    Tokens, and costs in millionths; None: as the mission or the agent says.
+    """
+
+    mission_tokens: int | None = None
+    mission_cost: int | None = None
+    agent_tokens: int | None = None
+    agent_cost: int | None = None
+
+    def to_wire(self) -> dict[str, Json]:
+        """Return the wire form."""
+        return {
+            "missionTokens": self.mission_tokens,
+            "missionCost": self.mission_cost,
+            "agentTokens": self.agent_tokens,
+            "agentCost": self.agent_cost,
+        }
+
+    def within(self, other: GrantCaps) -> GrantCaps:
+        """Return the smaller of both, cap by cap."""
+        return GrantCaps(
+            smaller(self.mission_tokens, other.mission_tokens),
+            smaller(self.mission_cost, other.mission_cost),
+            smaller(self.agent_tokens, other.agent_tokens),
+            smaller(self.agent_cost, other.agent_cost),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class GrantHeader:
-    """The signed scope of a grant. Times are ISO moments; `record_ids` are `table:id`."""
+    """The signed scope of a grant. Times are ISO moments; `record_ids` are `table:id`.
+
+    `caps`: in spaces of several members; None in others, and in grants of before.
+    """
 
     grant_id: str
     account_id: str
@@ -40,10 +75,13 @@ class GrantHeader:
     expires_at: str
     suite: str
     runner_key_id: str
+    caps: GrantCaps | None = None
 
     def to_wire(self) -> dict[str, Json]:
         """Return the wire form."""
+        caps: dict[str, Json] = {} if self.caps is None else {"caps": self.caps.to_wire()}
         return {
+            **caps,
             "version": "v2",
             "grantId": self.grant_id,
             "accountId": self.account_id,
@@ -94,9 +132,11 @@ def header_from_wire(value: object) -> GrantHeader:
         raise Invalid("grant header is not of version v2")
     lists = ("tables", "recordIds", "endpoints")
     texts = set(GrantHeader.__dataclass_fields__)
-    if len(value) != len(texts) + 1:
+    if len(value) != len(texts) + ("caps" in value):
         raise Invalid("grant header has members that are not known")
     for name, member in value.items():
+        if name == "caps":
+            continue
         if name in lists:
             if not isinstance(member, list) or not all(isinstance(item, str) for item in member):
                 raise Invalid("grant header lists hold strings")
@@ -118,6 +158,7 @@ def header_from_wire(value: object) -> GrantHeader:
             expires_at=value["expiresAt"],
             suite=value["suite"],
             runner_key_id=value["runnerKeyId"],
+            caps=_caps(value["caps"]) if "caps" in value else None,
         )
     except KeyError as error:
         raise Invalid("grant header lacks a member") from error
@@ -130,3 +171,20 @@ def header_from_wire(value: object) -> GrantHeader:
     if not 0 < len(header.endpoints) <= ENDPOINTS_MAX:
         raise Invalid(f"a grant names 1 to {ENDPOINTS_MAX} model endpoints")
     return header
+
+
+def _caps(value: object) -> GrantCaps:
+    if not isinstance(value, dict) or set(value) != set(GrantCaps().to_wire()):
+        raise Invalid("the caps of a grant are four, each a number or null")
+    return GrantCaps(
+        _cap(value["missionTokens"], TOKENS_PER_DAY_MAX),
+        _cap(value["missionCost"], COST_PER_DAY_MAX),
+        _cap(value["agentTokens"], TOKENS_PER_DAY_MAX),
+        _cap(value["agentCost"], COST_PER_DAY_MAX),
+    )
+
+
+def _cap(value: object, most: int) -> int | None:
+    if value is None or (type(value) is int and 0 <= value <= most):
+        return value
+    raise Invalid("a cap of a grant is a whole number from 0, or null")

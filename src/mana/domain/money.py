@@ -52,6 +52,14 @@ def amount_words(cost: int, currency: str) -> str:
     return f"{whole:,}.{digits} {currency}"
 
 
+def cap_words(tokens: int | None, cost: int | None, currency: str) -> str:
+    """Return caps in words; empty where there is none."""
+    said = [] if tokens is None else [f"{tokens:,} tokens"]
+    if cost is not None:
+        said.append(amount_words(cost, currency))
+    return " and ".join(said)
+
+
 def cost_of(text: str) -> int:
     """Return a cost as a person types it, such as `1.50`, in millionths.
 
@@ -70,3 +78,8 @@ def whole_or_none(view: View, name: str) -> int | None:
     """Return a field's whole number that is not negative, None if there is none."""
     value = view.values.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def smaller(one: int | None, other: int | None) -> int | None:
+    """Return the smaller of two caps; None is no cap."""
+    return min((cap for cap in (one, other) if cap is not None), default=None)

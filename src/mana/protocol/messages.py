@@ -758,8 +758,20 @@ class RunnerInfo(Answer, frozen=True):
     own_models: bool = False
 
 
+class GrantedCaps(Request, frozen=True):
+    """What the grantor pays in a day whatever other members set; None: as they set it."""
+
+    mission_tokens: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
+    mission_cost: Annotated[int, Meta(ge=0, le=1_000_000_000_000)] | None = None
+    agent_tokens: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
+    agent_cost: Annotated[int, Meta(ge=0, le=1_000_000_000_000)] | None = None
+
+
 class GrantRequest(Request, frozen=True):
-    """Ask for the header of a grant; nothing is granted until it is completed."""
+    """Ask for the header of a grant; nothing is granted until it is completed.
+
+    `caps` stand in the header, where they are given.
+    """
 
     mission_id: Short
     tables: Annotated[list[Short], Meta(max_length=100)]
@@ -769,6 +781,7 @@ class GrantRequest(Request, frozen=True):
     space_id: str | None = None
     agent_id: str | None = None
     suite: str | None = None
+    caps: GrantedCaps | None = None
 
 
 class GrantHeaderAnswer(Answer, frozen=True):

@@ -10,7 +10,6 @@ import typer
 from mana.cli.caps import (
     CostOption,
     TokensOption,
-    cap_words,
     currency_of,
     optional_cost,
     optional_tokens,
@@ -22,9 +21,14 @@ from mana.cli.opening import on_account
 from mana.cli.output import Answer, Block, Facts, Line, Rows
 from mana.cli.spaces import option
 from mana.cli.text import agent_words, counted, one_line
+from mana.device import names
 from mana.device.desk import Device
+from mana.device.names import called, tool_words
 from mana.device.views import AcceptRate, AgentView
 from mana.domain.errors import Invalid
+from mana.domain.money import cap_words
+from mana.domain.policy import PRESETS, Decision, Policy
+from mana.domain.tools import TASK
 
 if TYPE_CHECKING:
     from mana.device.agents import AgentEdit
@@ -55,6 +59,13 @@ PresetOption = Annotated[
         "--policy",
         help="standard: asks before it writes. cautious: never deletes or sends anything out. "
         "aggressive: writes by itself.",
+    ),
+]
+SubAgentsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--sub-agents/--no-sub-agents",
+        help="Whether it may give parts of its work to sub-agents, which have its rights and budget.",
     ),
 ]
 AtOnceOption = Annotated[
@@ -136,7 +147,10 @@ async def show(device: Device, agent_name: AgentArgument) -> Answer:
     limit = cap_words(one.tokens_per_day_max, one.cost_per_day_max, currency)
     used = used_words(one.tokens_today, one.cost_today, currency)
     fared = await device.acceptance(one.agent_id)
-    decisions = [(tool, decision) for tool, decision in sorted(one.decisions.items())]
+    decisions = [
+        (tool_words(tool), called(names.DECISIONS, decision))
+        for tool, decision in sorted(one.decisions.items())
+    ]
     blocks: list[Block] = [
         Line(named(one), "title"),
         Facts(
@@ -155,7 +169,7 @@ async def show(device: Device, agent_name: AgentArgument) -> Answer:
             ]
         ),
         "",
-        Rows(("TOOL", "DECISION"), decisions),
+        Rows(("MAY", "HOW"), decisions),
     ]
     return Answer({"agent": one, "acceptance": fared}, blocks)
 
@@ -175,6 +189,7 @@ async def edit(
     tokens: TokensOption = None,
     cost: CostOption = None,
     at_once: AtOnceOption = None,
+    sub_agents: SubAgentsOption = None,
 ) -> Answer:
     """Change an agent; an empty text or a limit of `none` takes it away."""
     one = await find_agent(device, agent_name)
@@ -193,6 +208,9 @@ async def edit(
         fields["preset"] = policy.value
     if model is not None:
         fields["model"] = await chosen_model(device, model)
+    if sub_agents is not None:
+        base = PRESETS[fields.pop("preset")] if policy is not None else one.policy
+        fields["policy"] = _with_sub_agents(base, allowed=sub_agents)
     if at_once is not None:
         fields["concurrent_max"] = at_once
     if tokens is not None:
@@ -231,6 +249,18 @@ async def archive(device: Device, agent_name: AgentArgument) -> Answer:
     await device.edit_agent(one.agent_id, state="archived")
     waiting = f"; {counted(len(one.missions), 'mission')} will wait" if one.missions else ""
     return await _changed(device, one, "Archived", waiting)
+
+
+def _with_sub_agents(base: Policy | None, *, allowed: bool) -> Policy:
+    """Return a policy that lets an agent have sub-agents, or not; raise Invalid without one."""
+    if base is None:
+        raise Invalid("the agent's policy cannot be read; give it one with --policy")
+    by_tool = {name: decision for name, decision in base.by_tool.items() if name != TASK}
+    word: Decision = "auto" if allowed else "deny"
+    # What its policy says of reading is enough where it says the same.
+    if base.by_effect.get("read", "deny") != word:
+        by_tool[TASK] = word
+    return Policy(base.by_effect, by_tool)
 
 
 def _fared_words(rate: AcceptRate) -> str:

@@ -12,7 +12,7 @@ from mana.cli.cadences import cadence_from_words
 from mana.cli.caps import (
     CostOption,
     TokensOption,
-    cap_words,
+    cap_wait_words,
     currency_of,
     optional_cost,
     optional_tokens,
@@ -23,12 +23,15 @@ from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Facts, Line, Rows
 from mana.cli.spaces import option
 from mana.cli.text import counted, left, one_line, when
+from mana.device import names
 from mana.device.desk import Device
+from mana.device.names import called
 from mana.device.views import GrantView, MissionView, RejectedFor, RunView
+from mana.device.words import spent_words
 from mana.domain.cadences import MANUAL
 from mana.domain.errors import Invalid
 from mana.domain.missions import InputRef, MissionState
-from mana.domain.money import amount_words
+from mana.domain.money import amount_words, cap_words
 
 if TYPE_CHECKING:
     from mana.device.missions import MissionEdit
@@ -167,8 +170,8 @@ async def list_missions(device: Device, around: Surroundings) -> Answer:
 
 def _next_words(one: MissionView, *, now_ms: int) -> str:
     """Return when it runs next, or why it does not: a moment that passes idle is none."""
-    if one.hold_words:
-        return one.hold_words.rstrip(".")
+    if one.hold_words or one.cap_wait:
+        return (one.hold_words or (one.cap_wait.words if one.cap_wait else "")).rstrip(".")
     return when(one.next_ms[0], now_ms=now_ms) if one.next_ms else ""
 
 
@@ -190,9 +193,9 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
                 ("Id", one.mission_id),
                 ("State", one.state),
                 ("Shall", one.objective if len(one.objective) > OBJECTIVE_SHOWN_MAX else ""),
-                ("Now", one.phase or one.hold_words),
+                ("Now", _now_words(one, now_ms=now_ms)),
                 ("Failed", _failed_words(one)),
-                ("Next", "" if one.hold_words else ahead),
+                ("Next", "" if one.hold_words else ahead or _change_words(one, now_ms=now_ms)),
                 ("Missed moments", MISSED_WORDS[one.if_missed]),
                 ("Limit", cap_words(one.tokens_per_day_max, one.cost_per_day_max, currency)),
                 ("Looks at", "\n".join(one_line(cited.title) for cited in one.input_titles)),
@@ -207,12 +210,14 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
         rows = [
             (
                 when(run.scheduled_ms, now_ms=now_ms),
-                run.kind,
+                called(names.KINDS, run.kind),
                 _stood(run),
-                f"{run.tokens:,}",
+                f"{run.tokens:,}" if run.tokens else "",
                 amount_words(run.cost, currency) if run.cost else "",
                 str(run.tries or ""),
-                _why(run, now_ms=now_ms),
+                " ".join(
+                    part for part in (_why(run, now_ms=now_ms), _noted(run, currency)) if part
+                ),
             )
             for run in one.runs[:RUNS_SHOWN]
         ]
@@ -415,12 +420,14 @@ def _run_words(one: MissionView, ran: RunView | None, *, now_ms: int) -> str:
         return f"“{title}” has run, with {ran.tokens:,} tokens.{why}"
     if ran.state in WAITING and not one.runs_here:
         return f"“{title}” is asked for; the hub runs it as soon as it can.{why}"
-    return f"“{title}”: {ran.state}.{why}"
+    return f"“{title}”: {_stood(ran)}.{why}"
 
 
 def _stood(run: RunView) -> str:
     """Return how a run stands or ended; one that was stopped did not fail."""
-    return "stopped" if (run.state, run.reason) == ("failed", "stopped") else run.state
+    if (run.state, run.reason) == ("failed", "stopped"):
+        return "stopped"
+    return called(names.RUN_STATES, run.state).lower()
 
 
 def _why(run: RunView, *, now_ms: int) -> str:
@@ -431,7 +438,43 @@ def _why(run: RunView, *, now_ms: int) -> str:
         said = one_line(run.last_reason_words or run.last_reason)
         next_try = f" Tried again {when(run.due_ms, now_ms=now_ms)}." if run.due_ms else ""
         return f"{said}{next_try}"
-    return f"{run.phase}, round {run.round}" if run.state in WAITING and run.phase else ""
+    if run.state not in WAITING or not run.phase:
+        return ""
+    return f"{called(names.PHASES, run.phase)}, round {run.round}"
+
+
+def _noted(run: RunView, currency: str) -> str:
+    """Return what is to be known of a run beside its end: a worst case among what it used, marks."""
+    notes = [names.FLAGS[flag] for flag in run.flags if flag in names.FLAGS]
+    if run.unconfirmed_tokens:
+        said = spent_words(
+            run.tokens, run.unconfirmed_tokens, run.cost, run.unconfirmed_cost, currency
+        )
+        notes.insert(0, f"{said[:1].upper()}{said[1:]}.")
+    return " ".join(notes)
+
+
+def _now_words(one: MissionView, *, now_ms: int) -> str:
+    """Return how far a mission's run is, or what the mission waits for."""
+    if one.phase or one.hold_words:
+        return called(names.PHASES, one.phase) if one.phase else one.hold_words
+    return cap_wait_words(one.cap_wait, now_ms=now_ms) if one.cap_wait else ""
+
+
+def _change_words(one: MissionView, *, now_ms: int) -> str:
+    """Return when a mission on change runs; empty for another."""
+    waits = one.on_change
+    if waits is None:
+        return ""
+    last = f"Somebody last changed one {when(waits.changed_ms, now_ms=now_ms)}."
+    last = last if waits.changed_ms is not None else "Nobody has changed one yet."
+    floor = waits.rests_until_ms
+    said = f"when one of its {counted(len(one.inputs), 'input')} changes"
+    if waits.due_ms is not None:
+        said = f"{when(waits.due_ms, now_ms=now_ms)} at the earliest, because an input was changed"
+    elif floor is not None:
+        said += f", not before {when(floor, now_ms=now_ms)}"
+    return f"{said}. {last} What agents write does not start it."
 
 
 def _failed_words(one: MissionView) -> str:
@@ -444,7 +487,7 @@ def _failed_words(one: MissionView) -> str:
 def _rejected_words(rejected: Sequence[RejectedFor]) -> str:
     """Return for which reasons its proposals were rejected, with the newest word of each."""
     return "\n".join(
-        f"{one.reason or 'no reason given'} ({one.count})"
+        f"{called(names.REJECTED, one.reason) if one.reason else 'No reason given'} ({one.count})"
         + (f": “{one_line(one.said[0], 200)}”" if one.said else "")
         for one in rejected
     )

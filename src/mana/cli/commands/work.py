@@ -14,7 +14,6 @@ from mana.cli.caps import (
     CostOption,
     TokensOption,
     cap_wait_words,
-    cap_words,
     optional_cost,
     optional_tokens,
     used_words,
@@ -27,7 +26,7 @@ from mana.device.desk import Device
 from mana.device.views import MissionView, UsageDay, UsageView, WorkView
 from mana.domain.cadences import zone
 from mana.domain.errors import Invalid
-from mana.domain.money import amount_words
+from mana.domain.money import amount_words, cap_words
 
 if TYPE_CHECKING:
     from mana.device.work import Caps

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final
 
+import msgspec
+
 from mana.crypto.envelope import parse_json
 from mana.crypto.errors import Malformed
 from mana.crypto.grants import (
@@ -30,6 +32,7 @@ from mana.domain.encoding import Json
 from mana.domain.errors import Conflict, CryptoFailed, Forbidden, Invalid, NotFound, Unavailable
 from mana.domain.grants import (
     SUITES,
+    GrantCaps,
     GrantHeader,
     check_scope,
     clamp_life,
@@ -218,6 +221,9 @@ class GrantService:
                 expires_at=iso_ms(expires_ms),
                 suite=suite,
                 runner_key_id=key.key_id(),
+                caps=None
+                if asked.caps is None
+                else GrantCaps(*msgspec.structs.astuple(asked.caps)),
             )
             header_from_wire(header.to_wire())
             await register.add(_pending(header, tenant.account, issued_ms, expires_ms))
