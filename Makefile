@@ -1,6 +1,6 @@
 # `make` lists the targets. Every target sets up what it needs first; when nothing changed, that
 # costs a few milliseconds. PYTHON=/path/to/python3 names the Python for .venv; ARGS goes to the
-# command behind run, demo, simulate, bench, lock and unit.
+# command behind run, demo, simulate, storm, bench, lock and unit.
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -12,10 +12,11 @@ BIN := .venv/bin
 # What `make simulate` runs; `make simulate SEEDS=1 FIRST=4711` replays one seed.
 SEEDS := 1000
 FIRST := 1
+STORMS := 1
 # One file's tests stay in one process, so that what a file shares is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -W error -q
 
-.PHONY: help setup setup-runtime run demo quick check test unit lint simulate bench lock format clean
+.PHONY: help setup setup-runtime run demo quick check test unit lint simulate storm bench lock format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +54,9 @@ test: setup ## set up all that is missing, browser and promtool too, then `check
 
 simulate: setup ## a seeded world of devices, hub, bad networks and crashes (SEEDS=1000 FIRST=1)
 	@$(BIN)/python -m mana.testing.simulator --seeds $(SEEDS) --first $(FIRST) $(ARGS)
+
+storm: setup ## real runners and PostgreSQL while everything breaks (STORMS=1 FIRST=1 ARGS=…)
+	@$(BIN)/python -m tests.faults --seeds $(STORMS) --first $(FIRST) $(ARGS)
 
 bench: setup ## measure; prints ratios (ARGS=…)
 	$(BIN)/python -m bench $(ARGS)

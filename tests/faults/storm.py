@@ -10,13 +10,17 @@ from collections.abc import Sequence
 import asyncpg
 
 from mana.testing.postgres import connected
-from tests.faults.engine import LATE_TURNS, OPEN, Fault, Faults, Party
+from tests.faults.engine import LATE_TURNS, OPEN, Party
+from tests.faults.harms import Harm, Harms
+from tests.faults.runners import processes
 
 AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """How a server speaks that is just killed or comes up."""
 UNAVAILABLE = "DATABASE_UNAVAILABLE"
 REST_S = 90.0
-"""How long the engine may take, once nothing breaks any more, until all is at an end."""
+RUNS_S = 4.0
+"""How long the engine may take, once nothing breaks any more, until all is at an end: so long, and
+a second for so many runs."""
 
 
 async def weathered(made: Party) -> None:
@@ -30,29 +34,33 @@ async def weathered(made: Party) -> None:
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-    codes = await asyncio.gather(*(runner.stop() for runner in made.runners))
-    assert set(codes) == {0}, codes
+    made.codes += await asyncio.gather(*(runner.stop() for runner in made.runners))
+    assert set(made.codes) == {0}, made.codes
 
 
 async def _storm(made: Party) -> None:
     """Break one thing after the other, of machines and of people beside each other."""
-    faults = Faults(made)
+    harms = Harms(made)
     until = time.monotonic() + made.scale.seconds
     async with asyncio.TaskGroup() as tasks:
-        for kinds in (faults.of_machines, faults.of_people):
+        for kinds in (harms.of_machines, harms.of_people):
             tasks.create_task(_each(made, kinds, until))
-    await faults.mend()
+    await harms.mend()
 
 
-async def _each(made: Party, kinds: Sequence[Fault], until: float) -> None:
-    """Let each of these happen once, and then any of them until the time is over."""
+async def _each(made: Party, kinds: Sequence[Harm], until: float) -> None:
+    """Let these happen, each once before any comes again, until the time is over.
+
+    Where everything is to happen, that may take longer than the time.
+    """
     waiting = list(kinds)
-    made.dice.shuffle(waiting)
-    while waiting or time.monotonic() < until:
-        fault = waiting.pop() if waiting else made.dice.choice(kinds)
-        made.done[fault.__name__] += 1
+    if made.scale.is_whole:
+        made.dice.shuffle(waiting)
+    while (waiting and made.scale.is_whole) or time.monotonic() < until:
+        harm = waiting.pop(0) if waiting else made.dice.choice(kinds)
+        made.done[harm.__name__] += 1
         try:
-            await fault()
+            await harm()
         except AWAY:
             made.done["cut off"] += 1
         except AssertionError as error:
@@ -65,9 +73,10 @@ async def _each(made: Party, kinds: Sequence[Fault], until: float) -> None:
 async def _watch(made: Party) -> None:
     """Look at what must hold at any moment, and at the family of each runner."""
     while True:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
+        seen = processes()
         for runner in made.runners:
-            runner.look()
+            runner.look(seen)
         try:
             async with connected(made.database.owner_url) as owner:
                 made.late_turns += await owner.fetchval(LATE_TURNS)
@@ -77,7 +86,7 @@ async def _watch(made: Party) -> None:
 
 async def _rest(made: Party) -> None:
     """Undo what holds work back, let retries be due, and wait until nothing is open."""
-    async with asyncio.timeout(REST_S):
+    async with asyncio.timeout(REST_S + sum(made.queued.values()) / RUNS_S):
         while True:
             await _resume(made)
             await made.hurry(everything=True)
@@ -97,13 +106,14 @@ async def _resume(made: Party) -> None:
                 answer = await here.ada.call("POST", path)
                 assert answer.status_code == 200, answer.text
                 made.done["resumed"] += 1
+                made.resumed.add((str(here.ada.space), one.mission_id))
 
 
 def told(seed: int, made: Party, ends: Counter[str]) -> str:
     """Return the figures of a seed."""
     lines = [
         f"seed {seed}: {sum(ends.values())} occurrences {dict(sorted(ends.items()))}",
-        f"  faults {dict(made.done)}",
+        f"  harms {dict(sorted(made.done.items()))}, the clock {made.ahead_minutes} min ahead",
         f"  line refused {made.line.refused}, unanswered {made.line.unanswered}",
         f"  model {dict(made.model.moods)}",
         f"  lives {[runner.lives for runner in made.runners]}",

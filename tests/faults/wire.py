@@ -22,8 +22,9 @@ CALL = FunctionCall("c1", "create_task", {"title": "Call", "rationale": "It is i
 class BadLine:
     """A line to a server's socket. While `every` is set, about one message in so many goes wrong.
 
-    Either it is refused: it never arrives; or its answer is lost: it is carried out, and the line
-    is cut before the sender learns of it. Some others arrive late.
+    Either it is refused: it never arrives; or it is torn: a part of it arrives; or its answer is
+    lost, or torn: it is carried out, and the line is cut before the sender learns of it. Some
+    others arrive late.
     """
 
     target: Path
@@ -71,9 +72,12 @@ class BadLine:
     ) -> None:
         while data := await reader.read(65_536):
             if self.every is not None and self.dice.randrange(self.every) == 0:
-                fault = self.dice.choice(("refused", "unanswered", "late"))
-                if fault == "refused":
+                fault = self.dice.choice(("refused", "torn", "unanswered", "late"))
+                if fault in ("refused", "torn"):
                     self.refused += 1
+                    if fault == "torn":
+                        ours.write(data[: self.dice.randrange(len(data))])
+                        await ours.drain()
                     return
                 if fault == "unanswered":
                     self.unanswered += 1
@@ -83,12 +87,13 @@ class BadLine:
             ours.write(data)
             await ours.drain()
 
-    @staticmethod
     async def _answers(
-        theirs: asyncio.StreamReader, writer: asyncio.StreamWriter, deaf: asyncio.Event
+        self, theirs: asyncio.StreamReader, writer: asyncio.StreamWriter, deaf: asyncio.Event
     ) -> None:
         while data := await theirs.read(65_536):
             if deaf.is_set():
+                writer.write(data[: self.dice.randrange(len(data))])
+                await writer.drain()
                 return
             writer.write(data)
             await writer.drain()
@@ -144,6 +149,7 @@ class MoodyModel:
             "nonsense": endpoints.raw(b"\x00nonsense\r\n\r\n"),
             "dear": endpoints.says("" if plan else "Done.", *plan, usage=(10**9, 10**9)),
             "negative": endpoints.says("" if plan else "Done.", *plan, usage=(-5, -7)),
+            "cheap": endpoints.says("" if plan else "Done.", *plan, usage=(1, 1)),
             "mute": endpoints.says("" if plan else "Done.", *plan, usage=None),
         }[mood]
         await answer(asked, line)
@@ -152,4 +158,4 @@ class MoodyModel:
         if self._dice.random() < 0.7:
             return "well"
         others = ("late", "busy", "broken", "silent", "stalling", "dropping", "nonsense")
-        return self._dice.choice((*others, "dear", "negative", "mute"))
+        return self._dice.choice((*others, "dear", "negative", "cheap", "mute"))
