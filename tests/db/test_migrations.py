@@ -64,7 +64,15 @@ LOGIN_FUNCTIONS = [
     "mana.touch_attempts",
 ]
 # The letters of all accounts, which the hub sends.
-LETTER_FUNCTIONS = ["mana.end_letter", "mana.next_letter", "mana.take_letters"]
+LETTER_FUNCTIONS = [
+    "mana.count_code",
+    "mana.end_code",
+    "mana.end_letter",
+    "mana.next_letter",
+    "mana.take_letters",
+]
+# Rows of all accounts that nobody asks for any more.
+SWEEPING_FUNCTIONS = ["mana_ai.sweep_old"]
 # For the operator: snapshots of all accounts, made anew from the plain side of the records.
 REBUILDING_FUNCTIONS = [
     "mana_ai.hold_spaces",
@@ -80,6 +88,7 @@ DEFINERS = sorted(
         *LETTER_FUNCTIONS,
         *LOGIN_FUNCTIONS,
         *REBUILDING_FUNCTIONS,
+        *SWEEPING_FUNCTIONS,
         *TRIGGER_FUNCTIONS,
     ]
 )
@@ -192,7 +201,7 @@ async def test_doors_of_log_in(database: Database) -> None:
         names = [name.partition("(")[0] for name in await security_definer_functions(owner)]
     assert names == DEFINERS
     files = {m.name for m in read_migrations() if "security definer" in m.sql.lower()}
-    assert files == {"accounts", "vault", "engine", "letters", "snapshots"}
+    assert files == {"accounts", "vault", "engine", "letters", "bounds", "snapshots"}
 
 
 async def test_doors_keep_their_search_path(database: Database) -> None:

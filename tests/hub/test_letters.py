@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mana.domain.errors import Invalid
-from mana.hub.letters.post import CODE, WAITS, Post, require_address
-from mana.hub.letters.service import CodeRefused, LetterService
+from mana.hub.letters.post import CODE, WAITS, LetterFailed, Post, require_address
+from mana.hub.letters.service import CODES_TO_ADDRESS_MAX, CodeRefused, LetterService
 from mana.hub.letters.store import LetterStore, letter_waits
 from mana.hub.tenants import Tenant
 from mana.protocol.messages import NotifyState, SetNotify
@@ -177,24 +177,6 @@ async def test_a_letter_says_nothing_of_what_waits(
         assert ADDRESS not in await database_text(database.owner_url)
 
 
-async def test_one_letter_an_hour(database: Database, runner_tenancy: Tenancy) -> None:
-    """However much waits, an hour lies between two letters."""
-    async with mailbox() as box, posting_hub(database, box) as served:
-        ada = await served.sign_up("ada")
-        await confirmed(ada, box)
-        for _ in range(5):
-            await something_waits(runner_tenancy, ada)
-        await box.next()
-        async with connected(database.owner_url) as owner:
-            await until(owner, "select not waiting from mana.letters")
-            await something_waits(runner_tenancy, ada)
-            left = await owner.fetchval(
-                "select extract(epoch from due_at - clock_timestamp()) from mana.letters"
-            )
-        assert 3_400 < left <= 3_600
-        assert box.letters == []
-
-
 async def test_a_letter_that_fails_is_tried_again(
     database: Database, runner_tenancy: Tenancy
 ) -> None:
@@ -252,6 +234,140 @@ async def test_forgetting_an_address_brings_no_more_codes(
         assert box.letters == []
 
 
+@dataclass
+class Posted:
+    """Letters that a service sent without a mail server. `fails`: how many are not taken yet."""
+
+    letters: list[tuple[str, str]] = field(default_factory=list)
+    fails: int = 0
+
+    async def send(self, address: str, words: tuple[str, str]) -> None:
+        if self.fails:
+            self.fails -= 1
+            raise LetterFailed("not now")
+        self.letters.append((address, words[1]))
+
+    def take_code(self) -> str:
+        """Take the newest letter, and return its code."""
+        found = re.search(r"\d{8}", self.letters.pop()[1])
+        assert found is not None
+        return found[0]
+
+
+async def tenants(database: Database, *names: str) -> list[Tenant]:
+    """Return accounts that have just signed up."""
+    async with served_hub(database) as served:
+        return [Tenant((await served.sign_up(name)).account.account_id) for name in names]
+
+
+async def test_one_letter_an_hour(
+    database: Database, tenancy: Tenancy, runner_tenancy: Tenancy
+) -> None:
+    """However much waits, an hour lies between two letters."""
+    posted = Posted()
+    letters = LetterService(LetterStore(tenancy), bytes(32), posted.send)
+    (ada,) = await tenants(database, "ada")
+    await letters.set(ada, SetNotify(address=ADDRESS))
+    await letters.send_due()
+    await letters.set(ada, SetNotify(code=posted.take_code()))
+    async with connected(database.owner_url) as owner:
+        for _ in range(3):
+            async with runner_tenancy.transaction(ada) as tx:
+                await letter_waits(tx)
+                await letter_waits(tx)
+            await letters.send_due()
+            assert len(posted.letters) == 1
+        left = await owner.fetchval(
+            "select extract(epoch from due_at - clock_timestamp()) from mana.letters"
+        )
+        assert 3_400 < left <= 3_600
+
+
+async def test_many_accounts_flood_no_address(database: Database, tenancy: Tenancy) -> None:
+    """However many accounts name an address, and however they write it, ten codes a day go there;
+    and who asks for one that does not go out is told the same."""
+    posted, names = Posted(), ("ada", "bob", "cid", "dee")
+    letters = LetterService(LetterStore(tenancy), bytes(32), posted.send)
+    people = await tenants(database, *names)
+    for number, person in enumerate(people * 3):
+        address = f"Victim+{number}@Example.org"
+        told = await letters.set(person, SetNotify(address=address))
+        assert told == NotifyState(available=True, address=address)
+        await letters.send_due()
+    assert len(posted.letters) == CODES_TO_ADDRESS_MAX < len(people) * 3
+    await letters.send_due()
+    other = (await tenants(database, "eve"))[0]
+    await letters.set(other, SetNotify(address="other@example.org"))
+    await letters.send_due()
+    assert posted.letters[-1][0] == "other@example.org"
+    async with connected(database.owner_url) as owner:
+        await owner.execute(
+            "update mana.letter_places set codes_since = codes_since - '1 day'::interval"
+        )
+    await letters.set(other, SetNotify(address="victim@example.org"))
+    await letters.send_due()
+    assert posted.letters[-1][0] == "victim@example.org"
+
+
+async def test_an_address_of_several_accounts_has_one_letter_an_hour(
+    database: Database, tenancy: Tenancy, runner_tenancy: Tenancy
+) -> None:
+    """What waits for two people who read the same mail is one letter, and the other's comes an
+    hour later; a letter that failed holds up nobody but the others."""
+    posted = Posted()
+    letters = LetterService(LetterStore(tenancy), bytes(32), posted.send)
+    people = await tenants(database, "ada", "bob")
+    for person in people:
+        await letters.set(person, SetNotify(address=ADDRESS))
+        await letters.send_due()
+        await letters.set(person, SetNotify(code=posted.take_code()))
+    for person in people:
+        async with runner_tenancy.transaction(person) as tx:
+            await letter_waits(tx)
+    posted.fails = 1
+    async with connected(database.owner_url) as owner:
+        for sent, waiting in ((0, 2), (1, 1), (1, 1)):
+            await letters.send_due()
+            assert len(posted.letters) == sent
+            assert (
+                await owner.fetchval("select count(*) from mana.letters where waiting") == waiting
+            )
+            await owner.execute(
+                "update mana.letters set due_at = clock_timestamp()"
+                " where due_at < clock_timestamp() + interval '50 minutes'"
+            )
+        await owner.execute(
+            "update mana.letter_places set letter_at = letter_at - '1 hour'::interval"
+        )
+        await owner.execute("update mana.letters set due_at = clock_timestamp() where waiting")
+        await letters.send_due()
+        assert [address for address, _ in posted.letters] == [ADDRESS] * 2
+
+
+async def test_a_code_is_sent_though_the_mail_server_was_away(
+    database: Database, tenancy: Tenancy
+) -> None:
+    """A code that the mail server did not take is tried again, and the database tells neither it
+    nor the address meanwhile."""
+    posted = Posted(fails=1)
+    letters = LetterService(
+        LetterStore(tenancy), bytes(32), posted.send, new_code=lambda: "31415926"
+    )
+    (ada,) = await tenants(database, "ada")
+    await letters.set(ada, SetNotify(address=ADDRESS))
+    await letters.send_due()
+    assert not posted.letters
+    text = await database_text(database.owner_url)
+    assert ADDRESS not in text
+    assert "31415926" not in text
+    async with connected(database.owner_url) as owner:
+        await owner.execute("update mana.letters set code_due_at = clock_timestamp()")
+    for _ in range(2):
+        await letters.send_due()
+        assert len(posted.letters) == 1
+    assert (await letters.set(ada, SetNotify(code=posted.take_code()))).confirmed
+
+
 async def test_a_code_confirms_no_address_given_meanwhile(
     database: Database, tenancy: Tenancy
 ) -> None:
@@ -271,6 +387,7 @@ async def test_a_code_confirms_no_address_given_meanwhile(
         ada = Tenant((await served.sign_up("ada")).account.account_id)
     letters = LetterService(Slow(tenancy), bytes(32), send)
     await letters.set(ada, SetNotify(address=ADDRESS))
+    await letters.send_due()
     code = re.search(r"\d{8}", sent[0][1])
     assert code is not None
     with pytest.raises(CodeRefused):

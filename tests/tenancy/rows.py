@@ -121,6 +121,8 @@ RULES: Final[Mapping[str, Rule]] = {
     ),
     "mana.invites": Rule(own, runner=nobody),
     "mana.links": Rule(own, runner=nobody),
+    # How many letters went to an address: it belongs to no account.
+    "mana.letter_places": Rule(nobody),
     "mana.login_attempts": Rule(nobody),
     "mana.membership_entries": Rule(in_space),
     "mana.memberships": Rule(in_space),
@@ -194,7 +196,7 @@ FIXED: Final[Mapping[str, Mapping[str, Any]]] = {
         "revoker": None,
         "revocation": None,
     },
-    "mana.letters": {"waiting": False, "due_at": None},
+    "mana.letters": {"waiting": False, "due_at": None, "code": None, "code_due_at": None},
     "mana_ai.occurrences": {"kind": "manual", "state": "queued"},
     "mana_ai.mission_snapshots": {"hold": None, "if_missed": "once"},
     "mana_ai.spend": {"scope": "agent"},

@@ -68,6 +68,7 @@ from mana.hub.settings import HubSettings
 from mana.hub.spaces.routes import space_routes
 from mana.hub.spaces.service import SpaceService
 from mana.hub.spaces.store import SpaceStore
+from mana.hub.sweeping.store import OldRows
 from mana.hub.sync.live import LiveHub, Subscribed
 from mana.hub.sync.routes import SOCKET_PATH, sync_routes
 from mana.hub.sync.service import SyncService
@@ -212,7 +213,7 @@ def build(
             await live.start(listen)
             await pool.listen(LETTERS, letters.wake)
             aside = [
-                asyncio.create_task(_sweep(links), name="hub-sweep"),
+                asyncio.create_task(_sweep(links, OldRows(tenancy)), name="hub-sweep"),
                 asyncio.create_task(letters.work(), name="hub-letters"),
             ]
             try:
@@ -244,13 +245,14 @@ def _post(settings: HubSettings) -> Send | None:
     return Post.from_url(settings.smtp_url, settings.smtp_from).send
 
 
-async def _sweep(links: LinkService) -> None:
-    """Remove now and then what waited in vain; what fails is tried again the next time."""
+async def _sweep(links: LinkService, old: OldRows) -> None:
+    """Remove now and then what waited in vain, and what is old; what fails is tried again."""
     while True:
-        try:
-            await links.sweep()
-        except ManaError as error:
-            _LOG.warning("sweep failed", error=type(error).__name__)
+        for sweep in (links.sweep, old.sweep):
+            try:
+                await sweep()
+            except ManaError as error:
+                _LOG.warning("sweep failed", error=type(error).__name__)
         await asyncio.sleep(SWEEP_S)
 
 

@@ -75,6 +75,28 @@ end
 $function$;
 -- execute: mana_app
 
+CREATE OR REPLACE FUNCTION mana.count_code(p_place bytea, p_codes_max integer)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+declare
+  v_now constant timestamptz := pg_catalog.clock_timestamp();
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  insert into mana.letter_places as p (place, codes, codes_since) values (p_place, 1, v_now)
+  on conflict (place) do update
+     set codes = case when p.codes_since > v_now - interval '1 day' then p.codes + 1 else 1 end,
+         codes_since = case when p.codes_since > v_now - interval '1 day'
+                            then p.codes_since else v_now end
+   where p.codes < p_codes_max or p.codes_since is null
+      or p.codes_since <= v_now - interval '1 day';
+  return found;
+end
+$function$;
+-- execute: mana_app
+
 CREATE OR REPLACE FUNCTION mana.current_account()
  RETURNS text
  LANGUAGE sql
@@ -96,7 +118,21 @@ CREATE OR REPLACE FUNCTION mana.current_space()
 AS $function$ select nullif(pg_catalog.current_setting('app.current_space', true), '') $function$;
 -- execute: mana_app, mana_runner
 
-CREATE OR REPLACE FUNCTION mana.end_letter(p_account text, p_sent boolean)
+CREATE OR REPLACE FUNCTION mana.end_code(p_account text, p_code text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  update mana.letters l set code = null, code_due_at = null
+   where l.account_id = p_account and l.code = p_code;
+end
+$function$;
+-- execute: mana_app
+
+CREATE OR REPLACE FUNCTION mana.end_letter(p_account text, p_sent boolean, p_place bytea)
  RETURNS void
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -106,7 +142,8 @@ begin
   perform pg_catalog.set_config('app.door', 'open', true);
   update mana.letters l
      set waiting = false, due_at = null, attempts = 0,
-         sent_at = case when p_sent then pg_catalog.clock_timestamp() else l.sent_at end
+         sent_at = case when p_sent then pg_catalog.clock_timestamp() else l.sent_at end,
+         place = case when l.address <> '' then coalesce(l.place, p_place) end
    where l.account_id = p_account;
 end
 $function$;
@@ -171,7 +208,9 @@ CREATE OR REPLACE FUNCTION mana.next_letter()
 AS $function$
 begin
   perform pg_catalog.set_config('app.door', 'open', true);
-  return (select pg_catalog.min(l.due_at) from mana.letters l where l.waiting);
+  return least(
+    (select pg_catalog.min(l.due_at) from mana.letters l where l.waiting),
+    (select pg_catalog.min(l.code_due_at) from mana.letters l where l.code is not null));
 end
 $function$;
 -- execute: mana_app
@@ -316,24 +355,58 @@ $function$;
 -- execute: mana_app
 
 CREATE OR REPLACE FUNCTION mana.take_letters(p_limit integer)
- RETURNS TABLE(account_id text, address text, attempts integer)
+ RETURNS TABLE(account_id text, address text, attempts integer, code text)
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO ''
 AS $function$
 #variable_conflict use_column
+declare
+  v_now constant timestamptz := pg_catalog.clock_timestamp();
+  v_letter record;
 begin
   perform pg_catalog.set_config('app.door', 'open', true);
+  update mana.letters l set code = null, code_due_at = null
+   where l.code is not null and l.code_due_at <= v_now and l.code_until <= v_now;
   return query
     update mana.letters l
-       set attempts = l.attempts + 1,
-           due_at = pg_catalog.clock_timestamp()
-                    + least(pg_catalog.power(2, l.attempts), 360) * interval '1 minute'
+       set code_attempts = l.code_attempts + 1,
+           code_due_at = v_now + least(pg_catalog.power(2, l.code_attempts), 10) * interval '1 minute'
      where l.account_id in (
        select w.account_id from mana.letters w
-        where w.waiting and w.due_at <= pg_catalog.clock_timestamp()
-        order by w.due_at limit p_limit for update skip locked)
-    returning l.account_id, l.address, l.attempts;
+        where w.code is not null and w.code_due_at <= v_now
+        order by w.code_due_at limit p_limit for update skip locked)
+    returning l.account_id, l.address, l.code_attempts, l.code;
+  -- In the order of addresses, so that no two hubs wait for each other.
+  for v_letter in
+    select due.account_id, due.place from (
+      select w.account_id, w.place from mana.letters w
+       where w.waiting and w.due_at <= v_now
+       order by w.due_at limit p_limit for update skip locked) due
+     order by due.place, due.account_id
+  loop
+    if v_letter.place is not null then
+      insert into mana.letter_places as p (place, letter_at, letter_for)
+      values (v_letter.place, v_now, v_letter.account_id)
+      on conflict (place) do update
+         set letter_at = excluded.letter_at, letter_for = excluded.letter_for
+       where p.letter_at is null or p.letter_for = excluded.letter_for
+          or p.letter_at <= v_now - interval '1 hour';
+      if not found then
+        update mana.letters l
+           set due_at = p.letter_at + interval '1 hour'
+          from mana.letter_places p
+         where l.account_id = v_letter.account_id and p.place = v_letter.place;
+        continue;
+      end if;
+    end if;
+    return query
+      update mana.letters l
+         set attempts = l.attempts + 1,
+             due_at = v_now + least(pg_catalog.power(2, l.attempts), 360) * interval '1 minute'
+       where l.account_id = v_letter.account_id
+      returning l.account_id, l.address, l.attempts, null::text;
+  end loop;
 end
 $function$;
 -- execute: mana_app
@@ -1310,6 +1383,90 @@ end
 $function$;
 -- execute: the owner only
 
+CREATE OR REPLACE FUNCTION mana_ai.sweep_old(p_account text, p_space text, p_mission text, p_places integer, p_rows integer)
+ RETURNS TABLE(account_id text, space_id text, mission_id text)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+ SET plan_cache_mode TO 'force_custom_plan'
+AS $function$
+#variable_conflict use_column
+declare
+  v_now constant timestamptz := pg_catalog.clock_timestamp();
+  v_before constant timestamptz := v_now - interval '400 days';
+  v_accounts text[];
+  v_spaces text[];
+  v_missions text[];
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  select coalesce(pg_catalog.array_agg(a.account_id order by a.account_id), '{}') into v_accounts
+    from (select n.account_id from mana.accounts n where n.account_id > p_account
+           order by n.account_id limit p_places) a;
+  select coalesce(pg_catalog.array_agg(m.space_id order by m.space_id, m.mission_id), '{}'),
+         coalesce(pg_catalog.array_agg(m.mission_id order by m.space_id, m.mission_id), '{}')
+    into v_spaces, v_missions
+    from (select n.space_id, n.mission_id from mana_ai.mission_snapshots n
+           where (n.space_id, n.mission_id) > (p_space, p_mission)
+           order by n.space_id, n.mission_id limit p_places) m;
+
+  delete from mana_ai.token_usage u where u.ctid = any (array(
+    select old.place from unnest(v_accounts) as w (account_id) cross join lateral (
+      select t.ctid as place from mana_ai.token_usage t
+       where t.account_id = w.account_id and t.ts < v_before
+       order by t.ts limit p_rows for update skip locked) old
+     limit p_rows));
+  delete from mana_ai.spend s where s.ctid = any (array(
+    select old.place from unnest(v_accounts) as w (account_id) cross join lateral (
+      select t.ctid as place from mana_ai.spend t
+       where t.account_id = w.account_id and t.hour < v_before
+       order by t.hour limit p_rows for update skip locked) old
+     limit p_rows));
+  delete from mana.security_events e where e.ctid = any (array(
+    select old.place from unnest(v_accounts) as w (account_id) cross join lateral (
+      select t.ctid as place from mana.security_events t
+       where t.account_id = w.account_id and t.at < v_before
+       order by t.at limit p_rows for update skip locked) old
+     limit p_rows));
+  delete from mana.sessions s where s.ctid = any (array(
+    select old.place from unnest(v_accounts) as w (account_id) cross join lateral (
+      select t.ctid as place from mana.sessions t
+       where t.account_id = w.account_id and coalesce(t.seen_at, t.created_at) < v_before
+       limit p_rows for update skip locked) old
+     limit p_rows));
+  delete from mana.invites i where i.invite_hash = any (array(
+    select t.invite_hash from mana.invites t
+     where t.account_id = any (v_accounts) and t.expires_at < v_before
+     limit p_rows for update skip locked));
+  delete from mana_ai.occurrences o where o.ctid = any (array(
+    select old.place from unnest(v_spaces, v_missions) as w (space_id, mission_id)
+     cross join lateral (
+      select t.ctid as place from mana_ai.occurrences t
+       where t.space_id = w.space_id and t.mission_id = w.mission_id
+         and t.scheduled_for < v_before and t.state not in ('queued', 'leased')
+         and exists (select from mana_ai.occurrences later
+                      where later.space_id = t.space_id and later.mission_id = t.mission_id
+                        and later.kind = t.kind and later.scheduled_for > t.scheduled_for)
+       order by t.scheduled_for limit p_rows for update of t skip locked) old
+     limit p_rows));
+  delete from mana_ai.hub_spend s where s.ctid = any (array(
+    select old.ctid from mana_ai.hub_spend old
+     where old.hour < v_before order by old.hour limit p_rows for update skip locked));
+  delete from mana.resets r where r.expires_at <= v_now;
+  delete from mana.letter_places p where p.place = any (array(
+    select old.place from mana.letter_places old
+     where coalesce(old.codes_since, '-infinity') <= v_now - interval '1 day'
+       and coalesce(old.letter_at, '-infinity') <= v_now - interval '1 day'
+     limit p_rows for update skip locked));
+
+  return query select
+    case when pg_catalog.cardinality(v_accounts) < p_places then ''
+         else v_accounts[p_places] end,
+    case when pg_catalog.cardinality(v_missions) < p_places then '' else v_spaces[p_places] end,
+    case when pg_catalog.cardinality(v_missions) < p_places then '' else v_missions[p_places] end;
+end
+$function$;
+-- execute: mana_app
+
 CREATE OR REPLACE FUNCTION mana_ai.watch(p_space text, p_mission text)
  RETURNS void
  LANGUAGE sql
@@ -1512,6 +1669,19 @@ create policy door on mana.invites as permissive for all to postgres using ((cur
 create policy own on mana.invites as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
 grant insert on mana.invites to mana_app;
 
+create table mana.letter_places (
+  place bytea not null,
+  codes integer not null default 0,
+  codes_since timestamp with time zone,
+  letter_at timestamp with time zone,
+  letter_for text,
+  constraint letter_places_pkey PRIMARY KEY (place),
+  constraint letter_places_check CHECK (((letter_at IS NULL) = (letter_for IS NULL)))
+);
+alter table mana.letter_places enable row level security;
+alter table mana.letter_places force row level security;
+create policy door on mana.letter_places as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
+
 create table mana.letters (
   account_id text not null,
   address text not null,
@@ -1526,11 +1696,17 @@ create table mana.letters (
   due_at timestamp with time zone,
   sent_at timestamp with time zone,
   attempts integer not null default 0,
+  place bytea,
+  code text,
+  code_due_at timestamp with time zone,
+  code_attempts integer not null default 0,
   constraint letters_pkey PRIMARY KEY (account_id),
   constraint letters_account_id_fkey FOREIGN KEY (account_id) REFERENCES mana.accounts(account_id) ON DELETE CASCADE,
   constraint letters_check CHECK ((waiting = (due_at IS NOT NULL))),
-  constraint letters_check1 CHECK ((confirmed OR (NOT enabled)))
+  constraint letters_check1 CHECK ((confirmed OR (NOT enabled))),
+  constraint letters_check2 CHECK (((code IS NULL) = (code_due_at IS NULL)))
 );
+CREATE INDEX letters_codes ON mana.letters USING btree (code_due_at) WHERE (code IS NOT NULL);
 CREATE INDEX letters_due ON mana.letters USING btree (due_at) WHERE waiting;
 alter table mana.letters enable row level security;
 alter table mana.letters force row level security;
@@ -2176,6 +2352,7 @@ create table mana_ai.spend (
 CREATE INDEX spend_of_account ON mana_ai.spend USING btree (account_id, hour);
 alter table mana_ai.spend enable row level security;
 alter table mana_ai.spend force row level security;
+create policy door on mana_ai.spend as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text));
 create policy members on mana_ai.spend as permissive for all to mana_app, mana_runner using (((account_id = mana.current_account()) OR (EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = spend.space_id))))) with check ((account_id = mana.current_account()));
@@ -2242,6 +2419,7 @@ CREATE INDEX token_usage_occurrence ON mana_ai.token_usage USING btree (space_id
 CREATE INDEX token_usage_open ON mana_ai.token_usage USING btree (account_id, space_id, mission_id, holder) WHERE ((settled_at IS NULL) AND (holder IS NOT NULL));
 alter table mana_ai.token_usage enable row level security;
 alter table mana_ai.token_usage force row level security;
+create policy door on mana_ai.token_usage as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text));
 create policy members on mana_ai.token_usage as permissive for select to mana_app, mana_runner using (((account_id = mana.current_account()) OR (EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = token_usage.space_id)))));

@@ -2,6 +2,8 @@
 
 The address is sealed, as secrets of authenticators are: a stolen database has none. What fails is
 tried again, later each time, and given up in the end; no run and no decision waits for a letter.
+However many accounts name an address, few letters go there; whoever asks is answered before any
+letter is sent, and so never learns what others asked for.
 """
 
 from __future__ import annotations
@@ -16,16 +18,18 @@ from typing import Final
 import structlog
 
 from mana.crypto.keys import open_secret, seal_secret
-from mana.crypto.primitives import hkdf
+from mana.crypto.primitives import hkdf, mac
 from mana.domain.encoding import length_prefixed, sha256
 from mana.domain.errors import Conflict, CryptoFailed, Invalid, ManaError
 from mana.hub.letters.post import CODE, WAITS, LetterFailed, Send, require_address
-from mana.hub.letters.store import DueLetter, LetterStore
+from mana.hub.letters.store import AskedCode, DueLetter, LetterStore
 from mana.hub.tenants import Tenant
 from mana.protocol.errors import RateLimited
 from mana.protocol.messages import NotifyState, SetNotify
 
 CODES_PER_HOUR_MAX: Final = 3
+CODES_TO_ADDRESS_MAX: Final = 10
+"""To one address within a day, for all accounts together."""
 CODE_TRIES_MAX: Final = 5
 ATTEMPTS_MAX: Final = 8
 BATCH: Final = 20
@@ -66,6 +70,7 @@ class LetterService:
     ) -> None:
         self._store = store
         self._key = key
+        self._places = hkdf(key, info=length_prefixed("mana-hub-letter-places:v1"))
         self._send = send
         self._new_code = new_code or _new_code
         self._awake = asyncio.Event()
@@ -102,8 +107,7 @@ class LetterService:
             wait_s = LOOK_S
             try:
                 if self._send is not None:
-                    for letter in await self._store.take(BATCH):
-                        await self._deliver(letter, self._send)
+                    await self.send_due()
                     wait_ms = await self._store.wait_ms()
                     if wait_ms is not None:
                         wait_s = min(LOOK_S, max(wait_ms / 1_000, 0.05))
@@ -113,6 +117,12 @@ class LetterService:
                 with contextlib.suppress(asyncio.TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await self._awake.wait()
+
+    async def send_due(self) -> None:
+        """Send what is due now."""
+        if self._send is not None:
+            for letter in await self._store.take(BATCH):
+                await self._deliver(letter, self._send)
 
     def end(self) -> None:
         """Let `work` end. Said beside a cancellation, which a library may lose on its way."""
@@ -131,14 +141,17 @@ class LetterService:
             raise LettersUnavailable("this hub sends no letters")
         address = require_address(given)
         code = self._new_code()
-        sealed = seal_secret(self._key, address.encode("utf-8"), "letters", tenant.account)
+        asked = AskedCode(
+            address=seal_secret(self._key, address.encode("utf-8"), "letters", tenant.account),
+            place=self._place(address),
+            code=seal_secret(self._key, code.encode("ascii"), "letter-code", tenant.account),
+            code_hash=_hash(tenant.account, code),
+        )
         is_asked = await self._store.ask(
-            tenant, sealed, _hash(tenant.account, code), codes_max=CODES_PER_HOUR_MAX
+            tenant, asked, codes_max=CODES_PER_HOUR_MAX, codes_to_max=CODES_TO_ADDRESS_MAX
         )
         if not is_asked:
             raise RateLimited("too many codes were asked for within an hour")
-        subject, text = CODE
-        await self._send(address, (subject, text.format(code=code)))
 
     async def _take_code(self, tenant: Tenant, given: str) -> None:
         known = await self._store.try_code(tenant, tries_max=CODE_TRIES_MAX)
@@ -149,25 +162,49 @@ class LetterService:
             raise CodeRefused("another address was given meanwhile")
 
     async def _deliver(self, letter: DueLetter, send: Send) -> None:
+        if letter.code is not None:
+            await self._deliver_code(letter, letter.code, send)
+            return
         address = self._opened(letter.account_id, letter.address)
         if address is None:
             await self._store.end(letter.account_id, sent=False)
             return
-        try:
-            await send(address, WAITS)
-        except LetterFailed:
-            _log.warning("letter_failed", attempt=letter.attempts)
-            if letter.attempts >= ATTEMPTS_MAX:
-                await self._store.end(letter.account_id, sent=False)
-            return
-        await self._store.end(letter.account_id, sent=True)
+        is_sent = await _is_sent(send, address, WAITS, letter.attempts)
+        if is_sent or letter.attempts >= ATTEMPTS_MAX:
+            await self._store.end(letter.account_id, sent=is_sent, place=self._place(address))
 
-    def _opened(self, account: str, sealed: str) -> str | None:
-        """Return an address; None where another file of secrets sealed it."""
+    async def _deliver_code(self, letter: DueLetter, sealed: str, send: Send) -> None:
+        """Send a code, as long as it is good for anything: then it is not taken any more."""
+        address = self._opened(letter.account_id, letter.address)
+        code = self._opened(letter.account_id, sealed, "letter-code")
+        subject, text = CODE
+        words = (subject, text.format(code=code))
+        is_lost = address is None or code is None
+        if is_lost or await _is_sent(send, str(address), words, letter.attempts):
+            await self._store.end_code(letter.account_id, sealed)
+
+    def _opened(self, account: str, sealed: str, purpose: str = "letters") -> str | None:
+        """Return an address or a code; None where another file of secrets sealed it."""
         try:
-            return open_secret(self._key, sealed, "letters", account).decode("utf-8")
+            return open_secret(self._key, sealed, purpose, account).decode("utf-8")
         except CryptoFailed:
             return None
+
+    def _place(self, address: str) -> bytes:
+        """Return by what an address is counted: alike for all ways to write to one mailbox."""
+        name, _, host = address.casefold().rpartition("@")
+        mailbox = name.partition("+")[0] or name
+        return mac(self._places, length_prefixed(mailbox, host))
+
+
+async def _is_sent(send: Send, address: str, words: tuple[str, str], attempt: int) -> bool:
+    """Send a letter; say whether the mail server took it."""
+    try:
+        await send(address, words)
+    except LetterFailed:
+        _log.warning("letter_failed", attempt=attempt)
+        return False
+    return True
 
 
 def _new_code() -> str:

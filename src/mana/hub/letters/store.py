@@ -23,11 +23,22 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class DueLetter:
-    """A letter to be sent; `attempts` counts this one."""
+    """A letter to be sent; `attempts` counts this one. `code`: sealed, of one that brings a code."""
 
     account_id: str
     address: str = field(repr=False)
     attempts: int
+    code: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AskedCode:
+    """A code for an address. `place`: by which the address is counted, for whomever it is."""
+
+    address: str = field(repr=False)
+    place: bytes = field(repr=False)
+    code: str = field(repr=False)
+    code_hash: bytes = field(repr=False)
 
 
 async def letter_waits(tx: Transaction) -> None:
@@ -49,10 +60,21 @@ class LetterStore:
         async with self._tenancy.transaction(tenant) as tx:
             return _wish(await tx.one(Q["one"]))
 
-    async def ask(self, tenant: Tenant, address: str, code_hash: bytes, *, codes_max: int) -> bool:
-        """Keep an address that is not confirmed yet; False: too many codes went out this hour."""
+    async def ask(
+        self, tenant: Tenant, asked: AskedCode, *, codes_max: int, codes_to_max: int
+    ) -> bool:
+        """Keep an address that is not confirmed yet, and let its code go out.
+
+        False: too many codes went out for this account within an hour. Where as many as
+        `codes_to_max` went to the address within a day, none goes out, and nothing tells of it.
+        """
         async with self._tenancy.transaction(tenant) as tx:
-            return bool(await tx.value(Q["ask"], address, code_hash, codes_max))
+            is_asked = await tx.value(
+                Q["ask"], asked.address, asked.code_hash, codes_max, asked.place
+            )
+            if is_asked:
+                await tx.execute(Q["post_code"], asked.code, asked.place, codes_to_max)
+            return bool(is_asked)
 
     async def try_code(self, tenant: Tenant, *, tries_max: int) -> bytes | None:
         """Count a try and return the hash of the code, None if none is in force any more.
@@ -85,12 +107,20 @@ class LetterStore:
         """Take letters that are due; what is not ended comes again, later each time."""
         async with self._tenancy.door() as tx:
             rows = await tx.all(Q["take"], limit)
-        return [DueLetter(row["account_id"], row["address"], row["attempts"]) for row in rows]
+        return [
+            DueLetter(row["account_id"], row["address"], row["attempts"], row["code"])
+            for row in rows
+        ]
 
-    async def end(self, account_id: str, *, sent: bool) -> None:
-        """Say that a letter was sent, or is given up."""
+    async def end(self, account_id: str, *, sent: bool, place: bytes | None = None) -> None:
+        """Say that a letter was sent, to an address that is counted by `place`, or is given up."""
         async with self._tenancy.door() as tx:
-            await tx.value(Q["end"], account_id, sent)
+            await tx.value(Q["end"], account_id, sent, place)
+
+    async def end_code(self, account_id: str, code: str) -> None:
+        """Say that a code was sent, or can never be."""
+        async with self._tenancy.door() as tx:
+            await tx.value(Q["end_code"], account_id, code)
 
     async def wait_ms(self) -> int | None:
         """Return how long until the next letter is due; None: none is."""

@@ -1,0 +1,2 @@
+-- name: sweep
+select account_id, space_id, mission_id from mana_ai.sweep_old($1, $2, $3, $4, $5)
