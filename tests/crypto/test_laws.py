@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -837,10 +838,32 @@ def test_base64_has_one_spelling(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1 2", "", " ", "\ufeff1", "1\u00a0", "NaN", '{"a":1,"a":1}', "[1"]
+    "text",
+    [
+        "1 2",
+        "",
+        " ",
+        "\ufeff1",
+        "1\u00a0",
+        "NaN",
+        '{"a":1,"a":1}',
+        "[1",
+        '"a" "b"',
+        '"a',
+        '"a\x01"',
+        '"a"\u00a0',
+    ],
 )
 def test_sealed_json_is_read_strictly(text: str) -> None:
     """Only JSON with white space of JSON around it is what somebody sealed."""
     assert parse_json(b" 1\t\n\r  ") == 1
     with pytest.raises(Malformed):
         parse_json(text.encode())
+
+
+@given(st.text(st.characters()))
+@example("\ud800 and \udfff")
+def test_sealed_text_is_read_as_it_was_written(text: str) -> None:
+    """Text that JSON can hold is read, half a pair of a character too, which older data may have."""
+    for written in (json.dumps(text), json.dumps(text) + "   "):
+        assert parse_json(written.encode()) == text

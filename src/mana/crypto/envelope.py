@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple, TypeAlias, cast, final
 
+import msgspec
+
 from mana.crypto import keys
 from mana.crypto.errors import Malformed
 from mana.crypto.primitives import (
@@ -174,17 +176,29 @@ def open_envelope(key: RecordKey, envelope: Envelope, associated_data: bytes) ->
     return parse_json(key.aead.open(envelope.iv, envelope.ciphertext, associated_data))
 
 
+def open_text_at(key: RecordKey, text: str, associated_data: bytes) -> Json:
+    """Open the text of an envelope at once; raises as `parse_envelope` and `open_envelope`."""
+    _, iv, ciphertext = _parts(text)
+    return parse_json(key.aead.open(iv, ciphertext, associated_data))
+
+
 def parse_envelope(text: str) -> Envelope:
     """Check the form, to the last bit, without a key; raise Malformed otherwise."""
+    (cls, version), iv, ciphertext = _parts(text)
+    return Envelope(cls, version, iv, ciphertext)
+
+
+def _parts(text: str) -> tuple[tuple[KeyClass, int], bytes, bytes]:
+    """Return class and version, iv, and ciphertext; raise Malformed for any other form."""
     head, _, sealed = text.partition(".")
-    cls, version = _class_of(head[:-_IV_CHARS])
+    opens = _class_of(head[:-_IV_CHARS])
     iv, ciphertext = unb64(head[-_IV_CHARS:]), unb64(sealed)
     if len(iv) != IV_BYTES:
         raise Malformed("not an envelope")
     size = len(ciphertext) - TAG_BYTES
     if size not in _SMALL and size_class(size) != size:
         raise Malformed("not the length of an envelope")
-    return Envelope(cls, version, iv, ciphertext)
+    return opens, iv, ciphertext
 
 
 @lru_cache(maxsize=512)
@@ -246,6 +260,11 @@ def open_enc1(master_key: bytes, text: str) -> Json:
 
 def parse_json(data: bytes) -> Json:
     """Read authenticated JSON strictly: UTF-8, no NaN, no name twice."""
+    if data[:1] == b'"':
+        try:
+            return _TEXT.decode(data)
+        except ValueError:
+            pass  # It may hold half a pair of a character, which the other way reads.
     try:
         text = data.decode().strip(_BLANK)
         value, end = _JSON.raw_decode(text)
@@ -268,4 +287,5 @@ def _once_each(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return members
 
 
+_TEXT: Final = msgspec.json.Decoder(str)
 _JSON: Final = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_once_each)

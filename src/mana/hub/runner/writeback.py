@@ -70,8 +70,8 @@ def seal_run(
 ) -> list[ChangeMessage]:
     """Return the signed changes of a run: the iteration first, then its steps in order."""
     hand = _Hand.of(facts, key_id(runner))
-    sealed = [_seal(facts, draft, iteration_key, hand) for draft in (iteration, *steps)]
-    digest = run_digest([(draft.table.name, draft.record_id, fields) for draft, fields in sealed])
+    sealed = [_Sealed.of(facts, draft, iteration_key, hand) for draft in (iteration, *steps)]
+    digest = run_digest([(one.table, one.record_id, one.values()) for one in sealed])
     write = RunnerWrite(
         mission=facts.mission_id,
         scheduled_for=facts.scheduled_for,
@@ -93,13 +93,9 @@ def seal_run(
         "auditHash": facts.audit_hash,
     }
     signature = Signature(signer=f"runner:{hand.key_id}", value=value)
-    changes: list[ChangeMessage] = []
-    for draft, fields in sealed:
-        written = {path: FieldWrite(value=wire, at=hand.at) for path, wire in fields.items()}
-        if draft is iteration:
-            written[PROOF_PATH] = FieldWrite(value=proof, at=hand.at)
-        changes.append(_change(facts, draft, written, signature, hand))
-    return changes
+    sealed[0].written[PROOF_PATH] = FieldWrite(value=proof, at=hand.at)
+    group = derived_id("group", facts.iteration_id, str(facts.fence))
+    return [_change(facts, one, signature, hand, group) for one in sealed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +118,46 @@ class _Hand:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """A record as it will be written, and which of its paths are guarded."""
+
+    table: str
+    record_id: str
+    written: dict[str, FieldWrite]
+    guarded: tuple[str, ...]
+
+    @classmethod
+    def of(cls, facts: RunFacts, draft: Draft, mission: MissionKey, hand: _Hand) -> _Sealed:
+        """Seal a record. Each value is checked, so that devices accept it."""
+        table, record_id = draft.table, draft.record_id
+        granted = mission.for_record(table.name, record_id)
+        key_class, version = _class_of(granted)
+        key = RecordKey(granted.key)
+        place = RecordBinding(facts.space_id, table.name, record_id)
+        written: dict[str, FieldWrite] = {}
+        guarded: list[str] = []
+        for path, value in draft.values.items():
+            declared = table.field_at(path)
+            declared.check(value)
+            if value is None:
+                continue
+            wire = value
+            if declared.sealed:
+                bound = place.associated_data(path, hand.at, hand.bound)
+                wire = seal_value(
+                    key, cls=key_class, version=version, associated_data=bound, value=value
+                )
+            elif declared.guarded:
+                guarded.append(path)
+            written[path] = FieldWrite(value=wire, at=hand.at)
+        return cls(table.name, record_id, written, tuple(guarded))
+
+    def values(self) -> dict[str, Json]:
+        """Return the wire values by path."""
+        return {path: one.value for path, one in self.written.items()}
+
+
 def run_digest(records: Sequence[tuple[str, str, Mapping[str, Json]]]) -> str:
     """Return the digest of `(table, id, {path: wire value})`, without proof and guarded paths."""
     tables = {ITERATIONS.name: ITERATIONS, STEPS.name: STEPS}
@@ -137,48 +173,20 @@ def run_digest(records: Sequence[tuple[str, str, Mapping[str, Json]]]) -> str:
     return sha256(canonical_json(listed)).hex()
 
 
-def _seal(
-    facts: RunFacts, draft: Draft, mission: MissionKey, hand: _Hand
-) -> tuple[Draft, dict[str, Json]]:
-    """Return the record with sealed values. A value is checked, so that devices accept it."""
-    table, record_id = draft.table, draft.record_id
-    granted = mission.for_record(table.name, record_id)
-    cls, version = _class_of(granted)
-    key = RecordKey(granted.key)
-    place = RecordBinding(facts.space_id, table.name, record_id)
-    fields: dict[str, Json] = {}
-    for path, value in draft.values.items():
-        declared = table.field_at(path)
-        declared.check(value)
-        if value is None:
-            continue
-        wire = value
-        if declared.sealed:
-            bound = place.associated_data(path, hand.at, hand.bound)
-            wire = seal_value(key, cls=cls, version=version, associated_data=bound, value=value)
-        fields[path] = wire
-    return draft, fields
-
-
 def _change(
-    facts: RunFacts,
-    draft: Draft,
-    fields: dict[str, FieldWrite],
-    signature: Signature,
-    hand: _Hand,
+    facts: RunFacts, sealed: _Sealed, signature: Signature, hand: _Hand, group: str
 ) -> ChangeMessage:
-    guards = {path: None for path in fields if draft.table.field_at(path).guarded}
     return ChangeMessage(
-        change_id=derived_id("change", draft.record_id, str(facts.fence), "run"),
-        table=draft.table.name,
-        id=draft.record_id,
+        change_id=derived_id("change", sealed.record_id, str(facts.fence), "run"),
+        table=sealed.table,
+        id=sealed.record_id,
         op="insert",
-        fields=fields,
+        fields=sealed.written,
         actor=dict(hand.actor),
         origin="agent",
         author_id=facts.account_id,
-        group=derived_id("group", facts.iteration_id, str(facts.fence)),
-        guards=dict(guards),
+        group=group,
+        guards=dict.fromkeys(sealed.guarded),
         signature=signature,
     )
 
