@@ -125,8 +125,7 @@ def test_readings_say_what_was_read(table: str, known: dict[str, Any], words: st
     what = record_words(table, **told)
     said = sentence(row, what=what, mission=told["mission"], clock="07:00:00", models={})
     assert said == (
-        f"The runner read {words}, 07:00:00, "
-        "and gave it to rules (offline), on the hub's own machine."
+        f"The runner read {words}, 07:00:00, to plan with rules (offline), on the hub's own machine."
     )
 
 
@@ -145,15 +144,36 @@ def test_readings_name_the_model_once(address: str, model: str, words: str) -> N
     assert model_words(address, model) == words
 
 
-def test_readings_name_every_model_that_may_have_got_them() -> None:
-    """Where a run could ask several models, one after the other, a reading names all of them."""
-    places = "https://models.example http://127.0.0.1:11434 https://other.example"
+LOCAL = "http://127.0.0.1:11434"
+ALL = f"https://models.example {LOCAL} https://other.example"
+TO_ALL = (
+    "to plan with the model at https://models.example or {local}, on the hub's own machine or the "
+    "model at https://other.example"
+)
+
+
+@pytest.mark.parametrize(
+    ("places", "models", "words"),
+    [
+        (LOCAL, {}, "to plan with the model on the hub's own machine"),
+        (LOCAL, {LOCAL: "small"}, "and gave it to small, on the hub's own machine"),
+        (ALL, {"https://elsewhere.example": "x"}, TO_ALL.replace("{local},", "the model")),
+        (
+            ALL,
+            {LOCAL: "small"},
+            TO_ALL.format(local="small") + ", and gave it to small, on the hub's own machine",
+        ),
+    ],
+)
+def test_readings_tell_whom_they_were_for_and_who_got_them(
+    places: str, models: dict[str, str], words: str
+) -> None:
+    """A reading names every model that it was meant for, and says of none that it got it before a
+    run tells that it answered.
+    """
     row = msgspec.structs.replace(rows(1)[0], endpoint=places)
-    models = {"http://127.0.0.1:11434": "small"}
     assert sentence(row, what="“Diary”", mission="Review", clock="07:00:00", models=models) == (
-        "The runner read “Diary” for “Review”, 07:00:00, and gave it to the model at "
-        "https://models.example or small, on the hub's own machine or the model at "
-        "https://other.example."
+        f"The runner read “Diary” for “Review”, 07:00:00, {words}."
     )
 
 

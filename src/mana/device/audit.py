@@ -315,15 +315,15 @@ def follow(known: Chain, rows: Sequence[AuditRow], *, head_seq: int, head_hash: 
 def sentence(
     row: AuditRow, *, what: str, mission: str, clock: str, models: Mapping[str, str]
 ) -> str:
-    """Return a reading in words: who read what, for what, when, and which model got it where.
+    """Return a reading in words: who read what, for what, when, and for which models.
 
-    `models`: the names of models by their endpoints, as far as a run tells them.
+    The audit is written before anything is sent. `models`: the names of models by their endpoints,
+    of which a run tells that they answered: only those are said to have got it.
     """
     # What belongs to the mission names it already.
     purpose = "" if row.table_name in _OF_MISSION else f" for {_mission_words(mission)}"
     if row.status == "ok":
-        given = f", and gave it to {_places_words(row.endpoint, models)}" if row.endpoint else ""
-        return f"The runner read {what}{purpose}, {clock}{given}."
+        return f"The runner read {what}{purpose}, {clock}{_use_words(row.endpoint or '', models)}."
     verb = _STATUS_WORDS.get(row.status, row.status)
     why = f": {row.reason}" if row.reason else ""
     return f"The runner {verb} {what}{purpose}, {clock}{why}."
@@ -360,9 +360,18 @@ def model_words(address: str, model: str) -> str:
     return f"{named}, {where}" if named else f"the model {where}"
 
 
-def _places_words(endpoints: str, models: Mapping[str, str]) -> str:
-    """Return all models that a reading may have gone to: a run may ask one after the other."""
-    return " or ".join(model_words(one, models.get(one, "")) for one in endpoints.split(" "))
+def _use_words(endpoints: str, models: Mapping[str, str]) -> str:
+    """Return all models that a reading was meant for, as a run may ask one after the other, and
+    which of them are known to have got it.
+    """
+    places = endpoints.split()
+    sent = [one for one in places if one in models]
+    planned = f", to plan with {_places_words(places, models)}" if places != sent else ""
+    return planned + (f", and gave it to {_places_words(sent, models)}" if sent else "")
+
+
+def _places_words(endpoints: Sequence[str], models: Mapping[str, str]) -> str:
+    return " or ".join(model_words(one, models.get(one, "")) for one in endpoints)
 
 
 def _mission_words(title: str) -> str:
