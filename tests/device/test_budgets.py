@@ -18,12 +18,15 @@ from mana.device.budgets import (
 )
 from mana.device.desk import Device
 from mana.device.holders import Holder
+from mana.device.views import RunView
 from mana.device.words import NEEDS_HUB
 from mana.domain.cadences import Cadence
 from mana.domain.money import Price
+from mana.planning.budget import COMPLETION_TOKENS_MIN
 from mana.planning.ports import (
     BudgetExceeded,
     ModelCall,
+    ModelFailed,
     ModelReply,
     ModelRequest,
     PriceUnknown,
@@ -212,6 +215,47 @@ async def test_without_caps_a_device_spends_off_line_and_reports(home: Household
         ("agent", 2_510, 1),
         ("mission", 2_510, 1),
     }
+
+
+async def test_a_dead_endpoint_uses_up_no_cap_of_a_device(home: Household) -> None:
+    """What no model worked on counts nothing, here and at the hub; what began counts in full, and the
+    line says between two tries what it came to and in the end the sum.
+    """
+    planner = ScriptedModel(
+        [
+            ModelFailed("provider", unbilled=True),
+            ModelFailed("provider"),
+            says("Done.", usage=Usage(2_500, 10)),
+        ]
+    )
+    ada = await home.person(model=planner)
+    mission, _, _ = await planned_mission(ada, runs_on="device")
+    agent = (await ada.agents())[0].agent_id
+    await ada.edit_agent(agent, tokens_per_day_max=100_000)
+    run = await ada.run_now(mission)
+    assert run is not None
+    assert (run.state, run.tries, run.tokens, run.spent_words) == ("queued", 1, 0, "")
+    assert await hub_tokens(ada, agent) == 0
+
+    async def try_again() -> RunView:
+        home.clock.ahead_ms += 400_000
+        await operations(ada).runner.run_due()
+        (line,) = (await ada.mission(mission)).runs
+        assert await hub_tokens(ada, agent) == line.tokens
+        (day,) = [one for one in (await ada.usage(7)).days if one.scope == "mission"]
+        assert (day.tokens, day.unconfirmed_tokens) == (line.tokens, line.unconfirmed_tokens)
+        return line
+
+    waits = await try_again()
+    worst = waits.unconfirmed_tokens
+    assert (waits.state, waits.tries, waits.tokens) == ("queued", 2, worst)
+    assert worst > COMPLETION_TOKENS_MIN
+    assert waits.spent_words == f"at most {worst:,} tokens: the model never said"
+    done = await try_again()
+    assert (done.state, done.tokens, done.unconfirmed_tokens) == ("done", worst + 2_510, worst)
+    assert done.spent_words == (
+        f"{worst + 2_510:,} tokens, of which {worst:,} at most: the model never said"
+    )
 
 
 async def test_slice_is_held_for_what_is_due_and_spent_off_line(home: Household) -> None:

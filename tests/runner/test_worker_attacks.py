@@ -16,13 +16,17 @@ from mana.hub.runner.dialogue import (
     AuditEntry,
     Counts,
     Finished,
+    Granted,
+    Job,
     Message,
     ReserveAsk,
     SettleAsk,
     SocketChannel,
+    Stopped,
     ToWorker,
     WorkerLost,
 )
+from mana.hub.runner.session import RELEASES_MAX
 from mana.hub.runner.worker import work
 from mana.planning.ports import Model
 from mana.testing.models import ScriptedModel
@@ -177,6 +181,48 @@ async def test_an_honest_worker_passes(database: Database) -> None:
         async with made.runner(workers=Liar(lambda message: message)) as runner:
             stats = await runner.scheduler.tick()
         assert (stats.errors, stats.plans_written_back) == ([], 1)
+
+
+class Releasing(InlineWorkers):
+    """Workers that say of call after call that no model worked on it."""
+
+    async def _work(self, end: socket.socket) -> None:
+        channel = await SocketChannel.over(end, ToWorker)
+        try:
+            job = await channel.receive()
+            while not isinstance(job, Job):
+                job = await channel.receive()
+            for _ in range(RELEASES_MAX + 2):
+                await channel.send(
+                    ReserveAsk(job.run, 1_000, 100, ENDPOINT, "", "plan", None, None)
+                )
+                granted = await channel.receive()
+                assert isinstance(granted, Granted)
+                reservation = granted.reservation
+                await channel.send(SettleAsk(job.run, reservation, None, None, 0.1, released=True))
+                await channel.receive()
+            await channel.send(Stopped(job.run, "failed", "provider"))
+            await channel.receive()
+        except WorkerLost:
+            pass
+        finally:
+            await channel.close()
+
+
+async def test_a_worker_does_not_get_calls_for_nothing_for_ever(database: Database) -> None:
+    """That no model worked on a call is believed so often in a run; from then on each counts."""
+    async with world(database) as made:
+        await made.ready()
+        await made.run_now()
+        async with made.runner(workers=Releasing()) as runner:
+            await runner.scheduler.tick()
+        line = (await made.status()).occurrences[0]
+        assert (line.last_reason, line.tokens, line.unconfirmed_tokens) == (
+            "provider",
+            2_200,
+            2_200,
+        )
+        assert (await made.missions()).tokens_today == {"agent-1": 2_200}
 
 
 def test_entries_of_the_audit_are_plain() -> None:
