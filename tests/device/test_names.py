@@ -22,6 +22,16 @@ from mana.planning.calls import MARKED
 from mana.planning.conversation import CONTEXT_FULL
 from mana.registry.catalogue import load_catalogue
 
+SPENT = {
+    (0, 0, 0, 0): "",
+    (1, 0, 0, 0): "1 token",
+    (3_040, 0, 120_000, 0): "3,040 tokens, 0.12 EUR",
+    (3_040, 2_000, 0, 0): "3,040 tokens, of which 2,000 at most: the model never said",
+    (3_040, 2_000, 120_000, 80_000): (
+        "3,040 tokens, 0.12 EUR, of which 2,000 tokens, 0.08 EUR at most: the model never said"
+    ),
+    (3_040, 3_040, 120_000, 120_000): "at most 3,040 tokens, 0.12 EUR: the model never said",
+}
 RUN_STATES = ("queued", "leased", "done", "skipped", "failed", "missed")
 RUN_KINDS = ("scheduled", "manual", "change")
 HOLDS = (*HOLDING, "errored", "malformed")
@@ -100,3 +110,9 @@ def test_every_table_that_a_tool_changes_has_a_name() -> None:
     for table in ("notes", "tasks", "agentMemory"):
         assert table in names.TABLES
         assert table not in words.kind_words(table).split()
+
+
+@pytest.mark.parametrize("figures", SPENT)
+def test_a_figure_says_how_much_of_it_is_a_worst_case(figures: tuple[int, int, int, int]) -> None:
+    """What nobody confirmed is told as what it may be at most."""
+    assert words.spent_words(*figures, "EUR") == SPENT[figures]
