@@ -153,7 +153,7 @@ def test_a_proposal_is_shown_approved_reverted_and_redone() -> None:
     short = next(line.split()[0] for line in listed.splitlines() if "dentist" in line)
     assert short == first["stepId"][:8] + "-0"
     shown = terminal.ok("inbox", "show", short)
-    for words in ("Mira", "+ title: Call the dentist", "It stands in a note", "Diary", "rules"):
+    for words in ("Mira", "+ Title: Call the dentist", "It stands in a note", "Diary", "rules"):
         assert words in shown
     assert f"mana revert step:{first['stepId']}" in terminal.ok("approve", short)
     rejected = terminal.json("reject", second["stepId"], "--reason", "I have a gardener")
@@ -185,7 +185,7 @@ def test_what_has_moved_is_shown_and_not_done() -> None:
     terminal.device.moved.add(step)
     printed = terminal.run("approve", step)
     assert (printed.status, printed.out) == (5, "")
-    assert "+ title: Call the dentist" in printed.err
+    assert "+ Title: Call the dentist" in printed.err
     problem = terminal.run("approve", step, "--json").problem
     assert problem["code"] == "PROPOSAL_MOVED"
     assert problem["detail"]["proposal"]["stepId"] == step

@@ -7,9 +7,13 @@ from dataclasses import replace
 import pytest
 
 from mana.cli.caps import optional_cost, optional_whole
-from mana.device.views import RunView, UsageDay
+from mana.device.names import FLAGS
+from mana.device.views import CapWait, OnChange, RunView, UsageDay
 from mana.domain.cadences import Cadence
 from mana.domain.errors import Invalid
+from mana.domain.policy import AGGRESSIVE, Policy
+from mana.domain.tools import TASK
+from mana.planning.subagents import may_delegate
 from tests.cli.fake_host import NOW_MS
 from tests.cli.terminal import Terminal, signed_up, with_proposals
 
@@ -82,29 +86,86 @@ def test_the_ledger_says_what_runs_cost_and_why_they_ended() -> None:
     terminal = with_proposals()
     (mission,) = terminal.device.mission_views.values()
     again = RunView(
-        "o2", NOW_MS, "clock", "queued", "", "", None, 900, cost=12_000, tries=2,
+        "o2", NOW_MS, "scheduled", "queued", "", "", None, 900, cost=12_000, tries=2,
         last_reason="rate-limit", last_reason_words="The model's provider asked to wait.",
         due_ms=NOW_MS + 5 * MINUTE_MS,
     )  # fmt: skip
-    stopped = RunView("o1", NOW_MS, "clock", "failed", "stopped", "It was stopped.", None, 0)
+    stopped = RunView("o1", NOW_MS, "scheduled", "failed", "stopped", "It was stopped.", None, 0)
     terminal.device.set_mission(mission.mission_id, runs=(again, stopped))
     shown = terminal.ok("mission", "show", "weekly")
-    line = next(line for line in shown.splitlines() if "queued" in line)
+    line = next(line for line in shown.splitlines() if "waits for its turn" in line)
     assert "The model's provider asked to wait. Tried again in 5 min." in line
-    assert line.split()[1:7] == ["clock", "queued", "900", "0.01", "EUR", "2"]
+    assert line.split()[1:3] == ["on", "time"]
+    assert line.split()[7:11] == ["900", "0.01", "EUR", "2"]
     ended = next(line for line in shown.splitlines() if "It was stopped." in line)
-    assert ended.split()[1:3] == ["clock", "stopped"]
+    assert ended.split()[1:4] == ["on", "time", "stopped"]
     runs = terminal.json("mission", "show", "weekly")["mission"]["runs"]
     assert (runs[0]["tries"], runs[0]["lastReason"], runs[0]["cost"]) == (2, "rate-limit", 12_000)
+
+
+def test_what_a_mission_waits_for_is_told_in_words() -> None:
+    """A used-up cap names its mission and when there is room; a mission on change its next moment."""
+    terminal = with_proposals()
+    (mission,) = terminal.device.mission_views.values()
+    wait = CapWait("mission", "tokens", 500, "The mission's budget is used up.", NOW_MS + MINUTE_MS)
+    assert "goes on" in terminal.ok("work")
+    terminal.device.set_mission(mission.mission_id, cap_wait=wait)
+    shown = terminal.ok("work")
+    assert "goes on" not in shown
+    assert (
+        "“Weekly review” waits. The mission's budget is used up. Some of it is free again" in shown
+    )
+    assert "The mission's budget is used up" in terminal.ok("mission", "list")
+    assert "free again in 1 min" in terminal.ok("mission", "show", "weekly")
+    change = OnChange(NOW_MS - MINUTE_MS, None, NOW_MS + 5 * MINUTE_MS)
+    terminal.device.set_mission(mission.mission_id, cap_wait=None, on_change=change, next_ms=())
+    shown = terminal.ok("mission", "show", "weekly")
+    assert "when its input changes, not before in 5 min." in shown
+    assert "Somebody last changed one 1 min ago. What agents write does not start it." in shown
+    due = replace(change, due_ms=NOW_MS + 3 * MINUTE_MS)
+    terminal.device.set_mission(mission.mission_id, on_change=due)
+    assert "in 3 min at the earliest" in terminal.ok("mission", "show", "weekly")
+
+
+def test_what_was_found_in_a_run_and_what_it_cost_stand_on_its_card() -> None:
+    """The card says tokens and money of the whole run, and that a text tried to give orders."""
+    terminal = with_proposals()
+    step = steps_of(terminal)[0]
+    known = terminal.device.proposals[step]
+    terminal.device.proposals[step] = replace(known, cost=30_000, flags=("marker",))
+    shown = terminal.ok("inbox", "show", step)
+    assert "the whole run: 412 tokens, 0.03 EUR, rules" in shown
+    assert FLAGS["marker"] in shown
+    assert "waits for a decision" in shown
+
+
+def test_sub_agents_are_switched_off_and_on() -> None:
+    """The switch changes nothing else of a policy, and stands beside the tools in words."""
+    terminal = with_proposals()
+
+    def policy() -> Policy:
+        (view,) = terminal.device.agent_views.values()
+        assert view.policy is not None
+        return view.policy
+
+    before = policy()
+    terminal.ok("agent", "edit", "Mira", "--no-sub-agents")
+    assert not may_delegate(policy())
+    assert policy().by_effect == before.by_effect
+    terminal.ok("agent", "edit", "Mira", "--sub-agents")
+    assert policy() == before
+    terminal.ok("agent", "edit", "Mira", "--policy", "aggressive", "--no-sub-agents")
+    assert policy() == Policy(AGGRESSIVE.by_effect, {TASK: "deny"})
+    assert "add a task" in terminal.ok("agent", "show", "Mira")
 
 
 def test_a_mission_is_stopped_and_one_that_failed_too_often_resumed() -> None:
     """`stop` ends the run and not the schedule; `resume` clears failures, and wakes from a pause."""
     terminal = with_proposals()
     (mission,) = terminal.device.mission_views.values()
-    going = RunView("o1", NOW_MS, "clock", "running", "", "", None, 0, phase="model", round=2)
+    going = RunView("o1", NOW_MS, "scheduled", "leased", "", "", None, 0, phase="model", round=2)
     terminal.device.set_mission(mission.mission_id, runs=(going,))
-    assert "model, round 2" in terminal.ok("mission", "show", "weekly")
+    assert "Asking the model, round 2" in terminal.ok("mission", "show", "weekly")
     after = terminal.json("mission", "stop", "weekly")["mission"]
     assert (after["runs"][0]["reason"], after["state"]) == ("stopped", "active")
     terminal.device.set_mission(
@@ -261,7 +322,7 @@ def test_a_preview_writes_nothing() -> None:
     terminal = with_proposals()
     one, other = steps_of(terminal)
     shown = terminal.ok("approve", one, "--set", "title=Ring", "--preview")
-    assert "+ title: Ring" in shown
+    assert "+ Title: Ring" in shown
     assert "Proposed was: Add task “Call the dentist”" in shown
     assert "Cannot be so: title: " in terminal.ok("approve", one, "--set", "title=", "--preview")
     assert len(terminal.json("approve", one, other, "--preview")["proposals"]) == 2
@@ -302,7 +363,7 @@ def test_several_are_decided_together() -> None:
     two = steps_of(terminal)
     both = terminal.json("reject", *two, "--because", "not-now", "--reason", "In May.")
     assert {step["rejectReason"] for step in both["proposals"]} == {"not-now"}
-    assert "not-now (2): “In May.”" in terminal.ok("mission", "show", "weekly")
+    assert "Not now (2): “In May.”" in terminal.ok("mission", "show", "weekly")
     assert terminal.run("reject", *two, "--because", "bored").status == 2
     assert terminal.run("approve", *two, "--set", "title=x").status == 2
 

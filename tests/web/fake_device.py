@@ -50,6 +50,8 @@ from mana.domain.missions import InputRef
 from mana.domain.occurrences import ERRORED
 from mana.domain.policy import PRESETS, SpacePolicy, decide, preset_of
 from mana.domain.records import View, Visibility
+from mana.domain.tools import TASK
+from mana.planning.subagents import may_delegate
 from mana.protocol.errors import WorkStopped
 from mana.registry.catalogue import load_catalogue
 from tests.web.fake_deciding import FakeDeciding
@@ -273,7 +275,8 @@ class FakeDevice(FakeWork, FakeDeciding, FakeSpaces):
                     tool.name, tool.effect, agent=found.policy, space=SpacePolicy(), tainted=True
                 )
                 for tool in load_catalogue().tools
-            },
+            }
+            | {TASK: "auto" if may_delegate(found.policy) else "deny"},
         )
 
     async def create_agent(

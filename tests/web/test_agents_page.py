@@ -13,6 +13,9 @@ from playwright.sync_api import Browser, Page
 
 from mana.device.views import AcceptRate, AcceptWeek, PolicyChange
 from mana.domain.errors import Invalid
+from mana.domain.policy import EFFECTS
+from mana.domain.tools import TASK
+from mana.planning.subagents import may_delegate
 from mana.web.accepting import HEIGHT, WIDTH, trend_words, week_bars
 from mana.web.amounts import amount_field, amount_of
 from mana.web.showing import marked_up
@@ -75,6 +78,25 @@ async def test_a_limit_that_is_none_is_refused(portrait: Portrait) -> None:
         answer = await portrait.save(cost_per_day_max=wrong)
         assert answer.status_code == 400, wrong
     assert await portrait.device.agent(portrait.agent_id) == before
+
+
+async def test_how_much_at_once_and_sub_agents_are_switched(portrait: Portrait) -> None:
+    """How many missions an agent works on at once, and whether with sub-agents, is kept as set."""
+    await portrait.save(concurrent_max="3")
+    assert (await portrait.device.agent(portrait.agent_id)).concurrent_max == 3
+    assert 'name="concurrent_max" id="agent-at-once"' in await portrait.page()
+    for wrong in ("0", "101", "-1", "many", "9" * 5_000):
+        assert (await portrait.save(concurrent_max=wrong)).status_code == 400, wrong[:9]
+    effects = {f"effect-{name}": "auto" if name == "read" else "propose" for name in EFFECTS}
+    path = f"/agents/{portrait.agent_id}/policy"
+    for word, may in (("deny", False), ("", True), ("auto", True)):
+        await post(portrait.client, path, **effects, **{f"tool-{TASK}": word})
+        found = await portrait.device.agent(portrait.agent_id)
+        assert may_delegate(found.policy) is may
+        page = await portrait.page()
+        switch = page[page.index('id="sub-agents"') :].partition("</tr>")[0]
+        assert f'value="{word}" selected' in switch
+        assert f'<td class="decision-{"auto" if may else "deny"}">' in switch
 
 
 async def test_a_model_that_is_gone_is_not_lost_by_saving(portrait: Portrait) -> None:
@@ -176,10 +198,10 @@ async def test_a_space_lifts_a_tool_only_by_an_acknowledgement(portrait: Portrai
     assert list(device.lifted) == [TOOL]
     page = await portrait.page("/space/policy")
     assert "Lifted by <bdi>Demo</bdi>" in page
-    assert "let agents update note without asking" in page
+    assert "let agents rewrite a note without asking" in page
     await post(client, "/space/policy/unlift", tool=TOOL)
     assert device.lifted == {}
-    assert "let agents ask again before they update note" in await portrait.page("/space/policy")
+    assert "let agents ask again before they rewrite a note" in await portrait.page("/space/policy")
 
 
 async def test_members_read_the_policy_and_change_nothing(portrait: Portrait) -> None:

@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from mana.device.diffs import OUTGOING
+from mana.device.names import FLAGS
 from mana.device.views import FieldDiff, Proposal, RecordDiff
 from tests.web.conftest import Served
 from tests.web.fake_device import FakeDevice, FakeHost
@@ -19,6 +20,7 @@ from tests.web.journey import Hands
 from tests.web.test_requests import NASTY, app_of, in_demo, post, token, visitor
 
 pytestmark = pytest.mark.anyio
+PRIORITIES = ["low", "medium", "high", "urgent"]
 HTMX = {"hx-request": "true"}
 
 
@@ -86,6 +88,35 @@ async def test_an_edit_is_shown_before_it_is_done(desk: Desk) -> None:
     assert "Approved with a change" in await desk.page("/inbox")
     assert "What had been proposed" in await desk.page("/inbox")
     assert "You changed it before you approved it." in await desk.page("/timeline")
+
+
+async def test_choices_stand_as_a_person_expects(desk: Desk) -> None:
+    """What is proposed stands first, then the others in their own order, then nothing at all."""
+    step = await desk.task()
+    for proposed, order in (
+        (None, ["", *PRIORITIES]),
+        ("high", ["high", "low", "medium", "urgent", ""]),
+    ):
+        params = {**step.params, "priority": proposed}
+        desk.device.set_step(step.step_id, params={k: v for k, v in params.items() if v})
+        page = await desk.page(f"/inbox/{step.step_id}/edit")
+        offered = page[page.index('name="p-priority"') :].partition("</select>")[0]
+        assert re.findall(r'<option value="(\w*)"', offered) == order
+        assert f'<option value="{proposed or ""}" selected>' in offered
+
+
+async def test_a_card_tells_what_its_whole_run_cost_and_what_was_found(desk: Desk) -> None:
+    """Tokens and money are those of the run; nobody's guess stands for a price that is not known."""
+    step = await desk.task()
+    desk.device.set_step(step.step_id, tokens=1_234, cost=30_000, flags=("marker",))
+    for path in ("/inbox", f"/inbox/{step.step_id}"):
+        page = " ".join(re.sub(r"<[^>]+>", " ", await desk.page(path)).split())
+        assert "Cost of the whole run 1,234 tokens, 0.03 EUR, " in page, path
+        assert FLAGS["marker"] in page, path
+    desk.device.set_step(step.step_id, cost=None, flags=())
+    page = await desk.page(f"/inbox/{step.step_id}")
+    assert "1,234 tokens, rules" in page
+    assert FLAGS["marker"] not in page
 
 
 async def test_what_was_typed_after_the_preview_is_shown_first(desk: Desk) -> None:

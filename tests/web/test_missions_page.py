@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from mana.device.errors import Offline
-from mana.device.views import RunView
+from mana.device.names import FLAGS
+from mana.device.views import CapWait, OnChange, RunView
 from mana.domain.cadences import Cadence
 from tests.web.conftest import Served
 from tests.web.fake_device import HOUR, MINUTE, FakeDevice, FakeHost, now
@@ -245,6 +246,74 @@ async def test_each_end_of_a_run_is_told_with_its_reason() -> None:
         # What waits to be tried again can be left alone for good.
         assert "Do not try again" in words
         assert 'id="run-now"' not in answer.text
+
+
+@pytest.mark.anyio
+async def test_a_mission_on_change_says_when_it_would_run() -> None:
+    """It tells what starts it, what does not, when it was changed last, and when a change runs."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        mission = await one_of(device)
+        path = f"/missions/{mission}"
+        cadence = Cadence("onChange", debounce_minutes=5, spacing_minutes=60)
+        inputs = (await device.mission(mission)).inputs
+        waits = OnChange(now() - 3 * HOUR, None, None)
+        device._set(mission, cadence=cadence, next_ms=(), on_change=waits)
+        words = said(await client.get(path))
+        assert f"When one of its {len(inputs)} inputs changes" in words
+        assert "Somebody last changed an input 3 hours ago ." in words
+        assert "What agents write does not start it." in words
+        assert "not before" not in words
+        device._set(mission, on_change=OnChange(None, None, now() + HOUR))
+        words = said(await client.get(path))
+        assert re.search(r"rested for 5 minutes, and not before .*\d\d:\d\d", words)
+        assert "Nobody has changed an input yet." in words
+        device._set(mission, on_change=OnChange(now(), now() + 5 * MINUTE, None))
+        assert re.search(
+            r"\d\d:\d\d, at the earliest An input was changed", said(await client.get(path))
+        )
+
+
+@pytest.mark.anyio
+async def test_a_used_up_cap_says_which_missions_wait_and_until_when() -> None:
+    """Lists, the mission and the usage page name the mission, whose cap it is, and when there is room."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        mission = await one_of(device)
+        wait = CapWait("agent", "tokens", 500, NASTY, now() + 20 * MINUTE)
+        for path in ("/missions", f"/missions/{mission}", "/usage"):
+            assert 'id="capped"' not in (await client.get(path)).text, path
+        device._set(mission, cap_wait=wait)
+        for path in ("/missions", f"/missions/{mission}", "/usage"):
+            answer = await client.get(path)
+            assert "1 mission waits for room under a cap of a day: Weekly review" in said(answer), (
+                path
+            )
+            assert re.search(r"free again .*\d\d:\d\d\.", said(answer)), path
+            assert "<script>alert" not in answer.text, path
+        assert "free again" in said(await client.get("/"))
+        device._set(mission, cap_wait=replace(wait, room_ms=None))
+        assert "free again" not in said(await client.get("/missions"))
+
+
+@pytest.mark.anyio
+async def test_a_run_tells_its_worst_case_and_what_was_found_in_it() -> None:
+    """Figures that nobody confirmed are told as such; a hidden instruction is told with the run."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        mission = await one_of(device)
+        run = RunView("r1", now() - HOUR, "scheduled", "done", "", "", None, 3_040, cost=120_000)
+        open_run = replace(run, unconfirmed_tokens=2_000, unconfirmed_cost=90_000)
+        device._set(mission, runs=(replace(open_run, flags=("marker", "context-full")),))
+        words = said(await client.get(f"/missions/{mission}"))
+        assert "3,040 tokens, 0.12 EUR, of which 2,000 tokens, 0.09 EUR at most" in words
+        assert FLAGS["marker"] in words
+        assert FLAGS["context-full"] in words
+        device._set(mission, runs=(run,))
+        assert "at most:" not in said(await client.get(f"/missions/{mission}"))
 
 
 @pytest.mark.anyio

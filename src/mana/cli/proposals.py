@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 
+from mana.cli.caps import used_words
 from mana.cli.output import Block, Facts, Line
 from mana.cli.text import agent_words, one_line, when
+from mana.device import names
+from mana.device.names import called
 from mana.device.views import FieldDiff, Proposal, RecordDiff
 from mana.domain.encoding import Json
 
 
-def proposal_blocks(one: Proposal, *, now_ms: int) -> list[Block]:
+def proposal_blocks(one: Proposal, currency: str, *, now_ms: int) -> list[Block]:
     """Return a proposal in the order in which a person decides on it."""
     who = agent_words(one.agent_name, one.agent_avatar)
     blocks: list[Block] = [
@@ -20,7 +23,7 @@ def proposal_blocks(one: Proposal, *, now_ms: int) -> list[Block]:
                 ("Id", one.step_id),
                 ("From", f"{who}, “{one_line(one.mission_title, 80)}”"),
                 ("When", when(one.planned_ms, now_ms=now_ms)),
-                ("State", one.state),
+                ("State", called(names.STATES, one.state)),
             ]
         ),
     ]
@@ -33,7 +36,12 @@ def proposal_blocks(one: Proposal, *, now_ms: int) -> list[Block]:
     blocks += diff_blocks(one.diffs)
     if one.proposed is not None:
         blocks += ["", Line(f"As you want it. Proposed was: {one_line(one.proposed.sentence)}")]
-    cost = f"{one.tokens:,} tokens, {one_line(one.model)}" if one.model else ""
+    blocks += [names.FLAGS[flag] for flag in one.flags if flag in names.FLAGS]
+    cost = f"the whole run: {used_words(one.tokens, one.cost or 0, currency)}"
+    if one.cost == 0:
+        cost += ", free"
+    if one.model:
+        cost += f", {one_line(one.model)}"
     expires = when(one.expires_ms, now_ms=now_ms) if one.expires_ms is not None else ""
     blocks += [
         "",
@@ -44,7 +52,7 @@ def proposal_blocks(one: Proposal, *, now_ms: int) -> list[Block]:
                 ("Reach", one.reach),
                 ("Cost", cost),
                 ("Expires", expires),
-                ("Rejected", one.reject_reason),
+                ("Rejected", called(names.REJECTED, one.reject_reason)),
                 ("Answer", one.feedback),
                 ("Note", one.note),
                 ("Trouble", one.trouble),
@@ -60,20 +68,21 @@ def diff_blocks(diffs: tuple[RecordDiff, ...]) -> list[Block]:
     for diff in diffs:
         verb = {"insert": "New", "delete": "Deleted"}.get(diff.op, "Changed")
         title = one_line(diff.title, 80) or diff.record_id
-        blocks += ["", Line(f"{verb} in {diff.table}: {title}")]
+        blocks += ["", Line(f"{verb} {called(names.TABLES, diff.table)}: {title}")]
         for field in diff.fields:
             blocks += _field_blocks(field)
     return blocks
 
 
 def _field_blocks(field: FieldDiff) -> list[Block]:
+    named = called(names.FIELDS, field.name)
     if field.words:
-        return [Line(f"    {field.name}:", "quiet"), *_word_blocks(field.words)]
+        return [Line(f"    {named}:", "quiet"), *_word_blocks(field.words)]
     blocks: list[Block] = []
     if field.before is not None:
-        blocks.append(Line(f"  - {field.name}: {value_words(field.before)}", "gone"))
+        blocks.append(Line(f"  - {named}: {value_words(field.before)}", "gone"))
     if field.after is not None:
-        blocks.append(Line(f"  + {field.name}: {value_words(field.after)}", "new"))
+        blocks.append(Line(f"  + {named}: {value_words(field.after)}", "new"))
     return blocks
 
 

@@ -30,7 +30,8 @@ from mana.domain.missions import MISSIONS
 from mana.domain.policy import PRESETS, Decision, Policy, SpacePolicy, decide, preset_of
 from mana.domain.settings import MODELS
 from mana.domain.tables import DELETED_AT
-from mana.domain.tools import Effect
+from mana.domain.tools import TASK, Effect
+from mana.planning.subagents import may_delegate
 
 _EFFECT_WORDS: Final[dict[Effect, dict[Decision, str]]] = {
     "read": {
@@ -283,6 +284,7 @@ class Agents:
             )
             for tool in self._opened.catalogue.tools
         }
+        decisions[TASK] = "auto" if may_delegate(agent.policy) else "deny"
         return AgentView(
             agent_id=agent.id,
             name=agent.name,
@@ -316,8 +318,10 @@ def policy_words(policy: Policy | None) -> str:
     for effect, named in _EFFECT_WORDS.items():
         decision = decide("", effect, agent=policy, space=SpacePolicy(), tainted=True)
         words.append(named[decision])
+    if policy.decision(TASK, "read") != policy.decision("", "read"):
+        words.append("works with sub-agents" if may_delegate(policy) else "without sub-agents")
     text = "; ".join(words)
-    listed = len(policy.by_tool)
+    listed = len(set(policy.by_tool) - {TASK})
     if listed:
         text += f"; with {listed} exception{'' if listed == 1 else 's'}"
     return text

@@ -10,6 +10,7 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from mana.device import names
+from mana.device.words import spent_words
 from mana.domain.money import amount_words
 from mana.web import words
 from mana.web.visits import now_ms
@@ -37,6 +38,8 @@ def equip(templates: Environment) -> None:
         "how_far": how_far,
         "phase": lambda name: _named(names.PHASES, name),
         "cost": amount_words,
+        "spent": spent,
+        "by_clock": lambda ms: words.moment(ms, now_ms()),
         "price": price_words,
         "since": since,
         "due_day": lambda day: words.day_name(date.fromisoformat(day)),
@@ -102,6 +105,11 @@ def how_far(run: RunView) -> list[Markup]:
         (run.heard, counted(run.heard, "1 character of the reply", "{n} characters of the reply")),
     )
     return [words for number, words in parts if number]
+
+
+def spent(run: RunView, currency: str) -> str:
+    """Return what a run used so far, and how much of it is a worst case."""
+    return spent_words(run.tokens, run.unconfirmed_tokens, run.cost, run.unconfirmed_cost, currency)
 
 
 def price_words(model: ModelView | OwnModelView, currency: str) -> Markup:

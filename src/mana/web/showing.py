@@ -34,6 +34,7 @@ from mana.domain.clock import parse_iso_ms
 from mana.domain.encoding import Json
 from mana.domain.money import amount_words
 from mana.domain.records import View
+from mana.domain.tools import TASK
 from mana.web import words
 from mana.web.accepting import rate_words, trend_words, week_bars
 from mana.web.amounts import amount_field
@@ -121,6 +122,7 @@ def equip(templates: Environment) -> None:
         "zones": zones,
         "path_of": path,
         "OUTGOING": OUTGOING,
+        "TASK": TASK,
     }
     templates.tests["overdue"] = is_overdue
     templates.filters |= {

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
+from mana.cli.caps import currency_of
 from mana.cli.commands.timeline import LIMIT_ALL, WHOLE_ID
 from mana.cli.edits import edited
 from mana.cli.naming import NameUnknown, resolve, resolve_step, short_step
@@ -17,8 +18,10 @@ from mana.cli.output import Answer, Block, Line, Rows, to_json
 from mana.cli.proposals import diff_blocks, proposal_blocks, value_words
 from mana.cli.spaces import names_by_id, option
 from mana.cli.text import agent_words, counted, one_line, when
+from mana.device import names
 from mana.device.desk import Device
-from mana.device.views import Proposal, ToolParameter
+from mana.device.names import called
+from mana.device.views import ParameterKind, Proposal, ToolParameter
 from mana.domain.encoding import Json
 from mana.domain.errors import Conflict, Invalid
 
@@ -41,6 +44,18 @@ class RejectReason(StrEnum):
 MOVED: Final = "PROPOSAL_MOVED"
 UNSEEN: Final = "EDIT_UNSEEN"
 VALUE_SHOWN_MAX: Final = 200
+KIND_WORDS: Final[Mapping[ParameterKind, str]] = {
+    "text": "text",
+    "long-text": "text of several lines",
+    "day": "day",
+    "whole": "whole number",
+    "number": "number",
+    "choice": "one of these",
+    "yes-no": "yes or no",
+    "record": "record",
+    "list": "list",
+    "other": "JSON",
+}
 
 StepArgument = Annotated[
     str, typer.Argument(metavar="STEP", help="Id as `mana inbox` shows it, or its start.")
@@ -70,7 +85,7 @@ async def _list(device: Device, around: Surroundings, *, decided: bool) -> Answe
             short_step(one.step_id, known),
             when(one.planned_ms, now_ms=now_ms),
             agent_words(one.agent_name, one.agent_avatar),
-            one.state if decided else _remark(one),
+            called(names.STATES, one.state) if decided else _remark(one),
             one.sentence,
         )
         for one in proposals
@@ -114,7 +129,9 @@ async def list_proposals(
 async def show(device: Device, around: Surroundings, step: StepArgument) -> Answer:
     """Show a proposal in full: what exactly would change, why, and how far it reaches."""
     one = await device.proposal(await _meant(device, step))
-    return Answer({"proposal": one}, proposal_blocks(one, now_ms=around.now_ms()))
+    return Answer(
+        {"proposal": one}, proposal_blocks(one, await currency_of(device), now_ms=around.now_ms())
+    )
 
 
 @inbox.command()
@@ -123,7 +140,13 @@ async def fields(device: Device, step: StepArgument) -> Answer:
     """List what `mana approve STEP --set NAME=VALUE` can change of a proposal."""
     form = await device.edit_form(await _meant(device, step))
     rows = [
-        (one.name, one.kind, "yes" if one.required else "no", _bounds(one), _value_words(one))
+        (
+            one.name,
+            KIND_WORDS[one.kind],
+            "yes" if one.required else "no",
+            _bounds(one),
+            _value_words(one),
+        )
         for one in form.parameters
     ]
     head = ("NAME", "KIND", "NEEDED", "MAY BE", "VALUE")
@@ -177,14 +200,14 @@ async def approve(
     arguments = await _arguments(device, around, ids[0], values, unset) if changes else None
     if preview:
         shown = await _previewed(device, ids, arguments)
-        return Answer(_document(shown), _all_blocks(shown, now_ms=around.now_ms()))
+        return Answer(_document(shown), await _all_blocks(device, around, shown))
     try:
         done = await _approved(device, ids, arguments, feedback)
     except Conflict as error:
         if error.code in (MOVED, UNSEEN):
             # What was read before is not what would happen now: it is shown, not done.
             now = await _previewed(device, ids, arguments)
-            around.tell(_all_blocks(now, now_ms=around.now_ms()))
+            around.tell(await _all_blocks(device, around, now))
             error.detail.update({name: to_json(value) for name, value in _document(now).items()})
         raise
     at = await option(device)
@@ -250,10 +273,13 @@ def _document(found: Sequence[Proposal]) -> dict[str, object]:
     return {"proposal": found[0]} if len(found) == 1 else {"proposals": found}
 
 
-def _all_blocks(found: Sequence[Proposal], *, now_ms: int) -> list[Block]:
-    blocks: list[Block] = []
+async def _all_blocks(
+    device: Device, around: Surroundings, found: Sequence[Proposal]
+) -> list[Block]:
+    currency, blocks = await currency_of(device), list[Block]()
     for one in found:
-        blocks += [*([""] if blocks else []), *proposal_blocks(one, now_ms=now_ms)]
+        shown = proposal_blocks(one, currency, now_ms=around.now_ms())
+        blocks += [*([""] if blocks else []), *shown]
     return blocks
 
 
@@ -266,6 +292,8 @@ def _bounds(one: ToolParameter) -> str:
     """Return what a parameter may be, in words."""
     if one.choices:
         return ", ".join(one.choices)
+    if one.kind == "day":
+        return "such as 2026-11-27, or friday"
     if one.length_max is not None:
         return f"at most {one.length_max:,}"
     ends = [f"{end:g}" for end in (one.low, one.high) if end is not None]

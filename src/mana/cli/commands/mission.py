@@ -469,7 +469,8 @@ def _change_words(one: MissionView, *, now_ms: int) -> str:
     last = f"Somebody last changed one {when(waits.changed_ms, now_ms=now_ms)}."
     last = last if waits.changed_ms is not None else "Nobody has changed one yet."
     floor = waits.rests_until_ms
-    said = f"when one of its {counted(len(one.inputs), 'input')} changes"
+    number = len(one.inputs)
+    said = "when its input changes" if number == 1 else f"when one of its {number} inputs changes"
     if waits.due_ms is not None:
         said = f"{when(waits.due_ms, now_ms=now_ms)} at the earliest, because an input was changed"
     elif floor is not None:

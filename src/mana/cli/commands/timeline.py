@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
+from mana.cli.caps import currency_of, used_words
 from mana.cli.commands.mission import find_mission
 from mana.cli.naming import PREFIX_MIN, NameAmbiguous, NameUnknown, resolve_step, shorts
 from mana.cli.opening import Surroundings, on_account
@@ -14,6 +15,7 @@ from mana.cli.output import Answer, Block, Line
 from mana.cli.proposals import diff_blocks
 from mana.cli.spaces import option
 from mana.cli.text import agent_words, counted, one_line, when
+from mana.device import names
 from mana.device.desk import Device
 from mana.device.views import Bucket, Conflict, RecordDiff, RevertPreview, TimelineLine
 from mana.domain.errors import NotFound
@@ -57,10 +59,11 @@ async def timeline(
         words = "No AI has done anything yet."
         return Answer({"timeline": []}, [Line(words, "quiet")])
     ids = shorts(one.iteration_id for one in buckets)
-    now_ms = around.now_ms()
+    now_ms, currency = around.now_ms(), await currency_of(device)
     blocks: list[Block] = []
     for bucket in buckets:
-        blocks += _bucket_blocks(bucket, ids[bucket.iteration_id], now_ms=now_ms, diffs=diffs)
+        short = ids[bucket.iteration_id]
+        blocks += _bucket_blocks(bucket, short, currency, now_ms=now_ms, diffs=diffs)
     return Answer({"timeline": buckets}, blocks[:-1])
 
 
@@ -151,7 +154,9 @@ async def _reverts(device: Device, target: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _bucket_blocks(bucket: Bucket, short: str, *, now_ms: int, diffs: bool) -> list[Block]:
+def _bucket_blocks(
+    bucket: Bucket, short: str, currency: str, *, now_ms: int, diffs: bool
+) -> list[Block]:
     who = agent_words(bucket.agent_name, bucket.agent_avatar)
     title = one_line(bucket.mission_title, 80)
     state = "  reverted" if bucket.reverted else ""
@@ -166,7 +171,9 @@ def _bucket_blocks(bucket: Bucket, short: str, *, now_ms: int, diffs: bool) -> l
     if bucket.feedback:
         blocks.append(f"  You said: {one_line(bucket.feedback, 400)}")
     model = one_line(bucket.model)
-    blocks += [Line(f"  {model or bucket.source}, {bucket.tokens:,} tokens", "quiet"), ""]
+    used = used_words(bucket.tokens, bucket.cost or 0, currency)
+    blocks += [f"  {names.FLAGS[flag]}" for flag in bucket.flags if flag in names.FLAGS]
+    blocks += [Line(f"  {model or bucket.source}, {used}", "quiet"), ""]
     return blocks
 
 

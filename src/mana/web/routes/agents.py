@@ -12,7 +12,7 @@ from litestar.types import ControllerRouterHandler
 from mana.device.views import MissionView, RejectedFor
 from mana.domain.errors import Invalid
 from mana.domain.policy import DECISIONS, EFFECTS, PRESETS, Decision, Policy
-from mana.domain.tools import PROPOSE_MEMORY, Effect
+from mana.domain.tools import PROPOSE_MEMORY, TASK, Effect
 from mana.registry.catalogue import load_catalogue
 from mana.web.amounts import amount_of
 from mana.web.visits import Named, Page, Visit, Visiting, record_id, text_of
@@ -20,6 +20,7 @@ from mana.web.words import t
 
 TOKENS_MAX: Final = 1_000_000_000
 MISSIONS_MAX: Final = 50
+AT_ONCE_MAX: Final = 100
 SAID_MAX: Final = 5
 
 
@@ -113,6 +114,7 @@ async def save_agent(visit: Visiting, agent_id: Named) -> Page:
         system_prompt=text_of(form, "system_prompt").strip(),
         tokens_per_day_max=_tokens(form),
         cost_per_day_max=amount_of(text_of(form, "cost_per_day_max")),
+        concurrent_max=_at_once(form),
         model=text_of(form, "model"),
     )
     return visit.go(visit.to(f"/agents/{agent_id}"), t("Saved."))
@@ -142,10 +144,10 @@ async def save_policy(visit: Visiting, agent_id: Named) -> Page:
     for effect in EFFECTS:
         by_effect[effect] = _decision(text_of(form, f"effect-{effect}"))
     by_tool: dict[str, Decision] = {}
-    for tool in load_catalogue().tools:
-        chosen = text_of(form, f"tool-{tool.name}")
+    for name in (TASK, *(tool.name for tool in load_catalogue().tools)):
+        chosen = text_of(form, f"tool-{name}")
         if chosen:
-            by_tool[tool.name] = _decision(chosen)
+            by_tool[name] = _decision(chosen)
     await visit.device.edit_agent(record_id(agent_id), policy=Policy(by_effect, by_tool))
     return visit.go(visit.to(f"/agents/{agent_id}"), t("What it may do is saved."))
 
@@ -182,6 +184,14 @@ def _tokens(form: FormMultiDict) -> int | None:
         return None
     if not typed.isascii() or not typed.isdigit() or int(typed) > TOKENS_MAX:
         raise Invalid("a budget is a whole number of tokens, or empty for none")
+    return int(typed)
+
+
+def _at_once(form: FormMultiDict) -> int:
+    typed = text_of(form, "concurrent_max").strip() or "1"
+    is_number = typed.isascii() and typed.isdigit() and len(typed) <= len(str(AT_ONCE_MAX))
+    if not is_number or not 1 <= int(typed) <= AT_ONCE_MAX:
+        raise Invalid(f"an agent works on 1 to {AT_ONCE_MAX} missions at once")
     return int(typed)
 
 

@@ -67,6 +67,7 @@ async def _page(visit: Visit, typed: Typed | None, problem: Problem | None) -> P
         days_shown=DAYS,
         agents=sums(found.days, "agent"),
         missions=sums(found.days, "mission"),
+        waiting=await device.missions(),
         account=sums(found.days, "account"),
         caps=caps,
         typed=typed or _of_work(work),
