@@ -122,7 +122,8 @@ class Missions:
             grant=self.grants[which],
             standing=DIGEST,
             runner_key_id=self.runner.public().key_id(),
-            records=msgspec.json.encode([*self.records[which], *earlier]),
+            records=msgspec.json.encode(self.records[which]),
+            earlier=msgspec.json.encode(earlier),
         )
 
     def ran(self, done: Finished) -> None:

@@ -318,6 +318,7 @@ class Admission:
             standing=standing.digest,
             runner_key_id=one.key.key_id,
             records=rows.json,
+            earlier=rows.earlier,
             tokens_today=one.spent,
             fail_point=self._setting.fail_point,
         )

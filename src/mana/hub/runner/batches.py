@@ -50,9 +50,13 @@ class WantedRecords:
 
 @dataclass(frozen=True, slots=True)
 class FoundRecords:
-    """The sealed rows of a run as JSON, and the stamp at which the mission named its grant."""
+    """The sealed rows of a run as JSON, and the stamp at which the mission named its grant.
+
+    `earlier`: what earlier runs wrote, without proofs.
+    """
 
     json: bytes = b"[]"
+    earlier: bytes = b"[]"
     named_at: str = ""
 
 
@@ -156,7 +160,10 @@ class Batch:
             [one.mission_id for one in wanted],
             earlier,
         )
-        return {row["run"]: FoundRecords(row["records"], row["named_at"] or "") for row in rows}
+        return {
+            row["run"]: FoundRecords(row["records"], row["earlier"], row["named_at"] or "")
+            for row in rows
+        }
 
     async def audit_head(self, account: AccountId, start: str) -> tuple[int, str]:
         """Return the head of the account's audit, made with `start` if new, and lock it."""

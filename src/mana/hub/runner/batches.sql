@@ -77,26 +77,31 @@ with earlier as (
         and iteration_id is not null
       order by scheduled_for desc limit $7) o
 ), found as (
-  select k.run, e.*
+  select k.run, false as past, e.*
     from unnest($2::integer[], $3::text[], $4::text[]) as k (run, table_name, record_id)
    cross join lateral (
      select * from mana.records
       where space_id = $1 and table_name = k.table_name and record_id = k.record_id offset 0) e
   union all
-  select n.run, e.* from earlier n cross join lateral (
+  select n.run, true, e.* from earlier n cross join lateral (
     select * from mana.records
      where space_id = $1 and table_name = 'aiIterations' and record_id = n.iteration_id offset 0) e
   union all
-  select n.run, e.* from earlier n cross join lateral (
+  select n.run, true, e.* from earlier n cross join lateral (
     select * from mana.records
      where space_id = $1 and table_name = 'aiSteps' and record_id = any (array(
        select n.iteration_id || '-' || place from generate_series(0, 24) as place)) offset 0) e
 )
 select f.run,
-  convert_to('[' || string_agg(concat(
+  convert_to('[' || coalesce(string_agg(concat(
     '{"table":"', f.table_name, '","id":"', f.record_id, '","authorId":"', f.author_id,
     '","visibility":"', f.visibility, '","seq":', f.seq, ',"fields":', f.fields, ',"proofs":',
-    f.proofs, '}'), ',' order by f.table_name, f.record_id) || ']', 'UTF8') as records,
+    f.proofs, '}'), ',' order by f.table_name, f.record_id) filter (where not f.past), '') || ']',
+    'UTF8') as records,
+  convert_to('[' || coalesce(string_agg(concat(
+    '{"table":"', f.table_name, '","id":"', f.record_id, '","authorId":"', f.author_id,
+    '","visibility":"', f.visibility, '","fields":', f.fields, '}'), ',')
+    filter (where f.past), '') || ']', 'UTF8') as earlier,
   max(case when f.table_name = 'aiMissions' then f.fields #>> '{grantId,at}' end) as named_at
   from found f group by f.run
 

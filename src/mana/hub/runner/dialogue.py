@@ -16,7 +16,9 @@ from typing import Any, Final, Protocol, TypeAlias
 import msgspec
 
 from mana.domain.errors import Unavailable
+from mana.domain.tables import DELETED_AT
 from mana.models.settings import ModelSettings
+from mana.planning.past import PAST_FIELDS
 from mana.planning.ports import Purpose
 from mana.protocol.messages import (
     ChangeMessage,
@@ -24,6 +26,7 @@ from mana.protocol.messages import (
     DeviceRevocation,
     Signature,
     SignedEntry,
+    StateField,
     StateRecord,
 )
 
@@ -79,7 +82,8 @@ class Job(RunMessage, frozen=True):
     """Everything else that a worker needs for one occurrence; sealed but for ids and times.
 
     `standing` and `runner_key_id` name what was sent before. `records` is the JSON of a list of
-    `StateRecord`, as the database gives it.
+    `StateRecord`, as the database gives it; `earlier` that of what earlier runs wrote, which
+    needs no `seq` and no `proofs`.
     """
 
     space_id: str
@@ -93,6 +97,7 @@ class Job(RunMessage, frozen=True):
     standing: str
     runner_key_id: str
     records: bytes
+    earlier: bytes = b"[]"
     tokens_today: int = 0
     fail_point: str | None = None
 
@@ -218,11 +223,50 @@ ToWorker: TypeAlias = Setup | OpeningKey | Standing | Job | Cancel | AuditDone |
 ToRunner: TypeAlias = AuditAsk | ReserveAsk | SettleAsk | PhaseNote | Finished | Stopped
 
 _RECORDS: Final = msgspec.json.Decoder(list[StateRecord])
+_TOLD: Final = {table: (*sorted(names), DELETED_AT) for table, names in PAST_FIELDS.items()}
+"""By table the paths that are read of what earlier runs wrote."""
+
+
+_Told: Any = msgspec.defstruct(
+    "_Told",
+    [(path, StateField | None, None) for path in sorted(set().union(*_TOLD.values()))],
+    frozen=True,
+)
+
+
+class _Earlier(msgspec.Struct, frozen=True, rename="camel"):
+    """A record that an earlier run wrote. What is not told of it is passed over."""
+
+    table: str
+    id: str
+    author_id: str
+    visibility: str
+    fields: _Told
+
+
+_EARLIER: Final = msgspec.json.Decoder(list[_Earlier])
 
 
 def records_of(job: Job) -> list[StateRecord]:
     """Return the sealed records of a job; raise ValidationError for rows of another form."""
     return _RECORDS.decode(job.records)
+
+
+def earlier_of(job: Job) -> list[StateRecord]:
+    """Return what earlier runs wrote, with the fields that are told of them and no others.
+
+    Raises ValidationError for rows of another form.
+    """
+    return [
+        StateRecord(one.table, one.id, one.author_id, one.visibility, 0, _told(one))
+        for one in _EARLIER.decode(job.earlier)
+        if one.table in _TOLD
+    ]
+
+
+def _told(record: _Earlier) -> dict[str, StateField]:
+    found = ((path, getattr(record.fields, path)) for path in _TOLD[record.table])
+    return {path: field for path, field in found if field is not None}
 
 
 class WorkerLost(Unavailable):

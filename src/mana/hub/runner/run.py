@@ -42,6 +42,7 @@ from mana.hub.runner.dialogue import (
     Job,
     PhaseNote,
     WorkerLost,
+    earlier_of,
     records_of,
 )
 from mana.hub.runner.gates import header_fits, read_header
@@ -119,7 +120,7 @@ class Run:
     async def result(self) -> Finished:
         """Return the sealed write; raise Ended where the run comes to nothing."""
         try:
-            records = records_of(self._job)
+            records, earlier = records_of(self._job), earlier_of(self._job)
         except msgspec.DecodeError:
             raise Ended("skipped", "malformed") from None
         self._records = {f"{record.table}:{record.id}": record for record in records}
@@ -132,7 +133,6 @@ class Run:
         mission = self._mission(views[f"{MISSIONS.name}:{job.mission_id}"], header.grant_id)
         agent = self._agent(views)
         chosen = self._chosen(agent, header, keys)
-        earlier = [record for record in records if record.table in (ITERATIONS.name, STEPS.name)]
         named = await self._announced(header, mission, earlier)
         inputs = await self._inputs(named, keys)
         history = await self._history(earlier, keys)
