@@ -487,6 +487,9 @@ class FakeDevice(FakeWork, FakeDeciding):
         self._hub()
         self.set_mission(mission_id, hold="", hold_words="", failures=0, failure="")
 
+    async def agree_to_caps(self, mission_id: str) -> None:
+        self.set_mission(mission_id, raised_words="")
+
     def set_mission(self, mission_id: str, **fields: Any) -> None:
         """Let a mission stand otherwise: errored, with other runs."""
         self.mission_views[mission_id] = replace(self.mission_views[mission_id], **fields)

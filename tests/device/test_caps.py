@@ -11,6 +11,8 @@ from mana.device.desk import Device
 from mana.device.grants import ConsentStale, HeaderRefused
 from mana.domain.clock import parse_iso_ms
 from mana.domain.grants import GrantCaps, GrantHeader
+from mana.domain.money import FREE
+from mana.planning.ports import BudgetExceeded, ModelCall
 from mana.testing.postgres import Database
 from tests.device.household import (
     Household,
@@ -112,3 +114,38 @@ async def test_alone_nobody_else_sets_a_cap(home: Household) -> None:
     mission, _, _ = await planned_mission(ada, tokens_per_day_max=5_000)
     await ada.grant(mission)
     assert (await active(ada)).caps is None
+
+
+async def test_what_runs_on_a_device_is_paid_as_its_person_agreed(home: Household) -> None:
+    """A member raises the cap of a mission that runs on another's device: until that person agrees,
+    the hub reserves within the old one, and what was agreed to stands through a lower one between."""
+    ada, bob = await team(home)
+    mission, _, _ = await planned_mission(ada, runs_on="device", tokens_per_day_max=1_000)
+    assert (await ada.mission(mission)).raised_words == ""
+    await ada.sync_now()
+    await bob.sync_now()
+    assert await reserved(ada, mission, 1_000) == 1_000
+    await edit(bob, ada, mission, 500)
+    assert (await ada.mission(mission)).raised_words == ""
+    await edit(bob, ada, mission, 9_000)
+    assert "raised a limit" in (await ada.mission(mission)).raised_words
+    with pytest.raises(BudgetExceeded) as refused:
+        await reserved(ada, mission, 1)
+    assert (refused.value.cap, refused.value.left) == (1_000, 0)
+    await ada.agree_to_caps(mission)
+    assert (await ada.mission(mission)).raised_words == ""
+    assert await reserved(ada, mission, 9_000) == 8_000
+    await edit(bob, ada, mission, 50_000)
+    await edit(ada, bob, mission, 20_000)
+    assert (await ada.mission(mission)).raised_words == ""
+    assert await reserved(ada, mission, 9_000) == 9_000
+
+
+async def reserved(device: Device, mission_id: str, tokens: int) -> int:
+    """Return how many tokens a call of a run on this device is granted."""
+    of = operations(device)
+    mission = await of.opened.mission(mission_id)
+    purse = await of.runner._purse(mission, await of.opened.agent(mission.agent_id))
+    call = ModelCall("https://model.test", "some", FREE)
+    got = await of.runner._budgets.reserve(purse, 0, tokens, call)
+    return got.completion_tokens_max

@@ -476,6 +476,9 @@ class FakeDevice(FakeWork, FakeDeciding, FakeSpaces):
     async def resume_mission(self, mission_id: str) -> None:
         self._set(mission_id, hold="", failures=0, failure="", failure_words="")
 
+    async def agree_to_caps(self, mission_id: str) -> None:
+        self._set(mission_id, raised_words="")
+
     def _propose(self, mission: MissionView, *, at: int | None = None) -> str:
         iteration = self._id("iteration")
         at = at or now()

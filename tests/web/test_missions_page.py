@@ -267,7 +267,7 @@ async def test_a_mission_on_change_says_when_it_would_run() -> None:
         assert "not before" not in words
         device._set(mission, on_change=OnChange(None, None, now() + HOUR))
         words = said(await client.get(path))
-        assert re.search(r"rested for 5 minutes, and not before .*\d\d:\d\d", words)
+        assert re.search(r"rested for 5 minutes, and not before \d\d:\d\d", words)
         assert "Nobody has changed an input yet." in words
         device._set(mission, on_change=OnChange(now(), now() + 5 * MINUTE, None))
         assert re.search(
@@ -333,6 +333,10 @@ async def test_a_mission_that_gave_up_is_resumed_by_one_button() -> None:
         await post(client, f"/missions/{mission}/resume")
         assert (await device.mission(mission)).hold == ""
         assert 'id="run-now"' in (await client.get(f"/missions/{mission}")).text
+        device._set(mission, raised_words="Bob raised a limit of a day.")
+        assert "Bob raised a limit" in said(await client.get(f"/missions/{mission}"))
+        await post(client, f"/missions/{mission}/agree")
+        assert 'id="raised"' not in (await client.get(f"/missions/{mission}")).text
 
 
 @pytest.mark.anyio

@@ -19,6 +19,7 @@ from typing import ClassVar, Final, TypeVar
 
 import msgspec
 
+from mana.device.caps import caps_as_set, granted_caps
 from mana.device.holders import Holder
 from mana.device.opened import Opened
 from mana.domain.agents import AGENTS, Agent
@@ -32,8 +33,9 @@ from mana.domain.errors import (
     Unauthenticated,
     Unavailable,
 )
+from mana.domain.grants import GrantCaps
 from mana.domain.missions import MISSIONS, Mission
-from mana.domain.money import Price
+from mana.domain.money import Price, smaller
 from mana.planning.budget import (
     COMPLETION_TOKENS_MIN,
     Cap,
@@ -169,21 +171,27 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Purse:
-    """Whose tokens a run spends: the mission, its agent and their space."""
+    """Whose tokens a run spends: the mission, its agent and their space.
+
+    `agreed`: what this device's person agreed to pay, whatever other members set; None where nobody
+    else sets it.
+    """
 
     space_id: str
     mission: Mission
     agent: Agent
+    agreed: GrantCaps | None = None
 
     def caps(self, account: WorkState) -> tuple[Cap, ...]:
         """Return the caps that hold, as far as they are known here; nothing is counted yet."""
+        held = caps_as_set(self.mission, self.agent).within(self.agreed or GrantCaps())
         wanted = (
-            ("mission", "tokens", self.mission.tokens_per_day_max),
-            ("agent", "tokens", self.agent.tokens_per_day_max),
-            ("account", "tokens", _smaller(account.tokens_per_day_max, account.hub_tokens_per_day_max)),
-            ("mission", "cost", self.mission.cost_per_day_max),
-            ("agent", "cost", self.agent.cost_per_day_max),
-            ("account", "cost", _smaller(account.cost_per_day_max, account.hub_cost_per_day_max)),
+            ("mission", "tokens", held.mission_tokens),
+            ("agent", "tokens", held.agent_tokens),
+            ("account", "tokens", smaller(account.tokens_per_day_max, account.hub_tokens_per_day_max)),
+            ("mission", "cost", held.mission_cost),
+            ("agent", "cost", held.agent_cost),
+            ("account", "cost", smaller(account.cost_per_day_max, account.hub_cost_per_day_max)),
         )  # fmt: skip
         return tuple(
             Cap(scope, unit, cap, 0)  # type: ignore[arg-type]
@@ -237,7 +245,7 @@ class Budgets:
         floor = prompt_tokens + min(COMPLETION_TOKENS_MIN, completion_tokens_max)
         most = prompt_tokens + completion_tokens_max
         held = self._new(purse, call.price)
-        got = await self._ask(held, most, floor)
+        got = await self._ask(held, most, floor, purse.agreed)
         if got is not None:
             reservation, tokens = got
             granted = min(completion_tokens_max, tokens - prompt_tokens)
@@ -318,7 +326,7 @@ class Budgets:
             return
         held = replace(self._new(purse, price), slice=True)
         try:
-            got = await self._ask(held, most, SLICE_TOKENS_MIN)
+            got = await self._ask(held, most, SLICE_TOKENS_MIN, purse.agreed)
         except (BudgetExceeded, PriceUnknown):
             return
         if got is not None:
@@ -393,7 +401,9 @@ class Budgets:
         with self._opening(name):
             return await self._change(change)
 
-    async def _ask(self, held: Held, most: int, least: int) -> tuple[str, int] | None:
+    async def _ask(
+        self, held: Held, most: int, least: int, agreed: GrantCaps | None
+    ) -> tuple[str, int] | None:
         """Reserve at the hub: its reservation and the tokens; None where it cannot be asked.
 
         Raises BudgetExceeded or PriceUnknown.
@@ -406,6 +416,7 @@ class Budgets:
             tokens_min=least,
             prompt_price=held.prompt_price,
             completion_price=held.completion_price,
+            caps=None if agreed is None else granted_caps(agreed),
         )
         hub = self._opened.hub
         if not await self._told(held):
@@ -557,10 +568,6 @@ def _nothing() -> None:
 def _sane(usage: Usage | None) -> Usage | None:
     """Return a usage that can be numbers of tokens."""
     return None if usage is None or counted_tokens(usage, -1) < 0 else usage
-
-
-def _smaller(one: int | None, other: int | None) -> int | None:
-    return min((cap for cap in (one, other) if cap is not None), default=None)
 
 
 def _covers(reserved: Price | None, wanted: Price | None) -> bool:

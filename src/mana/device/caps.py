@@ -7,21 +7,28 @@ stands; one that somebody else wrote counts only within what the payer has agree
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from mana.crypto.authority import Proof, signed_by
 from mana.device.opened import Opened
 from mana.domain.agents import AGENTS, Agent
-from mana.domain.grants import GrantCaps
+from mana.domain.errors import Invalid
+from mana.domain.grants import GrantCaps, caps_from_wire
 from mana.domain.missions import MISSIONS, Mission
 from mana.domain.records import Record
 from mana.domain.spaces import MEMBER_NAMES
 from mana.domain.tables import Table
+from mana.protocol.messages import GrantedCaps
 
 TOKENS: Final = "maxTokensPerDay"
 COST: Final = "maxCostPerDay"
+AGREED: Final = "agreed-caps"
+AGREED_MAX: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +49,45 @@ def caps_as_set(mission: Mission, agent: Agent) -> GrantCaps:
     )
 
 
+def granted_caps(caps: GrantCaps) -> GrantedCaps:
+    """Return caps as the hub is asked for them."""
+    return msgspec.convert(caps.to_wire(), GrantedCaps)
+
+
 async def caps_agreed(
     opened: Opened, mission: Mission, agent: Agent, before: GrantCaps
 ) -> GrantCaps:
-    """Return the caps that hold for this account, which had agreed to those of `before`."""
+    """Return what this account agreed to: what it has set since, else what it had agreed to before."""
     now = caps_as_set(mission, agent)
-    held = now.within(before)
     of_mission, of_agent = (MISSIONS, mission.id), (AGENTS, agent.id)
     return GrantCaps(
-        now.mission_tokens if await _is_own(opened, *of_mission, TOKENS) else held.mission_tokens,
-        now.mission_cost if await _is_own(opened, *of_mission, COST) else held.mission_cost,
-        now.agent_tokens if await _is_own(opened, *of_agent, TOKENS) else held.agent_tokens,
-        now.agent_cost if await _is_own(opened, *of_agent, COST) else held.agent_cost,
+        now.mission_tokens if await _is_own(opened, *of_mission, TOKENS) else before.mission_tokens,
+        now.mission_cost if await _is_own(opened, *of_mission, COST) else before.mission_cost,
+        now.agent_tokens if await _is_own(opened, *of_agent, TOKENS) else before.agent_tokens,
+        now.agent_cost if await _is_own(opened, *of_agent, COST) else before.agent_cost,
     )
+
+
+async def caps_here(opened: Opened, mission: Mission, agent: Agent) -> GrantCaps | None:
+    """Return what the person of this device agreed to for runs here; None where nobody else sets it.
+
+    Before anything was agreed to, it is what stands when the device first looks: the person placed
+    the mission here.
+    """
+    if not opened.book.keys.shared:
+        return None
+    kept = await _kept(opened)
+    known = kept.get(mission.id)
+    before = caps_as_set(mission, agent) if known is None else known
+    agreed = await caps_agreed(opened, mission, agent, before)
+    if agreed != known:
+        await _keep(opened, {**kept, mission.id: agreed})
+    return agreed
+
+
+async def agree_to_caps(opened: Opened, mission: Mission, agent: Agent) -> None:
+    """Let the caps as they are now hold for runs on this device."""
+    await _keep(opened, {**await _kept(opened), mission.id: caps_as_set(mission, agent)})
 
 
 async def caps_raised(
@@ -77,6 +110,21 @@ async def caps_raised(
             if account != opened.account_id:
                 return await _name(opened, account)
     return None
+
+
+async def _kept(opened: Opened) -> dict[str, GrantCaps]:
+    """Return what was agreed to by mission, as far as it can be read."""
+    kept = await opened.book.kept(AGREED)
+    found: dict[str, GrantCaps] = {}
+    for mission_id, wire in kept.items() if isinstance(kept, dict) else ():
+        with contextlib.suppress(Invalid):
+            found[mission_id] = caps_from_wire(wire)
+    return found
+
+
+async def _keep(opened: Opened, agreed: Mapping[str, GrantCaps]) -> None:
+    newest = list(agreed.items())[-AGREED_MAX:]
+    await opened.book.keep(AGREED, {mission_id: caps.to_wire() for mission_id, caps in newest})
 
 
 async def _is_own(opened: Opened, table: Table, record_id: str, path: str) -> bool:

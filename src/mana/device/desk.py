@@ -362,6 +362,10 @@ class Device:
         """
         await self._of.missions.edit(mission_id, fields)
 
+    async def agree_to_caps(self, mission_id: str) -> None:
+        """Let the caps that a mission has now hold for its runs on this device, whoever set them."""
+        await self._of.missions.agree_to_caps(mission_id)
+
     async def delete_mission(self, mission_id: str) -> None:
         """Delete a mission and revoke its grant."""
         await self._of.missions.delete(mission_id)

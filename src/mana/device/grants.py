@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
-import msgspec
-
 from mana.crypto.envelope import is_envelope, parse_envelope
 from mana.crypto.grants import GrantHashes, end_grant, seal_grant
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.runners import RunnerPublicKey
-from mana.device.caps import caps_agreed, caps_as_set, caps_raised
+from mana.device.caps import caps_agreed, caps_as_set, caps_raised, granted_caps
 from mana.device.consent import consent_lines
 from mana.device.granted_models import GrantedModels, granted_models
 from mana.device.hub_news import HubNews
@@ -60,7 +58,6 @@ from mana.models.choose import ModelUnknown
 from mana.protocol.errors import ZeroKnowledgeActive
 from mana.protocol.messages import (
     GrantCompletion,
-    GrantedCaps,
     GrantInfo,
     GrantRequest,
     RevokeGrant,
@@ -352,7 +349,7 @@ class Grants:
             space_id=self._opened.space,
             agent_id=asked.agent_id,
             suite=SUITE,
-            caps=None if asked.caps is None else msgspec.convert(asked.caps.to_wire(), GrantedCaps),
+            caps=None if asked.caps is None else granted_caps(asked.caps),
         )
 
     def _caps(self, mission: Mission, agent: Agent) -> GrantCaps | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final, TypedDict
 
+from mana.device.caps import agree_to_caps, caps_here, caps_raised
 from mana.device.cases import flags_of
 from mana.device.due import arranged_ms, changed_ms, next_ms
 from mana.device.grants import Grants
@@ -348,6 +349,25 @@ class Missions:
             failure_words=reason_words("failed", failure) if failure else "",
             on_change=change,
             cap_wait=cap,
+            raised_words=await self._raised(mission, agent) if runs_here else "",
+        )
+
+    async def agree_to_caps(self, mission_id: str) -> None:
+        """Let the caps that a mission and its agent have now hold for its runs on this device."""
+        mission = await self._opened.mission(mission_id)
+        await agree_to_caps(self._opened, mission, await self._opened.agent(mission.agent_id))
+
+    async def _raised(self, mission: Mission, agent: Agent | None) -> str:
+        """Return that another member raised a cap of what runs here; empty if nobody did."""
+        agreed = None if agent is None else await caps_here(self._opened, mission, agent)
+        if agent is None or agreed is None:
+            return ""
+        name = await caps_raised(self._opened, mission, agent, agreed)
+        if name is None:
+            return ""
+        return (
+            f"{name or 'Another member'} raised a limit of a day. "
+            "For runs on this device yours holds until you agree."
         )
 
     def next_moments(self, mission: Mission, view: View) -> tuple[int, ...]:

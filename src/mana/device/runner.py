@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Final, TypeVar
 
 from mana.device.budgets import Budgets, HubNeeded, Purse, RunBudget
+from mana.device.caps import caps_here
 from mana.device.due import arranged_ms, change_due_ms, changed_ms, due_moments, next_ms
 from mana.device.errors import Locked
 from mana.device.executing import Executing
@@ -76,12 +77,13 @@ class NotRunHere(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """A run that may begin: its mission as it is now, its agent, and the models that it may call."""
+    """A run that may begin: its mission as it is now, its agent, the models and what pays them."""
 
     mission: Mission
     view: View
     agent: Agent
     models: tuple[Candidate, ...]
+    purse: Purse
     line: RunLine
 
 
@@ -263,8 +265,13 @@ class Runner:
                     now_ms = self._opened.now_ms()
                     on_change = mission.cadence.kind == "onChange"
                     due_ms = now_ms if on_change else next_ms(mission, view, now_ms)
-                    purse = Purse(self._opened.space, mission, agent)
+                    purse = await self._purse(mission, agent)
                     await self._budgets.keep_slice(purse, first.price, due_ms=due_ms)
+
+    async def _purse(self, mission: Mission, agent: Agent) -> Purse:
+        """Return what a run here is paid from, within what this device's person agreed to."""
+        agreed = await caps_here(self._opened, mission, agent)
+        return Purse(self._opened.space, mission, agent, agreed)
 
     # What is due
 
@@ -346,8 +353,9 @@ class Runner:
             models = tuple(await candidates(self._opened, agent))
         except ModelUnknown:
             return await self._settled(mission, view, line.unspent, _End("failed", "no-model"))
+        purse = await self._purse(mission, agent)
         refusal = await self._budgets.refusal(
-            Purse(self._opened.space, mission, agent),
+            purse,
             metered=any(one.model.metered for one in models),
             priced=any(one.price != FREE for one in models),
         )
@@ -357,7 +365,7 @@ class Runner:
         if begun:
             return begun
         started = replace(line, started_ms=self._opened.now_ms())
-        start = _Start(mission, view, agent, models, started)
+        start = _Start(mission, view, agent, models, purse, started)
         task = self._running[mission.id] = asyncio.create_task(self._run(start))
         task.add_done_callback(lambda ended: self._over(mission.id, ended))
         return task
@@ -371,7 +379,7 @@ class Runner:
 
     async def _run(self, start: _Start) -> RunLine:
         """Plan and write one run; return its line, which is kept in every case."""
-        budget = self._budgets.of_run(Purse(self._opened.space, start.mission, start.agent))
+        budget = self._budgets.of_run(start.purse)
         own = self._running[start.mission.id]
         watching = asyncio.create_task(self._watch(start, own))
         try:

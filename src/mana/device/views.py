@@ -465,7 +465,8 @@ class CapWait:
 class MissionView:
     """A mission with its schedule. `next_ms` are the next three due moments by the cadence;
     `hold_words` says why it waits, empty if it does not. `failures`: how often it failed in a row.
-    `on_change`: of a mission on change that is looked at by itself.
+    `on_change`: of a mission on change that is looked at by itself. `raised_words`: that another
+    member raised a cap, which this device's person has not agreed to.
     """
 
     mission_id: str
@@ -498,6 +499,7 @@ class MissionView:
     failure_words: str = ""
     on_change: OnChange | None = None
     cap_wait: CapWait | None = None
+    raised_words: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from mana.domain.encoding import Json, canonical_json
 from mana.domain.errors import Invalid
 from mana.domain.ids import require_record_id, require_space_id, require_uuid
 from mana.domain.money import COST_PER_DAY_MAX, TOKENS_PER_DAY_MAX, smaller
+from mana.domain.origins import require_endpoint
 
 LIFE_MS_MIN: Final = 60 * 60 * 1_000
 LIFE_MS_DEFAULT: Final = 7 * 24 * 60 * 60 * 1_000
@@ -153,12 +154,12 @@ def header_from_wire(value: object) -> GrantHeader:
             agent_id=require_record_id(value["agentId"]),
             tables=tuple(value["tables"]),
             record_ids=tuple(value["recordIds"]),
-            endpoints=tuple(value["endpoints"]),
+            endpoints=tuple(map(require_endpoint, value["endpoints"])),
             issued_at=value["issuedAt"],
             expires_at=value["expiresAt"],
             suite=value["suite"],
             runner_key_id=value["runnerKeyId"],
-            caps=_caps(value["caps"]) if "caps" in value else None,
+            caps=caps_from_wire(value["caps"]) if "caps" in value else None,
         )
     except KeyError as error:
         raise Invalid("grant header lacks a member") from error
@@ -173,7 +174,8 @@ def header_from_wire(value: object) -> GrantHeader:
     return header
 
 
-def _caps(value: object) -> GrantCaps:
+def caps_from_wire(value: object) -> GrantCaps:
+    """Return the caps of a wire form; raise Invalid for any other shape."""
     if not isinstance(value, dict) or set(value) != set(GrantCaps().to_wire()):
         raise Invalid("the caps of a grant are four, each a number or null")
     return GrantCaps(

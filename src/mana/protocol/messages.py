@@ -949,7 +949,8 @@ class ReserveTokens(Request, frozen=True):
     """Reserve tokens for a run on a device, for one call or for several while it is off line.
 
     Less than `tokens` may be granted, but not less than `tokens_min`. Prices are millionths of the
-    currency per million tokens; none: unknown, which a cap of costs refuses.
+    currency per million tokens; none: unknown, which a cap of costs refuses. `caps`: what the person
+    of the device agreed to pay, whatever the mission and the agent say.
     """
 
     agent_id: Short
@@ -959,6 +960,7 @@ class ReserveTokens(Request, frozen=True):
     model: Annotated[str, Meta(max_length=200)] = ""
     prompt_price: Annotated[int, Meta(ge=0, le=1_000_000_000_000)] | None = None
     completion_price: Annotated[int, Meta(ge=0, le=1_000_000_000_000)] | None = None
+    caps: GrantedCaps | None = None
 
 
 class ReservedTokens(Answer, frozen=True):

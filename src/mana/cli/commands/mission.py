@@ -198,6 +198,7 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
                 ("Next", "" if one.hold_words else ahead or _change_words(one, now_ms=now_ms)),
                 ("Missed moments", MISSED_WORDS[one.if_missed]),
                 ("Limit", cap_words(one.tokens_per_day_max, one.cost_per_day_max, currency)),
+                ("Raised", one.raised_words and f"{one.raised_words} mana mission agree ID"),
                 ("Looks at", "\n".join(one_line(cited.title) for cited in one.input_titles)),
                 ("Grant", grant_words(one.grant, now_ms=now_ms)),
                 ("Concept", one.concept),
@@ -296,6 +297,15 @@ async def resume(device: Device, named: MissionArgument) -> Answer:
     if one.state != "active":
         await device.edit_mission(one.mission_id, state="active")
     return await _changed(device, one.mission_id, "Resumed")
+
+
+@mission.command()
+@on_account()
+async def agree(device: Device, named: MissionArgument) -> Answer:
+    """Agree to limits that another member raised, for what runs on this device."""
+    one = await find_mission(device, named)
+    await device.agree_to_caps(one.mission_id)
+    return await _changed(device, one.mission_id, "Agreed to the limits of")
 
 
 @mission.command()

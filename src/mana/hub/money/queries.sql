@@ -52,3 +52,15 @@ select count(*) from mana_ai.token_usage
 select reply_max from mana_ai.token_usage
  where usage_id = $1 and space_id = $2 and mission_id = $3 and holder is not null
    and account_id = mana.current_account()
+
+-- name: lock_day
+-- In the order of every reservation, which takes the same locks again.
+select mana_ai.lock_spend('account:' || mana.current_account()),
+       mana_ai.lock_spend('agent:' || $1 || ':' || $3),
+       mana_ai.lock_spend('mission:' || $1 || ':' || $2)
+
+-- name: day
+select scope, coalesce(sum(tokens), 0) as tokens, coalesce(sum(cost), 0) as cost from mana_ai.spend
+ where space_id = $1 and hour >= (select mana_ai.day_begins())
+   and (scope = 'mission' and id = $2 or scope = 'agent' and id = $3)
+ group by scope

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from mana.domain.errors import Forbidden, Invalid, ManaError, NotFound
@@ -15,12 +16,18 @@ from mana.domain.ids import (
 )
 from mana.domain.money import Price
 from mana.hub.http.endpoints import Session
-from mana.hub.money.store import MoneyStore, Refusal, Run, Slice, Slices, Span
+from mana.hub.money.store import MoneyStore, Refusal, Run, Slice, Slices, Span, Spent
 from mana.hub.tenants import Tenant
-from mana.planning.budget import counted_slice, read_budget_reason
-from mana.planning.ports import BudgetExceeded, PriceUnknown, Usage
+from mana.planning.budget import Cap, counted_slice, fitting_all, read_budget_reason
+from mana.planning.ports import BudgetExceeded, CapScope, CapUnit, PriceUnknown, Usage
 from mana.protocol.errors import ReservationsFull
-from mana.protocol.messages import ReservedTokens, ReserveTokens, SettleTokens, UsageAnswer
+from mana.protocol.messages import (
+    GrantedCaps,
+    ReservedTokens,
+    ReserveTokens,
+    SettleTokens,
+    UsageAnswer,
+)
 
 SLICES_MAX: Final = 8
 """How many reservations a device may hold at a time for one mission."""
@@ -61,6 +68,8 @@ class MoneyService:
         async with self._store.opened(session.tenant) as slices:
             await _require_member(slices, space_id)
             holder = await slices.holder(session.session_id)
+            if asked.caps is not None and asked.tokens_min:
+                wanted = await _agreed(slices, run, wanted, asked.caps)
             found = await slices.reserve(run, wanted, holder=holder)
             if isinstance(found, Refusal):
                 raise _error(found)
@@ -97,6 +106,31 @@ class MoneyService:
 
 def _mission(space: str, mission: str) -> tuple[SpaceId, MissionId]:
     return require_space_id(space), MissionId(require_record_id(mission))
+
+
+async def _agreed(slices: Slices, run: Run, wanted: Slice, agreed: GrantedCaps) -> Slice:
+    """Return a slice as far as the caps that the device's person agreed to hold it.
+
+    Raises BudgetExceeded, PriceUnknown. What is only reported is not asked, for it was spent.
+    """
+    day = await slices.day(run)
+    mission, agent = day.get("mission", Spent()), day.get("agent", Spent())
+    sums: tuple[tuple[CapScope, CapUnit, int | None, int], ...] = (
+        ("mission", "tokens", agreed.mission_tokens, mission.tokens),
+        ("mission", "cost", agreed.mission_cost, mission.cost),
+        ("agent", "tokens", agreed.agent_tokens, agent.tokens),
+        ("agent", "cost", agreed.agent_cost, agent.cost),
+    )
+    caps = [Cap(scope, unit, cap, used) for scope, unit, cap, used in sums if cap is not None]
+    # A device splits what it holds as it likes, so the dearer of the two prices counts.
+    dearest = None if wanted.price is None else max(wanted.price.prompt, wanted.price.completion)
+    price = None if dearest is None else Price(dearest, dearest)
+    fits = wanted.tokens
+    for one in caps:
+        fits = min(fits, fitting_all(0, wanted.tokens, [one], price))
+        if fits < wanted.least:
+            raise one.exceeded()
+    return replace(wanted, tokens=fits)
 
 
 def _price(asked: ReserveTokens) -> Price | None:

@@ -227,6 +227,12 @@ class Slices:
         )
         return _answer(row, 0)
 
+    async def day(self, run: Run) -> dict[str, Spent]:
+        """Return what a mission and an agent have used in the day, by scope, and keep it so."""
+        place = (run.space_id, run.mission_id, run.agent_id)
+        await self._tx.one(_QUERIES["lock_day"], *place)
+        return {row["scope"]: _spent(row) for row in await self._tx.all(_QUERIES["day"], *place)}
+
     async def open_count(self, run: Run, holder: str) -> int:
         """Return how many reservations of the day a device has not settled, for one mission."""
         found: int = await self._tx.value(

@@ -229,6 +229,14 @@ async def resume(visit: Visiting, mission_id: Named) -> Page:
     return visit.go(visit.back(form, f"/missions/{mission_id}"), t("It goes on, as planned."))
 
 
+@post("/missions/{mission_id:str}/agree")
+async def agree(visit: Visiting, mission_id: Named) -> Page:
+    """Agree to limits that another member raised, for what runs on this device."""
+    form = await visit.form()
+    await visit.device.agree_to_caps(record_id(mission_id))
+    return visit.go(visit.back(form, f"/missions/{mission_id}"), t("Its limits hold here now."))
+
+
 @get("/missions/{mission_id:str}/grant")
 async def consent(visit: Visiting, mission_id: Named) -> Page:
     """Ask whether the mission may work while the person is away."""
@@ -297,6 +305,7 @@ ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
     run_now,
     stop_run,
     resume,
+    agree,
     consent,
     grant,
 )
