@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import importlib.metadata
 import socket
@@ -292,19 +293,22 @@ def _own_routes(others: Sequence[Endpoint]) -> list[Endpoint]:
         version = importlib.metadata.version("mana")
     except importlib.metadata.PackageNotFoundError:
         version = "0"  # run from a source tree that was not installed
-    described: list[bytes] = []
+
+    @functools.cache
+    def described() -> bytes:
+        # Asked for by few, and it takes a third of the wiring: made when it is asked for.
+        return encode(openapi([*others, *own], version=version))
 
     async def health(_call: Call) -> Reply:
         return Health(ok=True, service="mana-hub", version=version)
 
     async def document(_call: Call) -> Reply:
-        return Document(described[0])
+        return Document(described())
 
     own = [
         Endpoint("GET", "/health", health, "Is it up", answer=Health, signed_in=False),
         Endpoint("GET", "/api/v1/openapi.json", document, "This description", signed_in=False),
     ]
-    described.append(encode(openapi([*others, *own], version=version)))
     return own
 
 

@@ -96,6 +96,8 @@ def _handler(
             media_type = endpoint.media_type
         return Response(body, status_code=endpoint.status, media_type=media_type, headers=_HEADERS)
 
+    # As types and not as texts, which the framework would compile again for every path.
+    handle.__annotations__ = {"request": Request[Any, Any, Any], "return": Response[Any]}
     first = next(iter(methods.values()))
     path = first.path
     for name in first.parameters:
