@@ -305,8 +305,8 @@ def lied(message: Message, lie: str) -> Message:
     if isinstance(message, AuditAsk) and lie == "reason":
         entries = [msgspec.structs.replace(one, reason=CANARY) for one in message.entries]
         return msgspec.structs.replace(message, entries=entries)
-    if isinstance(message, PhaseNote) and lie == "phase":
-        return msgspec.structs.replace(message, name=CANARY)
+    if isinstance(message, Finished) and lie == "phase":
+        return PhaseNote(message.run, CANARY)
     if isinstance(message, Finished):
         first, *rest = message.changes
         if lie == "table":

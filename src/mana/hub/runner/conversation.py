@@ -35,6 +35,7 @@ from mana.planning.ports import (
 )
 
 NOTES_EVERY_S: Final = 0.25
+"""How long a run goes on before its runner is told where it stands, and again after that."""
 NO_PRICE: Final = "no-price"
 
 
@@ -144,12 +145,16 @@ class AskedBudget:
 
 
 class ToldProgress:
-    """Tells the runner how far the run is: each new phase, and numbers now and then."""
+    """Tells the runner how far the run is: where it stands when a quarter of a second has passed.
 
-    def __init__(self, line: Line) -> None:
+    What is over by then was nothing that anybody could look at. `traced`: each phase as it begins.
+    """
+
+    def __init__(self, line: Line, *, traced: bool = False) -> None:
         self._line = line
+        self._traced = traced
         self._moment = Moment("")
-        self._told_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     def phase(self, name: str) -> None:
         """Say that the run entered a phase."""
@@ -158,21 +163,27 @@ class ToldProgress:
 
     def moment(self, moment: Moment) -> None:
         """Say how far the run is by now."""
-        now_s = _now_s()
-        is_due = moment.phase != self._moment.phase or now_s - self._told_s >= NOTES_EVERY_S
+        is_new = moment.phase != self._moment.phase
         self._moment = moment
-        if is_due:
-            self._told_s = now_s
-            self._line.tell(
-                PhaseNote(
-                    self._line.run,
-                    moment.phase,
-                    moment.round,
-                    moment.tool_calls,
-                    moment.steps,
-                    moment.heard,
-                )
+        if self._traced and is_new:
+            self._tell()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(NOTES_EVERY_S, self._tell)
+
+    def close(self) -> None:
+        """Tell nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tell(self) -> None:
+        self.close()
+        told = self._moment
+        self._line.tell(
+            PhaseNote(
+                self._line.run, told.phase, told.round, told.tool_calls, told.steps, told.heard
             )
+        )
 
 
 def _now_s() -> float:

@@ -55,10 +55,14 @@ class GrantMaterial(msgspec.Struct, frozen=True):
 
 
 class Setup(Message, frozen=True):
-    """What holds for every run of a worker; its first message, and sent once."""
+    """What holds for every run of a worker; its first message, and sent once.
+
+    `traced`: each phase of a run is told as it begins, however short it is.
+    """
 
     hub_key: str
     models: ModelSettings
+    traced: bool = False
 
 
 class OpeningKey(Message, frozen=True):

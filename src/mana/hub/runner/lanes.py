@@ -112,7 +112,11 @@ class Lanes:
         """Return what every worker is told first."""
         now_s = time.monotonic()
         if self._setup is None or now_s - self._setup_s >= _SETUP_S:
-            self._setup = Setup(self._crew.setting.hub_key(), self._crew.setting.models)
+            self._setup = Setup(
+                self._crew.setting.hub_key(),
+                self._crew.setting.models,
+                traced=self._crew.tracing.is_on,
+            )
             self._setup_s = now_s
         return self._setup
 

@@ -101,8 +101,10 @@ class Run:
         runner: RunnerPrivateKey,
         hub: VerifyKey,
         space: Space,
+        traced: bool = False,
     ) -> None:
         self._line = line
+        self._traced = traced
         self._job = job
         self._models = models
         self._operators: Sequence[str] = ()
@@ -357,6 +359,7 @@ class Run:
             today=today,
             tokens_today=job.tokens_today,
         )
+        progress = ToldProgress(self._line, traced=self._traced)
         try:
             return await run(
                 plan_input,
@@ -366,7 +369,7 @@ class Run:
                 space_policy=self._space_policy(),
                 records=Snapshot(load, new_id, today, now),
                 budget=AskedBudget(self._line),
-                progress=ToldProgress(self._line),
+                progress=progress,
                 iteration_id=self._iteration_id,
                 clock_ms=_elapsed_ms,
             )
@@ -384,6 +387,8 @@ class Run:
         except ModelFailed as error:
             asked_ms = error.retry_after_ms
             raise Ended("failed", error.kind, error.kind, retry_after_ms=asked_ms) from None
+        finally:
+            progress.close()
 
     def _shown(self, view: View) -> PlannedInput:
         kind = self._catalogue.input_kind(view.table)

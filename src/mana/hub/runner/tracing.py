@@ -63,6 +63,11 @@ class Tracing:
         self._provider = provider
         self._tracer = None if provider is None else provider.get_tracer("mana.runner")
 
+    @property
+    def is_on(self) -> bool:
+        """Say whether anybody collects spans."""
+        return self._tracer is not None
+
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[Span]:
         """Lend a span. What is raised within is told by its kind, never by its words."""

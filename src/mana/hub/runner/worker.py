@@ -77,6 +77,7 @@ class _Session:
         self._turns = asyncio.Semaphore(RUNS_MAX)
         self._set_up: SetUpModels | None = None
         self._is_ending = False
+        self._traced = False
 
     async def serve(self) -> None:
         """Take messages until the pipe ends."""
@@ -96,6 +97,7 @@ class _Session:
         match message:
             case Setup():
                 self._hub_key = VerifyKey(unb64(message.hub_key))
+                self._traced = message.traced
                 if self._models is None:
                     self._models = self._set_up = SetUpModels(message.models)
             case OpeningKey():
@@ -156,5 +158,6 @@ class _Session:
             runner=key,
             hub=self._hub_key,
             space=space,
+            traced=self._traced,
         )
         return await run.result()
