@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from mana.domain.money import FREE, Price
 from mana.models.choose import ModelUnknown, candidates, model_infos
 from mana.models.rules import ENDPOINT
 from mana.models.settings import (
+    FILE_BYTES_MAX,
     OFFLINE,
     ModelSetting,
     ModelSettings,
@@ -255,6 +257,26 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "models.toml").mkdir()
     with pytest.raises(ModelsInvalid):
         load_models(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("raw", "place"),
+    [
+        (b"a" + b".a" * 60_000 + b"=1", "line 1 "),
+        (b"[[models]]\n[" + b"a." * 1_000 + b"a]", "line 2 "),
+        (b"#" * 1_000 + b"\n" + b"a = 1\n" * 40_000, f"more than {FILE_BYTES_MAX} "),
+    ],
+)
+def test_a_file_that_would_take_minutes_is_not_parsed(
+    raw: bytes, place: str, tmp_path: Path
+) -> None:
+    """What costs a parser the square of its size is refused by its size, and told where."""
+    (tmp_path / "models.toml").write_bytes(raw)
+    began = time.process_time()
+    with pytest.raises(ModelsInvalid) as refused:
+        load_models(tmp_path, {})
+    assert place in refused.value.message
+    assert time.process_time() - began < 2
 
 
 def test_a_syntax_error_has_its_place(tmp_path: Path) -> None:

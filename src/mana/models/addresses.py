@@ -13,11 +13,9 @@ from typing import ClassVar, Final, Literal, TypeAlias
 import httpx
 
 from mana.domain.errors import Invalid
+from mana.domain.origins import USUAL_PORTS, is_host, is_origin
 
 OwnModels: TypeAlias = Literal["off", "public", "any"]
-_PORTS: Final = {"http": 80, "https": 443}
-_HOST_CHARS_MAX: Final = 253
-_LABEL_CHARS_MAX: Final = 63
 _V4_REFUSED: Final = tuple(
     ipaddress.IPv4Network(network)
     for network in (
@@ -70,7 +68,7 @@ class Endpoint:
     def origin(self) -> str:
         """Return the name that grants hold: scheme, host, and the port unless it is usual."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        usual = _PORTS[self.scheme] == self.port
+        usual = USUAL_PORTS[self.scheme] == self.port
         return f"{self.scheme}://{host}" if usual else f"{self.scheme}://{host}:{self.port}"
 
     @property
@@ -100,12 +98,12 @@ def endpoint(base: str) -> Endpoint:
     if url is None:
         raise Invalid("the model's address is not a web address")
     host = url.raw_host.decode("ascii").lower()
-    if url.scheme not in _PORTS or not host:
+    if url.scheme not in USUAL_PORTS or not host:
         raise Invalid("the model's address starts with http:// or https:// and names a host")
     if url.userinfo or url.query or url.fragment:
         raise Invalid("the model's address has no credentials, query or fragment")
-    port = _PORTS[url.scheme] if url.port is None else url.port
-    if not _is_host(host) or not 0 < port < 65_536:
+    port = USUAL_PORTS[url.scheme] if url.port is None else url.port
+    if not is_host(host) or not 0 < port < 65_536:
         raise Invalid("the model's address has a host or port that cannot be")
     path = url.path.rstrip("/")
     if not path.endswith("/v1"):
@@ -121,7 +119,7 @@ def check_own_origin(origin: str, allowed: OwnModels) -> None:
     if allowed == "off":
         raise OwnEndpointRefused("this hub calls no endpoints of people's own")
     try:
-        found: Endpoint | None = endpoint(origin)
+        found = endpoint(origin) if is_origin(origin) else None
     except Invalid:
         found = None
     if found is None or found.origin != origin:
@@ -157,11 +155,3 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(text)
     except ValueError:
         return None
-
-
-def _is_host(host: str) -> bool:
-    """Say whether a resolver can be asked for this name, and a certificate can bear it."""
-    if ":" in host:
-        return _address(host) is not None
-    labels = host.split(".")
-    return len(host) <= _HOST_CHARS_MAX and all(0 < len(one) <= _LABEL_CHARS_MAX for one in labels)

@@ -31,7 +31,9 @@ from mana.planning.ports import CONTEXT_TOKENS
 
 FILE: Final = "models.toml"
 MODELS_MAX: Final = 64
-FILE_BYTES_MAX: Final = 262_144
+FILE_BYTES_MAX: Final = 131_072
+LINE_BYTES_MAX: Final = 2_000
+"""Keys with many dots cost the parser the square of their number, and stand on one line."""
 TIMEOUT_S_MAX: Final = 3_600
 DEFAULT: Final = "default"
 OWN_MODELS: Final = "MANA_OWN_MODELS"
@@ -203,6 +205,9 @@ def parse_models(
 
 def _document(raw: bytes, file: str) -> dict[str, Any]:
     """Return the parsed file; of what the parser says only the place is kept, it may quote a key."""
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        if len(line) > LINE_BYTES_MAX:
+            raise ModelsInvalid(file, f"line {number} has more than {LINE_BYTES_MAX} bytes")
     problem = "it is not TOML"
     try:
         return tomllib.loads(raw.decode("utf-8"), parse_float=Decimal)
