@@ -243,7 +243,13 @@ async def test_a_dead_endpoint_uses_up_no_cap_of_a_device(home: Household) -> No
         (line,) = (await ada.mission(mission)).runs
         assert await hub_tokens(ada, agent) == line.tokens
         (day,) = [one for one in (await ada.usage(7)).days if one.scope == "mission"]
-        assert (day.tokens, day.unconfirmed_tokens) == (line.tokens, line.unconfirmed_tokens)
+        of_agent, of_all = await ada.agent(agent), await ada.work_state()
+        for used in (
+            (day.tokens, day.unconfirmed_tokens),
+            (of_agent.tokens_today, of_agent.unconfirmed_tokens_today),
+            (of_all.tokens_today, of_all.unconfirmed_tokens_today),
+        ):
+            assert used == (line.tokens, line.unconfirmed_tokens)
         return line
 
     waits = await try_again()

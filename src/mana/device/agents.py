@@ -307,6 +307,8 @@ class Agents:
             cost_today=spent.cost,
             model=agent.model,
             model_words=model_words,
+            unconfirmed_tokens_today=spent.unconfirmed_tokens,
+            unconfirmed_cost_today=spent.unconfirmed_cost,
         )
 
 

@@ -138,6 +138,12 @@ class Held:
         )
 
     @property
+    def cost_unconfirmed(self) -> int:
+        """Return what of `cost_counted` no model has said."""
+        unsaid = self.unconfirmed
+        return min(self.cost_of(unsaid.prompt_tokens, unsaid.completion_tokens), self.cost_counted)
+
+    @property
     def cost_counted(self) -> int:
         """Return what was spent, and what the calls under way may cost."""
         open_calls = self.calls.values()

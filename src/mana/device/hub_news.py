@@ -15,6 +15,7 @@ from mana.device.opened import Opened
 from mana.device.views import ModelView, RunnerView
 from mana.device.words import CURRENCY
 from mana.domain.errors import NotFound, Unauthenticated, Unavailable
+from mana.planning.ports import Usage
 from mana.protocol.messages import (
     GrantInfo,
     MissionsAnswer,
@@ -60,13 +61,23 @@ class Used(Protocol):
     def cost_counted(self) -> int:
         """Return what they cost."""
 
+    @property
+    def unconfirmed(self) -> Usage:
+        """Return what of the tokens no model has said."""
+
+    @property
+    def cost_unconfirmed(self) -> int:
+        """Return what those cost."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Tokens, and what they cost in millionths."""
+    """Tokens, what they cost in millionths, and how much of both no model has said."""
 
     tokens: int = 0
     cost: int = 0
+    unconfirmed_tokens: int = 0
+    unconfirmed_cost: int = 0
 
 
 class HubNews:
@@ -114,11 +125,19 @@ class HubNews:
         if answer is not None:
             for agent_id in {*answer.tokens_today, *answer.cost_today}:
                 used[agent_id] = Spent(
-                    answer.tokens_today.get(agent_id, 0), answer.cost_today.get(agent_id, 0)
+                    answer.tokens_today.get(agent_id, 0),
+                    answer.cost_today.get(agent_id, 0),
+                    answer.unconfirmed_tokens_today.get(agent_id, 0),
+                    answer.unconfirmed_cost_today.get(agent_id, 0),
                 )
         for one in await self.used_here():
             known = used.get(one.agent_id, Spent())
-            used[one.agent_id] = Spent(known.tokens + one.counted, known.cost + one.cost_counted)
+            used[one.agent_id] = Spent(
+                known.tokens + one.counted,
+                known.cost + one.cost_counted,
+                known.unconfirmed_tokens + one.unconfirmed.total,
+                known.unconfirmed_cost + one.cost_unconfirmed,
+            )
         return used
 
     async def usage(self, days: int) -> UsageAnswer | None:

@@ -69,13 +69,12 @@ class _Days:
 
     def add_held(self, held: Held, account_id: str) -> None:
         scopes = {"account": account_id, "agent": held.agent_id, "mission": held.mission_id}
-        unsaid = held.unconfirmed
         used = _Sum(
             held.counted,
             held.cost_counted,
             held.made + len(held.calls),
-            unsaid.total,
-            held.cost_of(unsaid.prompt_tokens, unsaid.completion_tokens),
+            held.unconfirmed.total,
+            held.cost_unconfirmed,
         )
         for scope, name in scopes.items():
             self.add(held.at_ms, scope, name, used)
@@ -115,7 +114,7 @@ class UsageHistory:
                     one.cost,
                     one.model_calls,
                     one.unconfirmed_tokens,
-                    min(one.unconfirmed_cost, one.cost),
+                    one.unconfirmed_cost,
                 )
                 for (day, scope, name), one in sorted(found.sums.items())
             ),

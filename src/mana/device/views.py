@@ -504,7 +504,10 @@ class MissionView:
 
 @dataclass(frozen=True, slots=True)
 class AgentView:
-    """An agent with its policy in words and its use of tokens in the last 24 hours."""
+    """An agent with its policy in words and its use of tokens in the last 24 hours.
+
+    The unconfirmed part of that is reserved, or the worst case of calls whose model never said.
+    """
 
     agent_id: str
     name: str
@@ -527,6 +530,8 @@ class AgentView:
     cost_today: int = 0
     model: str = ""
     model_words: str = ""
+    unconfirmed_tokens_today: int = 0
+    unconfirmed_cost_today: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -536,7 +541,8 @@ class WorkView:
     `stopped_ms`: since when the person has stopped all work, None if it goes on. `hub_told`: the
     hub has the same word; it is told as soon as it can be. Costs are millionths of `currency`; the
     caps of the hub's operator stand beside the person's own, and the smaller counts. `differs`: the
-    hub says something else than the person signed last.
+    hub says something else than the person signed last. The unconfirmed part of the use is reserved,
+    or the worst case of calls whose model never said.
     """
 
     stopped_ms: int | None
@@ -550,6 +556,8 @@ class WorkView:
     hub_tokens_per_day_max: int | None
     hub_cost_per_day_max: int | None
     differs: bool = False
+    unconfirmed_tokens_today: int = 0
+    unconfirmed_cost_today: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,10 @@ class Work:
             currency=known.currency,
             tokens_today=known.tokens_today + sum(held.counted for held in used),
             cost_today=known.cost_today + sum(held.cost_counted for held in used),
+            unconfirmed_tokens_today=known.unconfirmed_tokens_today
+            + sum(held.unconfirmed.total for held in used),
+            unconfirmed_cost_today=known.unconfirmed_cost_today
+            + sum(held.cost_unconfirmed for held in used),
             tokens_per_day_max=known.tokens_per_day_max,
             cost_per_day_max=known.cost_per_day_max,
             hub_tokens_per_day_max=known.hub_tokens_per_day_max,

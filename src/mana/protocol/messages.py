@@ -889,7 +889,7 @@ class WorkState(Answer, frozen=True):
     Costs are millionths of `currency`. `hub_stopped`: the operator stopped all work. The caps of the
     operator for every account stand beside the person's own; the smaller counts. `revision` counts
     what moved; `signed` is the newest word that a device signed for this `hub`, and what holds is
-    never looser.
+    never looser. The unconfirmed part of the use is reserved, or a worst case.
     """
 
     stopped_at: str | None = None
@@ -904,6 +904,8 @@ class WorkState(Answer, frozen=True):
     hub: str = ""
     revision: int = 0
     signed: SignedWork | None = None
+    unconfirmed_tokens_today: int = 0
+    unconfirmed_cost_today: int = 0
 
 
 class SetWork(Request, frozen=True):
@@ -984,11 +986,16 @@ class SettleTokens(Request, frozen=True):
 
 
 class MissionsAnswer(Answer, frozen=True):
-    """The schedule of the account's missions and the use of 24 hours by agent id."""
+    """The schedule of the account's missions and the use of 24 hours by agent id.
+
+    The unconfirmed part of it is reserved, or a worst case.
+    """
 
     missions: list[MissionStatus]
     tokens_today: dict[str, int]
     cost_today: dict[str, int] = msgspec.field(default_factory=dict)
+    unconfirmed_tokens_today: dict[str, int] = msgspec.field(default_factory=dict)
+    unconfirmed_cost_today: dict[str, int] = msgspec.field(default_factory=dict)
     work: WorkState | None = None
 
 

@@ -361,6 +361,12 @@ class GrantService:
                 missions=await ledger.statuses(LEDGER_MAX),
                 tokens_today={agent: one.tokens for agent, one in spent.items()},
                 cost_today={agent: one.cost for agent, one in spent.items()},
+                unconfirmed_tokens_today={
+                    agent: one.unconfirmed_tokens for agent, one in spent.items()
+                },
+                unconfirmed_cost_today={
+                    agent: one.unconfirmed_cost for agent, one in spent.items()
+                },
                 work=await Work(register.tx, self.place).state(),
             )
 

@@ -9,11 +9,15 @@ select * from mana_ai.settle_calls($1, $2, $3, $4, $5, $6, $7)
 select * from mana_ai.caps_of($1, $2, $3, $4) order by place
 
 -- name: agent_today
-select coalesce(sum(tokens), 0) as tokens, coalesce(sum(cost), 0) as cost from mana_ai.spend
+select coalesce(sum(tokens), 0) as tokens, coalesce(sum(cost), 0) as cost,
+       coalesce(sum(confirmed_tokens), 0) as confirmed_tokens,
+       coalesce(sum(confirmed_cost), 0) as confirmed_cost
+  from mana_ai.spend
  where scope = 'agent' and space_id = $1 and id = $2 and hour >= (select mana_ai.day_begins())
 
 -- name: agents_today
-select g.agent_id, sum(s.tokens) as tokens, sum(s.cost) as cost
+select g.agent_id, sum(s.tokens) as tokens, sum(s.cost) as cost,
+       sum(s.confirmed_tokens) as confirmed_tokens, sum(s.confirmed_cost) as confirmed_cost
   from mana.memberships m
   join mana_ai.agent_snapshots g on g.space_id = m.space_id
   join mana_ai.spend s on s.scope = 'agent' and s.space_id = g.space_id and s.id = g.agent_id
@@ -22,7 +26,10 @@ select g.agent_id, sum(s.tokens) as tokens, sum(s.cost) as cost
  group by g.agent_id
 
 -- name: account_today
-select coalesce(sum(tokens), 0) as tokens, coalesce(sum(cost), 0) as cost from mana_ai.spend
+select coalesce(sum(tokens), 0) as tokens, coalesce(sum(cost), 0) as cost,
+       coalesce(sum(confirmed_tokens), 0) as confirmed_tokens,
+       coalesce(sum(confirmed_cost), 0) as confirmed_cost
+  from mana_ai.spend
  where scope = 'account' and space_id = '' and id = mana.current_account()
    and hour >= (select mana_ai.day_begins())
 

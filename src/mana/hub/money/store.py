@@ -89,10 +89,15 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a day has taken: tokens, and costs in millionths."""
+    """What a day has taken: tokens, and costs in millionths.
+
+    Of them the unconfirmed ones are reserved, or the worst case of calls whose model never said.
+    """
 
     tokens: int = 0
     cost: int = 0
+    unconfirmed_tokens: int = 0
+    unconfirmed_cost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,4 +354,12 @@ def _caps(row: Row, by_place: dict[int, Row]) -> tuple[Cap, ...]:
 
 
 def _spent(row: Row | None) -> Spent:
-    return Spent() if row is None else Spent(int(row["tokens"]), int(row["cost"]))
+    if row is None:
+        return Spent()
+    tokens, cost = int(row["tokens"]), int(row["cost"])
+    return Spent(
+        tokens,
+        cost,
+        max(tokens - int(row["confirmed_tokens"]), 0),
+        max(cost - int(row["confirmed_cost"]), 0),
+    )

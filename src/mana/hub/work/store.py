@@ -54,6 +54,8 @@ class Work:
             currency=self.place.currency,
             tokens_today=spent.tokens,
             cost_today=spent.cost,
+            unconfirmed_tokens_today=spent.unconfirmed_tokens,
+            unconfirmed_cost_today=spent.unconfirmed_cost,
             stopped_at=None if stopped is None else iso_ms(to_ms(stopped)),
             hub_stopped=row["hub_stopped"],
             tokens_per_day_max=row["tokens_per_day_max"],
