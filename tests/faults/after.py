@@ -73,6 +73,9 @@ async def check(made: Party) -> Counter[str]:
     for here in made.worlds.values():
         await whole(here)
     noted(rows, moves, readings, calls)
+    made.odd.update(
+        f"{row['mission_id']} {row['reason']}" for row in rows if row["state"] == "failed"
+    )
     return Counter(f"{row['state']}({(row['reason'] or '').partition(':')[0]})" for row in rows)
 
 

@@ -138,6 +138,8 @@ class Party:
     """Missions that failed too often and went on from then."""
     codes: list[int | None] = field(default_factory=list)
     """How runners ended that were asked to."""
+    odd: Counter[str] = field(default_factory=Counter)
+    """By mission why occurrences failed."""
     ahead_minutes: int = 0
     """How far the database's clock is ahead by now, besides where it is for a moment."""
 

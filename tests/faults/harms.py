@@ -202,7 +202,7 @@ class Harms:
             if header.mission_id == "revoked-0" and header.space_id == here.ada.space
         ][-1]
         await here.revoke(newest)
-        await asyncio.sleep(self._while_s())
+        await asyncio.sleep(self._while_s() + 1)
         await made.granted(here, "revoked-0")
 
     async def expire(self) -> None:
@@ -214,7 +214,7 @@ class Harms:
             " where space_id = $1 and mission_id = 'expired-0' and state = 'active' returning 1",
             here.ada.space,
         )
-        await asyncio.sleep(self._while_s())
+        await asyncio.sleep(self._while_s() + 1)
         await made.granted(here, "expired-0")
 
     async def stop_account(self) -> None:

@@ -114,6 +114,7 @@ def told(seed: int, made: Party, ends: Counter[str]) -> str:
     lines = [
         f"seed {seed}: {sum(ends.values())} occurrences {dict(sorted(ends.items()))}",
         f"  harms {dict(sorted(made.done.items()))}, the clock {made.ahead_minutes} min ahead",
+        f"  failed {dict(made.odd.most_common())}",
         f"  line refused {made.line.refused}, unanswered {made.line.unanswered}",
         f"  model {dict(made.model.moods)}",
         f"  lives {[runner.lives for runner in made.runners]}",

@@ -11,21 +11,24 @@ from dataclasses import replace
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
-from mana.hub.runner import audit
+from mana.hub.db import DatabaseUnavailable
+from mana.hub.runner import audit, endings
 from mana.hub.runner.admission import Admission
 from mana.hub.runner.auditing import Auditing
 from mana.hub.runner.batches import Progressed, note_progress, renew
 from mana.hub.runner.endings import Outcome
-from mana.hub.runner.finishing import Finishing
+from mana.hub.runner.finishing import Finishing, is_own
 from mana.hub.runner.queue import End, Retry
 from mana.hub.runner.spending import Spending
 from mana.planning.ports import ModelReply, ModelRequest
 from mana.testing.models import ScriptedModel, says
 from mana.testing.postgres import Database, connected
 from tests.runner.queued import account_id, queued
-from tests.runner.world import World, now_ms, world
+from tests.runner.test_membership import shared
+from tests.runner.world import InlineWorkers, World, now_ms, world
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -56,22 +59,20 @@ class Kept:
         kind, name, lost = STAGES[stage]
         self._answer: Callable[..., Any] = getattr(kind, name)
         self._by: Any = None
-        self._asked: dict[str, Any] = {}
+        self.asked: dict[str, Any] = {}
 
         async def keeping(by: Any, asked: Sequence[Any]) -> list[Any]:
             self._by = by
             for one in asked:
                 lease = one.admitted.lease if hasattr(one, "admitted") else one
-                self._asked[lease.mission_id] = one
+                self.asked[lease.mission_id] = one
             return [lost for _ in asked]
 
         monkeypatch.setattr(kind, name, keeping)
 
     async def answers(self, *missions: str) -> list[Any]:
         """Return what the runner answers now, all in one batch."""
-        found: list[Any] = list(
-            await self._answer(self._by, [self._asked[one] for one in missions])
-        )
+        found: list[Any] = list(await self._answer(self._by, [self.asked[one] for one in missions]))
         return found
 
 
@@ -215,6 +216,113 @@ async def test_a_reading_is_noted_under_its_lease_and_grant(
         async with made.runner(Brief) as runner:
             assert (await runner.scheduler.tick()).errors == []
     assert set(held) == {"grants", "occurrences"}
+
+
+async def test_what_the_database_failed_to_take_is_handed_over_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the database is away for a moment, neither is a model asked twice nor an attempt lost."""
+    asked = 0
+
+    class Counted(Brief):
+        async def complete(self, request: ModelRequest) -> ModelReply:
+            nonlocal asked
+            asked += 1
+            return await super().complete(request)
+
+    for module, name in ((audit, "append"), (endings, "end_all")):
+        monkeypatch.setattr(module, name, away_once(getattr(module, name)))
+    async with world(database) as made:
+        await missions(made, 1)
+        async with made.runner(Counted) as runner:
+            assert (await runner.scheduler.tick()).errors == []
+        assert await rows(made, "select state, attempts from mana_ai.occurrences") == [("done", 1)]
+    assert asked == 1
+
+
+def away_once(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Return work for which the database is away at first."""
+    waiting = [DatabaseUnavailable("08006")]
+
+    async def working(*args: Any, **facts: Any) -> Any:
+        # A pass without a run has nothing to end.
+        if waiting and (facts or len(args) > 2 or args[1]):
+            raise waiting.pop()
+        return await work(*args, **facts)
+
+    return working
+
+
+async def test_the_first_iteration_counts(database: Database) -> None:
+    """An occurrence whose iteration is in the log already is done, and the iteration stays."""
+    async with world(database) as made:
+        await missions(made, 1)
+        written = "select change_id from mana.sync_changes where table_name = 'aiIterations'"
+        async with made.runner(Brief) as runner:
+            await runner.scheduler.tick()
+            first = await rows(made, written)
+            await as_owner(
+                made,
+                "update mana_ai.occurrences set state = 'queued', finished_at = null,"
+                " iteration_id = null, due_at = now()",
+            )
+            assert (await runner.scheduler.tick()).errors == []
+        assert await rows(made, "select state, fence from mana_ai.occurrences") == [("done", 2)]
+        assert len(first) == 1
+        assert await rows(made, written) == first
+
+
+async def test_a_run_writes_under_its_own_names_alone(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker hands back is a run's own only if each id and name in it is."""
+    async with world(database) as made:
+        await missions(made, 1)
+        async with made.runner() as runner:
+            kept = Kept("finish", monkeypatch)
+            await runner.scheduler.tick()
+        ending = kept.asked["mission-0"]
+    said, changed = ending.said, msgspec.structs.replace
+    assert len(said.changes) > 1
+    assert is_own(ending.admitted, said)
+    iteration, step, *rest = said.changes
+    lies: list[Any] = [
+        changed(said, iteration_id="another"),
+        changed(said, changes=[]),
+        changed(said, changes=[step, iteration, *rest]),
+        changed(said, changes=[iteration, iteration, *rest]),
+    ]
+    for one in (
+        changed(step, table="tasks"),
+        changed(step, id="another"),
+        changed(step, change_id="another"),
+        changed(step, group="another"),
+        changed(step, author_id="another"),
+        *(
+            changed(step, actor={**step.actor, name: "another"})
+            for name in ("principalId", "missionId", "iterationId")
+        ),
+    ):
+        lies.append(changed(said, changes=[iteration, one, *rest]))
+    assert [lie for lie in lies if is_own(ending.admitted, lie)] == []
+
+
+async def test_nobody_runs_under_anothers_grant(database: Database) -> None:
+    """A run in the name of one member is not given what another one granted, nor a worker."""
+    async with world(database) as made:
+        here = await shared(made)
+        assert here.bob is not None
+        await here.ready()
+        await here.run_now()
+        await as_owner(
+            made, f"update mana_ai.occurrences set account_id = '{here.bob.account.account_id}'"
+        )
+        workers = InlineWorkers(Brief)
+        async with here.runner(workers=workers) as runner:
+            await runner.scheduler.tick()
+        ends = await rows(made, "select state, reason from mana_ai.occurrences")
+        assert ends == [("skipped", "scope-mismatch")]
+        assert workers.started == 0
 
 
 async def test_who_waits_for_its_agent_has_lost_no_attempt(database: Database) -> None:
