@@ -30,6 +30,7 @@ from mana.crypto import (
     runners,
     signatures,
     vaults,
+    work,
     wrapping,
 )
 from mana.crypto.authority import facts_of, verify_log
@@ -438,6 +439,16 @@ def _device_revocation(key: str, accountId: str, deviceId: str, revokedAt: str) 
     return b64(identity.revoke_device(signing, accountId, deviceId, revokedAt).signature)
 
 
+def _work_word(key: str, word: dict[str, Any]) -> dict[str, str]:
+    said = work.WorkWord.from_wire(word)
+    signature = work.sign_work(signatures.SigningKey(raw(key)), said)
+    return {"canonical": said.canonical().decode(), "signature": b64(signature)}
+
+
+def _hub_id(key: str) -> str:
+    return work.hub_id(signatures.SigningKey(raw(key)).public())
+
+
 def _link(
     hpkeKey: str,
     deviceKey: str,
@@ -467,6 +478,8 @@ OPERATIONS: dict[str, Operation] = {
     "master-proof": _master_proof,
     "private-keys": _private_keys,
     "device-revocation": _device_revocation,
+    "work-word": _work_word,
+    "hub-id": _hub_id,
     "link": _link,
     "stamp": _stamp,
     "derived-id": lambda purpose, parts: derived_id(purpose, *parts),
@@ -576,6 +589,7 @@ HEADER = {
     "suite": "hpke-mlkem768-x25519",
     "runnerKeyId": repeated(0xCD),
 }
+CAPS = {"missionTokens": 50_000, "missionCost": None, "agentTokens": 0, "agentCost": 250_000}
 PAYLOAD = {
     "records": {f"notes:{NOTE}": {"k": b64(raw(repeated(1))), "e": "s1"}},
     "support": {f"aiMissions:{MISSION}": {"k": b64(raw(repeated(2))), "e": "s1"}},
@@ -962,6 +976,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "grants.json": [
         ("the header's bytes", "grant-header", {"header": HEADER}),
+        ("a header with caps", "grant-header", {"header": {**HEADER, "caps": CAPS}}),
         (
             "the word that a grant has ended",
             "grant-ended",
@@ -1029,6 +1044,24 @@ CASES: dict[str, list[Case]] = {
                 "wraps": [[2, "AAAA"], [3, "BBBB"]],
             },
         ),
+        (
+            "a word on an account's work",
+            "work-word",
+            {
+                "key": repeated(8),
+                "word": {
+                    "version": "v1",
+                    "accountId": ACCOUNT,
+                    "hub": repeated(0xCC),
+                    "revision": 3,
+                    "stopped": False,
+                    "tokensPerDayMax": 50_000,
+                    "costPerDayMax": None,
+                    "at": "2026-11-21T05:23:00.123Z",
+                },
+            },
+        ),
+        ("what a word calls a hub", "hub-id", {"key": repeated(9)}),
         (
             "a revoked device",
             "device-revocation",
