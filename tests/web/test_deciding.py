@@ -111,11 +111,11 @@ async def test_a_card_tells_what_its_whole_run_cost_and_what_was_found(desk: Des
     desk.device.set_step(step.step_id, tokens=1_234, cost=30_000, flags=("marker",))
     for path in ("/inbox", f"/inbox/{step.step_id}"):
         page = " ".join(re.sub(r"<[^>]+>", " ", await desk.page(path)).split())
-        assert "Cost of the whole run 1,234 tokens, 0.03 EUR, " in page, path
+        assert "Cost 1,234 tokens, 0.03 EUR, for the whole run, rules" in page, path
         assert FLAGS["marker"] in page, path
     desk.device.set_step(step.step_id, cost=None, flags=())
     page = await desk.page(f"/inbox/{step.step_id}")
-    assert "1,234 tokens, rules" in page
+    assert "1,234 tokens, for the whole run, rules" in page
     assert FLAGS["marker"] not in page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import date, timedelta
 
 import pytest
@@ -89,7 +90,8 @@ async def test_usage_is_a_picture_and_a_table() -> None:
     """What the picture shows can be read as a table too, and names are never markup."""
     host = FakeHost()
     async with visitor(app_of(host)) as client:
-        await worked(await in_demo(client, host))
+        device = await in_demo(client, host)
+        await worked(device)
         for days in ("7", "30", "90"):
             answer = await client.get(f"/usage?days={days}")
             assert answer.status_code == 200
@@ -103,6 +105,9 @@ async def test_usage_is_a_picture_and_a_table() -> None:
         assert NASTY in words
         cost = said(await client.get("/usage?show=cost&days=nonsense"))
         assert "0.25 EUR" in cost
+        assert "worst case" not in words
+        device.days = tuple(replace(one, unconfirmed_tokens=200) for one in device.days)
+        assert "200 tokens of it are a worst case" in said(await client.get("/usage?days=90"))
         assert "in 30 days" in (await client.get("/usage?days=nonsense")).text
 
 

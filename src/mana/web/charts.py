@@ -61,6 +61,8 @@ class Used:
     tokens: int
     cost: int
     model_calls: int
+    unconfirmed_tokens: int = 0
+    unconfirmed_cost: int = 0
 
 
 def chart(
@@ -98,6 +100,8 @@ def sums(lines: Iterable[UsageDay], scope: str) -> list[Used]:
                 old.tokens + line.tokens,
                 old.cost + line.cost,
                 old.model_calls + line.model_calls,
+                old.unconfirmed_tokens + line.unconfirmed_tokens,
+                old.unconfirmed_cost + line.unconfirmed_cost,
             )
     return sorted(found.values(), key=lambda one: (-one.cost, -one.tokens, one.name, one.id))
 

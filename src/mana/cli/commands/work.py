@@ -135,6 +135,14 @@ async def usage(
     blocks: list[Block] = [Rows((head, "TOKENS", "COST", "MODEL CALLS", ""), shown, flexible=4)]
     if not used.days:
         blocks = [Line("Nothing was used.", "quiet")]
+    unsaid = [one for one in used.days if one.scope == "account" and one.unconfirmed_tokens]
+    if unsaid:
+        tokens = sum(one.unconfirmed_tokens for one in unsaid)
+        cost = sum(one.unconfirmed_cost for one in unsaid)
+        blocks.append(
+            f"{used_words(tokens, cost, used.currency)} of it are a worst case: reserved, or of calls"
+            " whose model never said what it used."
+        )
     if not used.hub_answered:
         blocks.append("The hub did not answer: only what this device used is in it.")
     return Answer({"usage": used}, blocks)
