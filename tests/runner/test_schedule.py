@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mana.domain.cadences import Cadence
+from mana.domain.cadences import Cadence, next_due
 from mana.domain.clock import Stamp
 from mana.domain.encoding import Json
 from mana.domain.ids import AccountId, MissionId, SpaceId
@@ -23,7 +23,7 @@ from mana.domain.occurrences import FAILURES_MAX, MISSED_KEPT_MAX, RETRIES_MS
 from mana.hub.runner import scheduling
 from mana.hub.runner.ledger import Lease, MissionSnapshot
 from mana.hub.runner.projection import MergedFacts, project
-from mana.hub.runner.queue import End, Moment, due_ms_of
+from mana.hub.runner.queue import JITTER_MS_MAX, End, Moment, due_ms_of
 from mana.hub.runner.rebuilding import Rebuilt, rebuild_all
 from mana.hub.runner.store import Ledger
 from mana.hub.tenants import Tenant
@@ -388,6 +388,24 @@ def test_jitter_is_fixed_and_small(every: int, jitter_ms: int, due_ms: int) -> N
     assert found == due_ms_of(Moment(mission, due_ms), jitter_ms)
     assert due_ms <= found <= due_ms + min(jitter_ms, every * MINUTE_MS // 20)
     assert due_ms_of(Moment(mission, due_ms, "manual"), jitter_ms) == due_ms
+
+
+@given(
+    st.integers(0, JITTER_MS_MAX),
+    st.integers(1_700_000_000_000, 1_900_000_000_000),
+    st.sampled_from(["UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe"]),
+    st.sampled_from([Cadence("daily", at_hour=2), Cadence("weekly", at_hour=7)]),
+)
+@example(JITTER_MS_MAX, 1_774_659_600_000, "Europe/Berlin", Cadence("daily", at_hour=3))
+def test_jitter_of_days_is_small(jitter_ms: int, after_ms: int, zone: str, daily: Cadence) -> None:
+    """A day of 23 hours is put off by no more than its twentieth either."""
+    due_ms = next_due(daily, zone, anchor_ms=0, after_ms=after_ms)
+    assert due_ms is not None
+    following = next_due(daily, zone, anchor_ms=0, after_ms=due_ms)
+    assert following is not None
+    mission = MissionSnapshot(SPACE, MissionId("m"), ACCOUNT, "active", daily, zone)
+    found = due_ms_of(Moment(mission, due_ms), jitter_ms)
+    assert due_ms <= found <= due_ms + min(jitter_ms, (following - due_ms) // 20)
 
 
 @waits

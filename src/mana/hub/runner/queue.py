@@ -33,6 +33,8 @@ DUE: Final = "mana_due"
 STOP: Final = "mana_stop"
 JITTER_PART: Final = 20
 """A moment is put off by at most this part of its interval."""
+JITTER_MS_MAX: Final = 3_600_000
+"""The most that `hub_limits.jitter_ms` may be."""
 _MILLION: Final = 1_000_000
 _Q: Final = load_queries("mana.hub.runner", "queue.sql")
 
@@ -406,14 +408,22 @@ def _jitter_of(moment: Moment) -> tuple[int, int]:
     A fixed part that follows from mission and moment, so that missions of the same minute do not
     all begin in the same second, and each begins at its own, whoever asks.
     """
-    mission, due_ms = moment.mission, moment.scheduled_ms
     if moment.kind != "scheduled":
         return 0, 0
+    later = _later_of(moment)
+    mission = moment.mission
+    name = f"{mission.space_id}:{mission.mission_id}:{moment.scheduled_ms}"
+    part = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % _MILLION
+    return later, part
+
+
+def _later_of(moment: Moment) -> int:
+    """Return a part of the time until the moment that follows; 0 where no clock says when."""
+    mission, due_ms = moment.mission, moment.scheduled_ms
+    if mission.cadence.kind in ("daily", "weekly"):
+        # Of a day the part is more than the hub may put off, and to look for the next one is dear.
+        return JITTER_MS_MAX
     following = next_due(
         mission.cadence, mission.time_zone, anchor_ms=mission.anchor_ms or 0, after_ms=due_ms
     )
-    if following is None:
-        return 0, 0
-    name = f"{mission.space_id}:{mission.mission_id}:{due_ms}"
-    part = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % _MILLION
-    return (following - due_ms) // JITTER_PART, part
+    return 0 if following is None else (following - due_ms) // JITTER_PART
