@@ -50,19 +50,17 @@ def hkdf(key: bytes, *, info: bytes, salt: bytes = b"", length: int = KEY_BYTES)
 class Deriver:
     """HKDF-SHA256 from one key to many: the key is extracted once. Never shows it."""
 
-    __slots__ = ("_mac",)
+    __slots__ = ("_extracted",)
 
     def __init__(self, key: bytes) -> None:
-        self._mac = hmac.new(mac(_NO_SALT, key), digestmod="sha256")
+        self._extracted = mac(_NO_SALT, key)
 
     def __repr__(self) -> str:
         return "Deriver(…)"
 
     def derive(self, info: bytes) -> bytes:
         """Return the same 32 bytes as `hkdf(key, info=info)`."""
-        block = self._mac.copy()
-        block.update(info + b"\x01")
-        return block.digest()
+        return mac(self._extracted, info + b"\x01")
 
 
 def mac(key: bytes, message: bytes) -> bytes:

@@ -26,16 +26,16 @@ _PATTERNS: Final = (
     ("system", re.compile(r"<\s{0,8}system\b|```\s{0,8}system\b")),
     ("{{", re.compile(r"\{\{[^{}]{0,200}\}\}")),
 )
-"""Each with a word that is always in it: to look for words is much cheaper, and most texts have none."""
+"""Each with a word that is always in it: to look for words in all texts at once is much cheaper, and
+most have none."""
 
 
 def is_marked(value: Json) -> bool:
     """Say whether any text within a value bears a mark of an injected instruction, in any case."""
-    return any(_bears_mark(text.lower()) for text in _texts(value) if len(text) >= SCANNED_MIN)
-
-
-def _bears_mark(text: str) -> bool:
-    return any(word in text and pattern.search(text) for word, pattern in _PATTERNS)
+    texts = [text for text in _texts(value) if len(text) >= SCANNED_MIN]
+    together = "\n".join(texts).lower()
+    patterns = [pattern for word, pattern in _PATTERNS if word in together]
+    return any(pattern.search(text.lower()) for pattern in patterns for text in texts)
 
 
 def _texts(value: Json) -> Iterator[str]:
