@@ -115,6 +115,9 @@ async def test_the_budget_says_what_is_used_of_what(portrait: Portrait) -> None:
     assert "2.00 EUR of 2.00 EUR" in page
     assert "It is at its limit." in page
     assert page.count('<meter class="budget"') == 2
+    assert "worst case" not in page
+    await portrait.device.edit_agent(portrait.agent_id, unconfirmed_tokens_today=300)
+    assert "Of it a worst case: 300 tokens, reserved" in await portrait.page()
 
 
 async def test_what_became_of_proposals_stands_by_tool_with_reasons(portrait: Portrait) -> None:

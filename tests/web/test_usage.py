@@ -107,7 +107,9 @@ async def test_usage_is_a_picture_and_a_table() -> None:
         assert "0.25 EUR" in cost
         assert "worst case" not in words
         device.days = tuple(replace(one, unconfirmed_tokens=200) for one in device.days)
-        assert "200 tokens of it are a worst case" in said(await client.get("/usage?days=90"))
+        assert "Of it a worst case: 200 tokens, reserved" in said(
+            await client.get("/usage?days=90")
+        )
         assert "in 30 days" in (await client.get("/usage?days=nonsense")).text
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mana.cli.text import counted, when
+from mana.device.words import spent_words
 from mana.domain.errors import Invalid
 from mana.domain.money import TOKENS_PER_DAY_MAX, amount_words, cost_of
 
@@ -66,8 +67,17 @@ def cap_wait_words(wait: CapWait, *, now_ms: int) -> str:
     return f"{wait.words} Some of it is free again {when(wait.room_ms, now_ms=now_ms)}."
 
 
-def used_words(tokens: int, cost: int, currency: str) -> str:
-    """Return what was used in words; money where there was any."""
+def used_words(
+    tokens: int,
+    cost: int,
+    currency: str,
+    *,
+    unconfirmed_tokens: int = 0,
+    unconfirmed_cost: int = 0,
+) -> str:
+    """Return what was used in words; money where there was any, and what is a worst case of it."""
+    if unconfirmed_tokens:
+        return spent_words(tokens, unconfirmed_tokens, cost, unconfirmed_cost, currency)
     words = counted(tokens, "token") if tokens == 1 else f"{tokens:,} tokens"
     return f"{words}, {amount_words(cost, currency)}" if cost else words
 

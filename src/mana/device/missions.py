@@ -403,13 +403,14 @@ class Missions:
         if not any(read_budget_reason(run.reason) for run in runs):
             return None
         work, used = await self._news.work(), await self._news.usage(_CAP_DAYS)
-        caps: dict[tuple[str, str], int | None] = {
-            ("mission", "tokens"): mission.tokens_per_day_max,
-            ("mission", "cost"): mission.cost_per_day_max,
-        }
-        if agent is not None:
-            caps["agent", "tokens"] = agent.tokens_per_day_max
-            caps["agent", "cost"] = agent.cost_per_day_max
+        caps: dict[tuple[str, str], int | None] = {}
+        # In a shared space what holds may be less than what a member has set.
+        if not self._opened.book.keys.shared:
+            caps["mission", "tokens"] = mission.tokens_per_day_max
+            caps["mission", "cost"] = mission.cost_per_day_max
+            if agent is not None:
+                caps["agent", "tokens"] = agent.tokens_per_day_max
+                caps["agent", "cost"] = agent.cost_per_day_max
         if work is not None:
             caps["account", "tokens"] = _smaller(
                 work.tokens_per_day_max, work.hub_tokens_per_day_max

@@ -145,7 +145,13 @@ async def show(device: Device, agent_name: AgentArgument) -> Answer:
     titles = {mission.mission_id: mission.title for mission in await device.missions()}
     currency = await currency_of(device)
     limit = cap_words(one.tokens_per_day_max, one.cost_per_day_max, currency)
-    used = used_words(one.tokens_today, one.cost_today, currency)
+    used = used_words(
+        one.tokens_today,
+        one.cost_today,
+        currency,
+        unconfirmed_tokens=one.unconfirmed_tokens_today,
+        unconfirmed_cost=one.unconfirmed_cost_today,
+    )
     fared = await device.acceptance(one.agent_id)
     decisions = [
         (tool_words(tool), called(names.DECISIONS, decision))

@@ -197,10 +197,17 @@ def _shown(now: WorkView, waiting: Sequence[MissionView] = (), *, now_ms: int) -
         state = f"{counted(len(waiting), 'mission')} cannot go on for a limit; others can"
     own = cap_words(now.tokens_per_day_max, now.cost_per_day_max, now.currency)
     hub = cap_words(now.hub_tokens_per_day_max, now.hub_cost_per_day_max, now.currency)
+    used = used_words(
+        now.tokens_today,
+        now.cost_today,
+        now.currency,
+        unconfirmed_tokens=now.unconfirmed_tokens_today,
+        unconfirmed_cost=now.unconfirmed_cost_today,
+    )
     pairs = [
         ("Work", state),
         ("The hub", "stopped by whoever runs it" if now.hub_stopped else ""),
-        ("Used in 24 hours", used_words(now.tokens_today, now.cost_today, now.currency)),
+        ("Used in 24 hours", used),
         ("Your limit", own or "none"),
         ("The hub's limit", hub),
     ]
