@@ -390,3 +390,23 @@ async def test_a_lost_lease_moves_nothing(database: Database) -> None:
             assert await ledger.end_all([End(third, "done")]) == {third.occurrence_id}
         await comes_back(third)
         await comes_back(replace(third, fence=third.fence + 1))
+
+
+async def test_a_lease_of_a_clock_that_was_ahead_keeps_nobody_out(database: Database) -> None:
+    """What was leased while the database's clock was ahead, by a runner that is gone, is worked on
+    once the clock is right, and given up after the last time, like any other."""
+    async with queued(database) as made:
+        await made.accounts([1])
+        await made.queue(1, 2)
+        await made.limit(runs_max=1)
+        ahead = "update mana_ai.occurrences set lease_until = now() + interval '{}'"
+        fences = []
+        for _ in range(3):
+            (lease,) = await made.lease(1)
+            fences.append((lease.occurrence_id, lease.fence))
+            await made.owner.execute(ahead.format("59 min") + " where state = 'leased'")
+            assert await made.lease(1) == []
+            await made.owner.execute(ahead.format("3 h") + " where state = 'leased'")
+        assert fences == [(fences[0][0], number) for number in (1, 2, 3)]
+        (left,) = await made.store.crashed(2)
+        assert left.occurrence_id == fences[0][0]

@@ -863,22 +863,26 @@ declare
   v_some text[];
   v_served text[];
   v_done text[] := '{}';
+  -- No runner leases for longer than an hour. What lies beyond comes from a clock that was ahead.
+  v_end timestamptz;
 begin
   perform pg_catalog.pg_advisory_xact_lock(1835101793, 3);
   v_now := pg_catalog.clock_timestamp();
+  v_end := v_now + interval '1 hour';
   select * into v_limits from mana_ai.hub_limits;
   if v_limits.stopped_at is not null then
     return;
   end if;
   select least(p_free, v_limits.runs_max - pg_catalog.count(*)) into v_free
-    from mana_ai.occurrences o where o.state = 'leased' and o.lease_until >= v_now;
+    from mana_ai.occurrences o where o.state = 'leased' and o.lease_until between v_now and v_end;
   if v_free <= 0 then
     return;
   end if;
 
   with behind as materialized (
     select o.occurrence_id, o.account_id, o.lease_until from mana_ai.occurrences o
-     where o.state = 'leased' and o.lease_until < v_now and o.attempts < p_leases_max
+     where o.state = 'leased' and o.lease_until not between v_now and v_end
+       and o.attempts < p_leases_max
        and not exists (select from mana_ai.stops s where s.occurrence_id = o.occurrence_id)
        and not exists (select from mana_ai.account_work w
                         where w.account_id = o.account_id and w.stopped_at is not null)
@@ -887,7 +891,7 @@ begin
     select b.occurrence_id, b.lease_until,
            pg_catalog.row_number() over (partition by b.account_id order by b.lease_until) as place,
            (select pg_catalog.count(*) from mana_ai.occurrences r
-             where r.state = 'leased' and r.lease_until >= v_now
+             where r.state = 'leased' and r.lease_until between v_now and v_end
                and r.account_id = b.account_id) as running
       from behind b
   ), chosen as (
@@ -907,7 +911,7 @@ begin
     -- In a statement of its own: what follows then sees all that was queued before the row was held.
     with running as materialized (
       select r.account_id, pg_catalog.count(*) as number from mana_ai.occurrences r
-       where r.state = 'leased' and r.lease_until >= v_now group by r.account_id
+       where r.state = 'leased' and r.lease_until between v_now and v_end group by r.account_id
     ), turn as materialized (
       select w.account_id, w.served_at,
              (v_limits.runs_per_account_max - coalesce(r.number, 0))::integer as room

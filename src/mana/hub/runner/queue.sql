@@ -230,7 +230,8 @@ with late as (
                       where o.occurrence_id = s.occurrence_id and o.state in ('queued', 'leased')))
 select o.*, s.occurrence_id is not null as stop from mana_ai.occurrences o
   left join mana_ai.stops s on s.occurrence_id = o.occurrence_id
- where o.state = 'leased' and o.lease_until < clock_timestamp()
+ where o.state = 'leased'
+   and o.lease_until not between clock_timestamp() and clock_timestamp() + interval '1 hour'
    and (o.attempts >= $2 or s.occurrence_id is not null)
  order by o.lease_until limit $1
 
