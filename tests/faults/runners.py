@@ -14,11 +14,11 @@ from pathlib import Path
 
 from mana.hub.db.urls import url_as
 from mana.testing.postgres import Database
-from tests.faults.processes import FULL_S, ROOT
+from tests.faults.processes import ROOT
 
 LEASE_S = 2
-START_S = 120.0
-"""On a machine that does much else beside."""
+PATIENCE_S = 120.0
+"""How long a process may take to come up, or to end, on a machine that does much else."""
 CLOCK_JUMP_S = 2 * 86_400
 IS_ON_BAD_LINE = (False, True, True, False)
 HAS_MAD_CLOCK = (False, True, False, True)
@@ -42,7 +42,7 @@ class RunnerProcess:
 
     async def start(self) -> None:
         """Start it and return when it listens; while the database is away it ends at once."""
-        async with asyncio.timeout(START_S):
+        async with asyncio.timeout(PATIENCE_S):
             while not await self._started():  # noqa: ASYNC110
                 await asyncio.sleep(0.1)  # another process has to come up first
 
@@ -93,7 +93,7 @@ class RunnerProcess:
             return None
         self.look()
         self.signal(signal.SIGTERM)
-        async with asyncio.timeout(FULL_S):
+        async with asyncio.timeout(PATIENCE_S):
             await self._over()
         return self.process.returncode
 
