@@ -64,6 +64,7 @@ def test_every_reason_of_a_run_is_a_sentence(state: str, reason: str) -> None:
     assert said.endswith(".")
     assert not said.startswith("Reason:")
     assert "-" not in reason or reason not in said
+    assert words.unread_words(reason).endswith(".")
 
 
 def test_every_state_kind_and_phase_has_a_name() -> None:

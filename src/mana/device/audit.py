@@ -22,7 +22,7 @@ from mana.device.grants import Grants
 from mana.device.opened import Opened, shortened
 from mana.device.trust import Trust
 from mana.device.views import DataAccess, Reading
-from mana.device.words import kind_words
+from mana.device.words import kind_words, unread_words
 from mana.domain.agents import AGENT_MEMORY, AGENTS
 from mana.domain.cadences import zone
 from mana.domain.clock import parse_iso_ms
@@ -325,8 +325,8 @@ def sentence(
     if row.status == "ok":
         return f"The runner read {what}{purpose}, {clock}{_use_words(row.endpoint or '', models)}."
     verb = _STATUS_WORDS.get(row.status, row.status)
-    why = f": {row.reason}" if row.reason else ""
-    return f"The runner {verb} {what}{purpose}, {clock}{why}."
+    why = f" {unread_words(row.reason)}" if row.reason else ""
+    return f"The runner {verb} {what}{purpose}, {clock}.{why}"
 
 
 def record_words(table: str, *, title: str, agent: str, mission: str, is_here: bool) -> str:

@@ -48,6 +48,11 @@ SKIPPED: Final = {
     "stopped": "All work was stopped.",
     "superseded": "A later run took its place.",
 }
+UNREAD: Final = {
+    "malformed": "It, or the key to it, cannot be read.",
+    "scope-mismatch": "The grant does not name it.",
+}
+"""Why one record was not read, where that is something else than why a run did not begin."""
 FAILED: Final = {
     "crash": "It stopped half-way three times.",
     "model": "The model gave no answer.",
@@ -148,6 +153,11 @@ def reason_words(state: str, reason: str, *, currency: str = CURRENCY) -> str:
         return budget_words(budget, currency)
     known = (FAILED, SKIPPED) if state == "failed" else (SKIPPED, FAILED)
     return known[0].get(reason) or known[1].get(reason) or f"Reason: {reason}."
+
+
+def unread_words(reason: str) -> str:
+    """Return why the runner did not read a record."""
+    return UNREAD.get(reason) or reason_words("skipped", reason)
 
 
 def budget_words(refused: BudgetRefusal, currency: str = CURRENCY) -> str:

@@ -40,9 +40,8 @@ async def audit(
     if not access.readings:
         blocks.append(Line("The runner has read nothing.", "quiet"))
     for reading in access.readings:
-        outcome = "" if reading.status == "ok" else f"  [{reading.status} {reading.reason}]"
         at = when(reading.at_ms, now_ms=now_ms)
-        blocks.append(f"{reading.seq:>6}  {at}  {one_line(reading.sentence)}{outcome}")
+        blocks.append(f"{reading.seq:>6}  {at}  {one_line(reading.sentence)}")
     if access.more and access.readings:
         oldest = min(reading.seq for reading in access.readings)
         blocks.append(Line(f"Older: mana audit --before {oldest}", "quiet"))

@@ -12,6 +12,7 @@ from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Line, Rows
 from mana.cli.spaces import option
 from mana.cli.text import counted, left, one_line
+from mana.device import names
 from mana.device.desk import Device
 from mana.device.views import Consent, GrantView
 
@@ -101,7 +102,7 @@ def grant_blocks(grants: list[GrantView], *, now_ms: int) -> list[Block]:
     rows = [
         (
             ids[one.grant_id],
-            one.state if one.own else f"{one.state}, another's",
+            _state_words(one),
             left(one.expires_ms, now_ms=now_ms) if one.state == "active" else "",
             counted(len(one.titles), "record"),
             one.mission_title,
@@ -109,6 +110,11 @@ def grant_blocks(grants: list[GrantView], *, now_ms: int) -> list[Block]:
         for one in grants
     ]
     return [Rows(("ID", "STATE", "LIFE", "READS", "MISSION"), rows, flexible=4)]
+
+
+def _state_words(one: GrantView) -> str:
+    state = names.called(names.STATES, one.state)
+    return state if one.own else f"{state}, another's"
 
 
 def _find_grant(grants: list[GrantView], named: str) -> GrantView:

@@ -388,7 +388,7 @@ def grant_words(grant: GrantView | None, *, now_ms: int) -> str:
     reads = counted(len(grant.titles), "record")
     if grant.state == "active":
         return f"reads {reads}, {left(grant.expires_ms, now_ms=now_ms)}"
-    return one_line(f"{grant.state} ({reads}) {grant.stale_reason}")
+    return one_line(f"{called(names.STATES, grant.state)} ({reads}) {grant.stale_reason}")
 
 
 async def _inputs(

@@ -10,6 +10,7 @@ from mana.cli.opening import Surroundings, on_account
 from mana.cli.output import Answer, Block, Line, Rows
 from mana.cli.spaces import called, find_space
 from mana.cli.text import one_line, when
+from mana.device import names
 from mana.device.desk import Device
 from mana.device.views import SpacePolicyView
 
@@ -36,11 +37,17 @@ async def show(device: Device, around: Surroundings, named: SpaceArgument) -> An
     blocks: list[Block] = [Line(f"Agents ask before every such tool in “{called(one)}”.")]
     if now.lifted:
         rows = [
-            (lift.tool, lift.effect, lift.name, when(lift.at_ms, now_ms=now_ms))
+            (
+                lift.tool,
+                names.called(names.EFFECTS, lift.effect),
+                lift.name,
+                when(lift.at_ms, now_ms=now_ms),
+            )
             for lift in now.lifted
         ]
         blocks = [Rows(("WITHOUT ASKING", "EFFECT", "BY", "SINCE"), rows, flexible=2)]
-    blocks.append(Line(f"Could be lifted: {', '.join(_liftable(now)) or 'nothing'}", "quiet"))
+    could = ", ".join(f"{tool} ({names.tool_words(tool)})" for tool in _liftable(now))
+    blocks.append(Line(f"Could be lifted: {could or 'nothing'}", "quiet"))
     if now.history:
         changes = [
             (when(change.at_ms, now_ms=now_ms), change.action, change.name, change.tool)
