@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mana.domain.ids import AccountId
 from mana.hub.db import Role
 from mana.hub.runner.ledger import Lease
+from mana.hub.runner.queue import Retry
 from mana.hub.runner.store import Ledger
 from mana.testing.postgres import Database, connected, opened_tenancy, run_apart
 from tests.runner.queued import Queued, account_id, by_account, queued, space_id
@@ -21,6 +22,13 @@ pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.postgres]
 waits = pytest.mark.anyio
 Step: TypeAlias = tuple[str, int, int]
+_USED: Final = """
+insert into mana_ai.token_usage
+  (account_id, space_id, agent_id, mission_id, occurrence_id, reserved, spent, cost,
+   confirmed_tokens, confirmed_cost)
+select $1, $2, 'agent', 'm-1', $3, 400, spent, spent / 10, confirmed, confirmed / 10
+  from (values (400, 0), (200, 200)) as v (spent, confirmed)
+"""
 
 
 def opened(made: Queued, account: AccountId) -> AbstractAsyncContextManager[Ledger]:
@@ -171,6 +179,27 @@ async def test_a_turn_that_came_too_soon_is_corrected(database: Database) -> Non
         wait = await made.store.wait_ms()
         assert wait is not None
         assert wait > 500_000
+
+
+@waits
+async def test_a_line_bears_what_its_tries_used(database: Database) -> None:
+    """Whether it came back from a worker that ended, waits for another try, or is over: the line of
+    an occurrence says what it has used so far, and what of that somebody confirmed.
+    """
+    async with queued(database) as made:
+        await made.accounts([1])
+        await made.queue(1, 3)
+        back, again, over = await made.lease(3)
+        for lease in (back, again, over):
+            await made.owner.execute(_USED, lease.account_id, lease.space_id, lease.occurrence_id)
+        async with opened(made, account_id(1)) as ledger:
+            await ledger.put_back(back, delay_ms=0, counted=False)
+            await ledger.retry_all([Retry(again, await ledger.now_ms(), "provider")])
+            await ledger.end(over, "failed", reason="auth")
+        rows = await made.owner.fetch(
+            "select tokens, cost, confirmed_tokens, confirmed_cost from mana_ai.occurrences"
+        )
+        assert [tuple(row) for row in rows] == [(600, 60, 200, 20)] * 3
 
 
 @waits
