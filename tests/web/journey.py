@@ -12,6 +12,12 @@ TABS_MAX = 150
 NOTE = "Remember: call the dentist by Friday.\n\nTODO: send the slides to Rita."
 RUN_MS = 60_000
 
+FOCUS_IS_SET = """
+() => document.activeElement !== document.body
+  || ![...document.querySelectorAll("[autofocus]")].some((one) => one.checkVisibility())
+"""
+"""Whether nothing is left of what a page does with the focus when it opens."""
+
 
 class Hands:
     """A person at the keyboard."""
@@ -22,6 +28,8 @@ class Hands:
     def tab_to(self, selector: str) -> None:
         """Press Tab until the element has the focus; fail if no Tab leads there."""
         expect(self.page.locator(selector).first).to_be_visible()
+        # A Tab that comes just after the page has set its focus would lead past that field.
+        self.page.wait_for_function(FOCUS_IS_SET)
         for _ in range(TABS_MAX):
             if self.page.evaluate(
                 "(selector) => Boolean(document.activeElement?.matches(selector))", selector
