@@ -28,14 +28,13 @@ from mana.hub.runner.progress import Progress
 from mana.hub.runner.queue import End
 from mana.hub.runner.shared import Append, Setting, TickStats
 from mana.hub.runner.spending import Spending
-from mana.hub.runner.store import RunnerStore
+from mana.hub.runner.store import EndedGrants, RunnerStore
 from mana.hub.runner.tracing import Tracing
 from mana.hub.runner.workers import Workers
 
 SWEEP_S: Final = 1.0
 """How often a pass looks at what ended by time: grants, and leases that nobody renewed."""
 BURIED_MAX: Final = 20
-_NOBODY: Final = "00000000-0000-0000-0000-000000000000"
 
 
 class Scheduler:
@@ -100,8 +99,8 @@ class Scheduler:
 
     async def tick(self) -> TickStats:
         """Work on all that is due, until nothing is; one pass at a time."""
-        async with self._store.work(_NOBODY) as ledger:
-            stats = TickStats(iso_ms(await ledger.now_ms()))
+        ended = await self._store.end_grants()
+        stats = TickStats(iso_ms(ended.now_ms))
         if self._is_running or self._is_draining:
             stats.errors.append("overlap-skipped")
             return stats
@@ -113,6 +112,7 @@ class Scheduler:
             # To draw a key takes a moment, and is done twice a month.
             await asyncio.to_thread(self._setting.keys.turn)
             with self._tracing.span("tick") as span:
+                await self._look(ended, stats)
                 await self._pass(stats)
                 span.note(missions=stats.due_mission_count)
         finally:
@@ -140,7 +140,6 @@ class Scheduler:
             asyncio.create_task(work)
             for work in (self._beat(), self._progress.write(), self._hear())
         ]
-        self._swept_s = time.monotonic() - SWEEP_S
         try:
             while True:
                 self._awake.clear()
@@ -157,12 +156,15 @@ class Scheduler:
         """Return what is taken now, after what ended by time was looked at."""
         if free <= 0 or self._is_draining:
             return []
-        now_s = time.monotonic()
-        if now_s - self._swept_s >= SWEEP_S:
-            self._swept_s = now_s
-            await self._setting.memory.saw_end(await self._store.end_grants())
-            await self._bury(stats)
+        if time.monotonic() - self._swept_s >= SWEEP_S:
+            await self._look(await self._store.end_grants(), stats)
         return await self._store.lease(self._setting.name, free, lease_s=self._setting.lease_s)
+
+    async def _look(self, ended: EndedGrants, stats: TickStats) -> None:
+        """Take in what ended by time: grants, and leases that nobody renewed."""
+        self._swept_s = time.monotonic()
+        await self._setting.memory.saw_end(ended.ends_ms)
+        await self._bury(stats)
 
     async def _something(self, running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
         """Wait until a run has ended or something may be due; return what ended."""

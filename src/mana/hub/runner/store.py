@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -92,6 +93,17 @@ class Ledger(Queue):
         await self.tx.execute(_QUERIES["expire_grant"], grant)
 
 
+@dataclass(frozen=True, slots=True)
+class EndedGrants:
+    """Grants that ended before their time, each with its signed end, and the database's time.
+
+    All in milliseconds.
+    """
+
+    now_ms: int
+    ends_ms: dict[str, int]
+
+
 class RunnerStore(Turns):
     """Opens the runner's transactions: for one account, or to look at what is due."""
 
@@ -148,14 +160,12 @@ class RunnerStore(Turns):
         async with self._tenancy.lease() as tx:
             yield tx
 
-    async def end_grants(self) -> dict[str, int]:
-        """End grants whose time has come, in every account, and erase their sealed keys.
-
-        Returns those that ended before their time, each with its signed end in milliseconds.
-        """
+    async def end_grants(self) -> EndedGrants:
+        """End grants whose time has come, in every account, and erase their sealed keys."""
         async with self._tenancy.lease() as tx:
+            now_ms = await Queue(tx).now_ms()
             rows = await tx.all(_QUERIES["ended_grants"])
-        return {row["grant_id"]: to_ms(row["expires_at"]) for row in rows}
+        return EndedGrants(now_ms, {row["grant_id"]: to_ms(row["expires_at"]) for row in rows})
 
 
 def registered_grant(row: Row) -> RegisteredGrant:
