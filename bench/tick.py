@@ -449,10 +449,10 @@ async def _fill(database: Database, missions: int, log_rows: int, space: str) ->
             )
         ]
         sample = await owner.fetchrow("select * from mana.accounts limit 1")
-        columns = [c for c in sample if c not in ("account_id", "login")]
+        columns = [c for c in sample.keys() if c not in ("account_id", "login", "login_key")]  # noqa: SIM118 - a row gives its values
         await owner.execute(
-            f"insert into mana.accounts (account_id, login, {', '.join(columns)})"
-            f" select id, id, {', '.join('s.' + c for c in columns)} from unnest($1::text[]) id,"
+            f"insert into mana.accounts (account_id, login, login_key, {', '.join(columns)})"
+            f" select id, id, id, {', '.join('s.' + c for c in columns)} from unnest($1::text[]) id,"
             " (select * from mana.accounts limit 1) s",
             ids,
         )
