@@ -13,8 +13,11 @@ BIN := .venv/bin
 SEEDS := 1000
 FIRST := 1
 STORMS := 1
-# One file's tests stay in one process, so that what a file shares is made once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -W error -q
+# One file's tests stay in one process, so that what a file shares is made once; the order of the
+# files is that of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -W error -q
+# Images that switch compiled files off would have every process compile Mana anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup setup-runtime run demo quick check test unit lint simulate storm bench lock format clean
 

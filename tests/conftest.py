@@ -44,7 +44,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what a test needs by the fixtures that it asks for; a browser counts as slow."""
+    """Mark what a test needs by the fixtures that it asks for; a browser counts as slow.
+
+    Files with a slow test come first, so that no process is left alone with a long one at the end.
+    """
     for item in items:
         needed = getattr(item, "fixturenames", ())
         if "browser_path" in needed:
@@ -53,6 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.postgres)
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.slow)
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session", autouse=True)
