@@ -73,6 +73,8 @@ LETTER_FUNCTIONS = [
 ]
 # Rows of all accounts that nobody asks for any more.
 SWEEPING_FUNCTIONS = ["mana_ai.sweep_old"]
+# Certificates of who has left a space, for those who stay.
+PARTING_FUNCTIONS = ["mana.former_devices"]
 # For the operator: snapshots of all accounts, made anew from the plain side of the records.
 REBUILDING_FUNCTIONS = [
     "mana_ai.hold_spaces",
@@ -87,6 +89,7 @@ DEFINERS = sorted(
         *ENDING_FUNCTIONS,
         *LETTER_FUNCTIONS,
         *LOGIN_FUNCTIONS,
+        *PARTING_FUNCTIONS,
         *REBUILDING_FUNCTIONS,
         *SWEEPING_FUNCTIONS,
         *TRIGGER_FUNCTIONS,
@@ -201,7 +204,15 @@ async def test_doors_of_log_in(database: Database) -> None:
         names = [name.partition("(")[0] for name in await security_definer_functions(owner)]
     assert names == DEFINERS
     files = {m.name for m in read_migrations() if "security definer" in m.sql.lower()}
-    assert files == {"accounts", "vault", "engine", "letters", "bounds", "snapshots"}
+    assert files == {
+        "accounts",
+        "vault",
+        "engine",
+        "letters",
+        "bounds",
+        "snapshots",
+        "former_devices",
+    }
 
 
 async def test_doors_keep_their_search_path(database: Database) -> None:

@@ -37,7 +37,7 @@ from mana.crypto.signatures import (
 )
 from mana.device.authority import verify_run
 from mana.domain.agents import AGENTS
-from mana.domain.clock import iso_ms
+from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.encoding import Json
 from mana.domain.errors import ManaError
 from mana.domain.grants import GrantHeader
@@ -449,9 +449,9 @@ class Run:
             runner_key_id=runner().public().key_id(),
         )
 
-    def verify(self) -> None:
+    def verify(self, by: Authority | None = None) -> None:
         verify_run(
-            authority(ada()),
+            by or authority(ada()),
             self.iteration,
             self.steps,
             header=self.header,
@@ -479,6 +479,64 @@ def test_a_run_of_the_granted_runner_is_obeyed() -> None:
     )
     run.steps[0] = held(step, decided)
     run.verify()
+
+
+def decided_by_bo(run: Run, *, now_ms: int) -> None:
+    """Let Bo approve the first step."""
+    decided = sealed_change(
+        bo(),
+        STEPS,
+        run.changes[1].id,
+        {"status": "approved", "decidedAt": MOMENT},
+        now_ms=now_ms,
+        space=ada().personal,
+        guards={"status": "staged"},
+        context={"missionId": MISSION},
+        author_id=ada().account_id,
+    )
+    run.steps[0] = held(run.changes[1], decided)
+
+
+def since_bo(became: Role | None, *revocations: DeviceRevocation) -> Authority:
+    """Return who decides in Ada's space after Bo, a member, left it or got another role, at
+    `LATER`."""
+    first = entry_from_wire(ada().personal.new.first.entry)
+    owner = member_of(ada(), "owner")
+    now = (owner,) if became is None else (owner, member_of(bo(), became))
+    entries = (
+        first,
+        replace(first, members=(owner, member_of(bo(), "member"))),
+        replace(first, members=now, created_at=LATER),
+    )
+    certificates = [ada().certificate, bo().certificate]
+    space = ada().personal.space_id
+    return authority_among(space, now, certificates, revocations, entries=entries)
+
+
+@pytest.mark.parametrize("became", [None, "viewer"])
+def test_what_a_member_decided_stays_decided(became: Role | None) -> None:
+    """A run keeps its proof when whoever decided a step of it leaves or may only read; what they
+    signed at that moment or later, or by a device that was revoked before, decides nothing."""
+    run = Run()
+    decided_by_bo(run, now_ms=START_MS)
+    run.verify(since_bo(became))
+    with pytest.raises(SignerRevoked):
+        run.verify(since_bo(became, revocation(bo(), iso_ms(START_MS))))
+    for now_ms in (parse_iso_ms(LATER), parse_iso_ms(LATER) + 60_000):
+        decided_by_bo(run, now_ms=now_ms)
+        with pytest.raises(NotAMember):
+            run.verify(since_bo(became))
+        run.verify(since_bo("member"))
+
+
+def test_what_goes_on_ends_with_its_member() -> None:
+    """An agent that somebody wrote who has left is obeyed no more: it would act for nobody here."""
+    change = sealed_change(
+        bo(), AGENTS, AGENT, {"state": "active"}, now_ms=START_MS, space=ada().personal
+    )
+    verify_record(since_bo("member"), held(change), AGENTS)
+    with pytest.raises(SignerUnknown):
+        verify_record(since_bo(None), held(change), AGENTS)
 
 
 def _without_step(run: Run) -> None:

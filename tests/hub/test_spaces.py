@@ -503,6 +503,34 @@ async def test_leaving(database: Database) -> None:
         assert code(await append(ada, space, alone)) == "MEMBERSHIP_REFUSED:closing"
 
 
+async def test_certificates_of_who_has_left(database: Database) -> None:
+    """Members read by which devices who has left signed what they decided, and no devices of later;
+    who has left, or was never there, reads nothing."""
+    async with served_hub(database) as served:
+        ada, bob, cem, eve = [await served.sign_up(name) for name in ("ada", "bob", "cem", "eve")]
+        space = await join(ada, await create(ada), bob)
+        path = f"/api/v1/spaces/{space.space_id}/devices"
+        step = leaving(space, bob.account, now_ms=START_MS)
+        await append(bob, space, step)
+        async with connected(database.owner_url) as owner:
+            await owner.execute(
+                "insert into mana.devices (device_id, account_id, public_key, created_at, signature,"
+                " registered_at) select 'later', account_id, public_key, created_at, signature,"
+                " registered_at + interval '1 day' from mana.devices where device_id = $1",
+                bob.account.device_id,
+            )
+        space = await join(ada, step.after, cem)
+        for who in (ada, cem):
+            found = msgspec.json.decode((await who.call("GET", path)).content, type=DevicesAnswer)
+            assert {one.device_id for one in found.devices} == {
+                one.account.device_id for one in (ada, bob, cem)
+            }
+            authority = authority_of(space.space_id, list(space.log), found.devices)
+            assert [*authority.former] == [bob.account.device_id]
+        for who in (bob, eve):
+            assert code(await who.call("GET", path)) == "NOT_FOUND"
+
+
 async def test_last_owner_stays(database: Database) -> None:
     """The last owner can hand the space on and go, but not leave it without an owner."""
     async with served_hub(database) as served:

@@ -209,7 +209,8 @@ class Authority:
     """The verified members of a space, and the devices that they certified.
 
     `revoked`: by device the moment from which on it counts no more. `entries`: the verified log,
-    which says who was what when.
+    which says who was what when. `former`: devices of members who have left; `until`: by account
+    the moment from which on it may not write any more.
     """
 
     space_id: str
@@ -217,6 +218,8 @@ class Authority:
     devices: Mapping[str, tuple[str, VerifyKey]]
     revoked: Mapping[str, str] = field(default_factory=dict)
     entries: tuple[MembershipEntry, ...] = field(default=(), repr=False)
+    former: Mapping[str, tuple[str, VerifyKey]] = field(default_factory=dict)
+    until: Mapping[str, str] = field(default_factory=dict)
 
     def writer(self, device_id: str, *, newest: str | None = None) -> tuple[str, VerifyKey]:
         """Return account and key of a device whose owner may write here; raises as `signer`."""
@@ -229,7 +232,24 @@ class Authority:
 
         Without it, a revoked device signs nothing at all. Raises SignerUnknown, SignerRevoked.
         """
-        found = self.devices.get(device_id)
+        return self._standing(device_id, self.devices.get(device_id), newest)
+
+    def writer_then(self, device_id: str, *, newest: str | None) -> tuple[str, VerifyKey]:
+        """Return account and key of a device whose owner may write here, or could at `newest`.
+
+        For what was done once and goes on by itself no more, as a decision. Raises as `signer`.
+        """
+        known = self.devices.get(device_id) or self.former.get(device_id)
+        found = self._standing(device_id, known, newest)
+        until = self.until.get(found[0])
+        if until is None or newest is None or newest[:_MOMENT] >= until:
+            self.require_writer(found[0])
+        return found
+
+    def _standing(
+        self, device_id: str, found: tuple[str, VerifyKey] | None, newest: str | None
+    ) -> tuple[str, VerifyKey]:
+        """Return a device that is known here and was not revoked by then."""
         if found is None:
             raise SignerUnknown("no member of the space certified this device")
         revoked_at = self.revoked.get(device_id)
@@ -368,10 +388,13 @@ def authority_among(
     A device may have a certificate by each identity while its account moves from one to another:
     that by the one which the log names counts. `entries` are those of the log. By them an identity
     that an account had before still takes devices off, and never puts one on, except for what a
-    device said before the account, by its identity of now, revoked it: that stays said.
+    device said before the account, by its identity of now, revoked it: that stays said. Devices of
+    who has left count for what they said before, by the identity that the log named last.
     """
-    known = {member.account_id: member for member in members}
+    present = {member.account_id: member for member in members}
     log = tuple(entries)
+    ended_writers = _former_writers(log)
+    known = {name: member for name, (member, _) in ended_writers.items()} | present
     former = _former_keys(known, log)
     # By account too: whoever is in the space could else take off somebody else's device.
     revoked: dict[tuple[str, str], str] = {}
@@ -396,7 +419,26 @@ def authority_among(
         for device, (account, _) in devices.items()
         if (account, device) in revoked
     }
-    return Authority(space_id, known, devices, ended, log)
+    return Authority(
+        space_id,
+        present,
+        {device: one for device, one in devices.items() if one[0] in present},
+        ended,
+        log,
+        {device: one for device, one in devices.items() if one[0] not in present},
+        {name: until for name, (_, until) in ended_writers.items()},
+    )
+
+
+def _former_writers(entries: Iterable[MembershipEntry]) -> dict[str, tuple[Member, str]]:
+    """Return by account who could write and may not any more: as they were, and until when."""
+    found: dict[str, tuple[Member, str]] = {}
+    before: dict[str, Member] = {}
+    for entry in entries:
+        now = {one.account_id: one for one in entry.members if can_write(one.role)}
+        found.update({name: (before[name], entry.created_at) for name in before.keys() - now})
+        before = now
+    return {name: one for name, one in found.items() if name not in before}
 
 
 def _former_keys(
@@ -507,9 +549,18 @@ def signed_by(authority: Authority, held: Proven, path: str, table: Table) -> st
 
 
 def verify_proof(
-    authority: Authority, held: Proven, change_id: str, proof: Proof, table: Table
+    authority: Authority,
+    held: Proven,
+    change_id: str,
+    proof: Proof,
+    table: Table,
+    *,
+    then: bool = False,
 ) -> None:
-    """Raise unless a writer of this space signed the change, and all of it is there."""
+    """Raise unless a writer of this space signed the change, and all of it is there.
+
+    `then`: whoever could write when it was signed is enough.
+    """
     if any(len(stated) != 2 for stated in proof.entries.values()):
         raise SignatureRejected("a proof states a stamp and a hash for each path")
     for path, (at, _) in proof.entries.items():
@@ -518,7 +569,8 @@ def verify_proof(
         if standing is None or (standing.at < at and not is_guarded(table, path)):
             raise Withheld("something that a change wrote is missing")
     newest = max((at for at, _ in proof.entries.values()), default=None)
-    account, key = authority.writer(proof.signature.signer, newest=newest)
+    writer = authority.writer_then if then else authority.writer
+    account, key = writer(proof.signature.signer, newest=newest)
     if proof.reseal:
         _require_sealed(table, proof)
     elif proof.actor.get("kind") == "user" and proof.actor.get("principalId") != account:

@@ -45,6 +45,7 @@ def verify_run(
     """Raise unless the runner of this grant wrote exactly this iteration and these steps.
 
     What devices added to a step since (a decision, its result) stems from signed changes too.
+    It stays decided though whoever decided has left: else a run would lose its proof with them.
     Guarded paths stand outside the runner's signature: what a step may do follows from its sealed
     `decision` and from policy, not from `status` alone.
     """
@@ -155,5 +156,5 @@ def _written_by_runner(
             written[path] = entry.value
     for change_id, proof in held.proofs.items():
         if proof.signature.signer != signer:
-            verify_proof(authority, held, change_id, proof, table)
+            verify_proof(authority, held, change_id, proof, table, then=True)
     return table.name, held.record.id, written

@@ -178,7 +178,8 @@ class KnownSpaces:
 
     async def meet(self, space_id: str, signers: Iterable[str]) -> None:
         """Fetch certificates if somebody signed whose device is not known here."""
-        known = self.authority(space_id).devices
+        authority = self.authority(space_id)
+        known = {**authority.devices, **authority.former}
         if any(not signer.startswith("runner:") and signer not in known for signer in signers):
             await self._refresh_certificates(space_id)
 
@@ -211,8 +212,13 @@ def _decode_devices(kept: str | None) -> DevicesAnswer:
 
 
 def _with_revoked(found: DevicesAnswer, known: DevicesAnswer | None) -> DevicesAnswer:
-    """Return what the hub says of devices, with all that was seen revoked: it unsays nothing."""
+    """Return what the hub says of devices, with all that was seen before: it unsays nothing.
+
+    A device of somebody who has left still vouches for what they decided before.
+    """
     if known is None:
         return found
     unsaid = [one for one in known.revoked if one not in found.revoked]
-    return DevicesAnswer(devices=found.devices, revoked=[*found.revoked, *unsaid])
+    named = {(one.account_id, one.device_id) for one in found.devices}
+    gone = [one for one in known.devices if (one.account_id, one.device_id) not in named]
+    return DevicesAnswer(devices=[*found.devices, *gone], revoked=[*found.revoked, *unsaid])

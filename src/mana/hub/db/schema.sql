@@ -149,6 +149,24 @@ end
 $function$;
 -- execute: mana_app
 
+CREATE OR REPLACE FUNCTION mana.former_devices(p_space text)
+ RETURNS SETOF mana.devices
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO ''
+AS $function$
+begin
+  perform pg_catalog.set_config('app.door', 'open', true);
+  return query
+    select d.* from mana.departures p
+      join mana.devices d on d.account_id = p.account_id and d.registered_at <= p.departed_at
+     where p.space_id = p_space
+       and exists (select from mana.memberships m
+                    where m.space_id = p_space and m.account_id = mana.current_account());
+end
+$function$;
+-- execute: mana_app
+
 CREATE OR REPLACE FUNCTION mana.kek_batch(p_kek_id text, p_limit integer)
  RETURNS TABLE(account_id text, kek_wrap text, kek_id text)
  LANGUAGE plpgsql
@@ -1540,6 +1558,7 @@ create table mana.departures (
 CREATE INDEX departures_of_space ON mana.departures USING btree (space_id);
 alter table mana.departures enable row level security;
 alter table mana.departures force row level security;
+create policy door on mana.departures as permissive for select to postgres using ((current_setting('app.door'::text, true) = 'open'::text));
 create policy goes on mana.departures as permissive for insert to mana_app with check ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE ((s.space_id = departures.space_id) AND (departures.account_id = ANY (s.members))))));
@@ -1567,6 +1586,7 @@ create table mana.devices (
 CREATE INDEX devices_of_account ON mana.devices USING btree (account_id);
 alter table mana.devices enable row level security;
 alter table mana.devices force row level security;
+create policy door on mana.devices as permissive for select to postgres using ((current_setting('app.door'::text, true) = 'open'::text));
 create policy own on mana.devices as permissive for all to mana_app, mana_runner using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
 create policy shared on mana.devices as permissive for select to mana_app, mana_runner using ((EXISTS ( SELECT
    FROM mana.memberships m
@@ -1793,6 +1813,7 @@ create table mana.memberships (
 CREATE INDEX memberships_of_account ON mana.memberships USING btree (account_id);
 alter table mana.memberships enable row level security;
 alter table mana.memberships force row level security;
+create policy door on mana.memberships as permissive for select to postgres using ((current_setting('app.door'::text, true) = 'open'::text));
 create policy member on mana.memberships as permissive for all to mana_app, mana_runner using ((EXISTS ( SELECT
    FROM mana.spaces s
   WHERE (s.space_id = memberships.space_id)))) with check ((EXISTS ( SELECT

@@ -35,7 +35,11 @@ select d.account_id, d.device_id, d.public_key, d.created_at, d.signature, d.for
   from mana.devices d
   join mana.memberships m on m.account_id = d.account_id
  where m.space_id = $1
- order by d.registered_at, d.device_id
+union all
+select f.account_id, f.device_id, f.public_key, f.created_at, f.signature, f.former_signature,
+       f.revoked_at, f.revocation
+  from mana.former_devices($1) f
+ order by 4, 2
 
 -- name: identity
 select signing_key, hpke_key from mana.accounts where account_id = mana.current_account()
