@@ -277,14 +277,6 @@ async def test_jsonb(probed: Tenancy) -> None:
         assert await tx.value("select $1::json", body) == body
 
 
-async def test_batches(probed: Tenancy) -> None:
-    """Many rows go in by one statement, and `all` returns them."""
-    async with probed.transaction(ADA) as tx:
-        await tx.execute_many(INSERT, [(ADA.account, n, f"w{n}") for n in range(5)])
-        rows = await tx.all("select id from probe order by id")
-    assert [row["id"] for row in rows] == [0, 1, 2, 3, 4]
-
-
 async def test_retried_until_it_fits(probed: Tenancy) -> None:
     """Two serializable transactions that collide both succeed in the end, one after the other."""
     async with probed.transaction(ADA) as tx:

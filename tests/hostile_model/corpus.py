@@ -11,10 +11,10 @@ from mana.domain.encoding import Json
 from mana.domain.policy import PRESETS, SpacePolicy
 from mana.domain.records import View
 from mana.planning.loop import Plan, run
-from mana.planning.ports import Candidate, Silent
+from mana.planning.ports import Candidate
 from mana.planning.prompt import PastIteration, PastStep
 from mana.testing.hostile_model import INJECTIONS, ObedientModel, injected, order
-from mana.testing.models import CountedBudget
+from mana.testing.models import CountedBudget, Silent
 from tests.hostile_model.modules import CATALOGUE
 from tests.planning import given
 

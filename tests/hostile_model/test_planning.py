@@ -23,9 +23,9 @@ from mana.domain.policy import (
 from mana.domain.records import View
 from mana.domain.tools import PROPOSE_MEMORY
 from mana.planning.loop import Plan, run
-from mana.planning.ports import Candidate, Silent
+from mana.planning.ports import Candidate
 from mana.testing.hostile_model import HostileModel, carried
-from mana.testing.models import CountedBudget
+from mana.testing.models import CountedBudget, Silent
 from tests.hostile_model.modules import CATALOGUE
 from tests.planning.given import (
     ITERATION,

@@ -14,12 +14,13 @@ from mana.domain.missions import Mission
 from mana.domain.policy import AGGRESSIVE, STANDARD, Policy, SpacePolicy
 from mana.domain.records import Snapshot, View
 from mana.domain.tables import Table
+from mana.planning.asking import prompt_tokens
 from mana.planning.dispatch import Caller
 from mana.planning.loop import Plan, run
-from mana.planning.ports import Budget, Candidate, Model, Progress, Silent
+from mana.planning.ports import Budget, Candidate, Model, ModelRequest, Progress
 from mana.planning.prompt import PastIteration, PlanInput, PlannedInput
 from mana.registry.catalogue import Catalogue, build_catalogue
-from mana.testing.models import CountedBudget
+from mana.testing.models import CountedBudget, Silent
 
 CATALOGUE: Catalogue = build_catalogue()
 TODAY = "2026-11-21"
@@ -107,6 +108,11 @@ def planned_inputs(views: Sequence[View] | None = None) -> tuple[PlannedInput, .
         module = CATALOGUE.module_of(held.table)
         found.append(PlannedInput(key, module, kind.title(held), kind.content(held)))
     return tuple(found)
+
+
+def worst_case(request: ModelRequest) -> int:
+    """Return the tokens that a call may cost at most."""
+    return prompt_tokens(request) + request.completion_tokens_max
 
 
 def plan_input(

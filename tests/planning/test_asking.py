@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mana.domain.money import FREE, Price
-from mana.planning.asking import prompt_tokens, worst_case
+from mana.planning.asking import prompt_tokens
 from mana.planning.ports import (
     FAILURE_KINDS,
     BudgetExceeded,
@@ -21,7 +21,7 @@ from mana.planning.ports import (
     Usage,
 )
 from mana.testing.models import CountedBudget, ScriptedModel, calling, says
-from tests.planning.given import plan
+from tests.planning.given import plan, worst_case
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,6 @@ import pytest
 
 from mana.domain.encoding import Json
 from mana.domain.policy import AGGRESSIVE, CAUTIOUS, STANDARD, Policy
-from mana.planning.asking import worst_case
 from mana.planning.guardrails import INPUT_CHARS_MAX, InputTooLarge
 from mana.planning.loop import CALLS_PER_ROUND_MAX, COMPLETION_TOKENS_MAX
 from mana.planning.ports import (
@@ -40,6 +39,7 @@ from tests.planning.given import (
     plan_input,
     some_views,
     view,
+    worst_case,
 )
 
 pytestmark = pytest.mark.anyio

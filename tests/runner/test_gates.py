@@ -15,7 +15,7 @@ from mana.domain.clock import iso_ms, parse_iso_ms
 from mana.domain.encoding import Json
 from mana.hub.runner.store import from_ms
 from mana.hub.runner.workers import ProcessWorkers
-from mana.planning.asking import worst_case
+from mana.planning.asking import prompt_tokens
 from mana.planning.ports import ModelFailed, ModelReply, ModelRequest, Usage
 from mana.testing.models import ScriptedModel, calling, says
 from mana.testing.postgres import Database, connected
@@ -385,7 +385,7 @@ async def test_a_small_cap_gets_a_shorter_reply(database: Database) -> None:
         assert await run_once(made, model=lambda: model) == ("done", "")
         (request,) = model.requests
         assert 256 <= request.completion_tokens_max < 4_096
-        assert worst_case(request) == 5_000
+        assert prompt_tokens(request) + request.completion_tokens_max == 5_000
         again = Scripted()
         assert await run_once(made, model=lambda: again) == (
             "skipped",

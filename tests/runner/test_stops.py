@@ -77,13 +77,15 @@ async def assert_told(store: RunnerStore, lease: Lease) -> None:
     assert [one.occurrence_id for one in await store.stopping(RUNNER)] == [lease.occurrence_id]
     assert await store.stopping("another") == []
     async with store.work(lease.account_id) as ledger:
-        assert await ledger.stopped([lease]) == {lease.occurrence_id}
+        held = await Batch(ledger.tx, lease.space_id).held([lease], lease.account_id)
+        assert held.stopped == {lease.occurrence_id}
 
 
 async def assert_runs(store: RunnerStore, lease: Lease) -> None:
     assert await store.stopping(RUNNER) == []
     async with store.work(lease.account_id) as ledger:
-        assert await ledger.stopped([lease]) == set()
+        held = await Batch(ledger.tx, lease.space_id).held([lease], lease.account_id)
+        assert (held.ids, held.stopped) == ({lease.occurrence_id}, set())
 
 
 async def test_one_run_is_stopped_at_once(database: Database) -> None:
@@ -270,12 +272,14 @@ async def test_stopping_waits_for_no_run(database: Database) -> None:
     async with at_work(database) as (made, store):
         lease = await leased(made, store)
         async with store.work(lease.account_id) as finishing:
-            held = await Batch(finishing.tx, lease.space_id).held([lease], lease.account_id)
+            batch = Batch(finishing.tx, lease.space_id)
+            held = await batch.held([lease], lease.account_id)
             assert (held.ids, held.stopped) == ({lease.occurrence_id}, set())
             async with asyncio.timeout(10):
                 await work(made, stopped=True)
                 await made.agent(state="paused")
-            assert await finishing.stopped([lease]) == {lease.occurrence_id}
+            held = await batch.held([lease], lease.account_id)
+            assert held.stopped == {lease.occurrence_id}
 
 
 async def test_an_errored_mission_is_resumed(database: Database) -> None:

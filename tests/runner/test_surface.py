@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -14,7 +12,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-import msgspec
 import pytest
 
 from mana.crypto.envelope import Binding, RecordKey, open_field
@@ -26,23 +23,13 @@ from mana.domain.errors import Invalid
 from mana.domain.iterations import ITERATIONS, STEPS, binding_hash
 from mana.domain.tables import Table
 from mana.hub.runner.app import Runner
-from mana.hub.runner.dialogue import (
-    AuditAsk,
-    Finished,
-    Message,
-    PhaseNote,
-    SocketChannel,
-    ToWorker,
-    WorkerLost,
-)
 from mana.hub.runner.keys import RunnerKeys, load_service_key
 from mana.hub.runner.settings import RunnerSettings
-from mana.hub.runner.worker import work
 from mana.hub.runner.workers import ProcessWorkers
 from mana.hub.runner.writeback import run_digest
 from mana.protocol.messages import StateRecord
-from mana.testing.postgres import Database, database_text
-from tests.runner.world import CANARY, InlineWorkers, World, world
+from mana.testing.postgres import Database
+from tests.runner.world import World, world
 
 pytest_plugins = ["mana.testing.plugin"]
 
@@ -253,73 +240,6 @@ def test_no_core_dumps() -> None:
         [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "(0, 0) 0"
-
-
-@pytest.mark.postgres
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    "lie",
-    [
-        "table",
-        "step",
-        "reason",
-        "phase",
-        "author_id",
-        "change_id",
-        "group",
-        "principalId",
-        "missionId",
-        "iterationId",
-    ],
-)
-async def test_worker_is_not_believed(database: Database, lie: str) -> None:
-    """A worker that was taken over writes no record but its own, and no word but ours."""
-
-    class Liar(InlineWorkers):
-        async def _work(self, end: socket.socket) -> None:
-            channel = await SocketChannel.over(end, ToWorker)
-            tell = channel.tell
-
-            def lying(message: Message) -> None:
-                tell(lied(message, lie))
-
-            channel.tell = lying  # type: ignore[method-assign]
-            try:
-                with contextlib.suppress(WorkerLost):
-                    await work(channel, model=self.model)
-            finally:
-                await channel.close()
-
-    async with world(database) as made:
-        await made.ready()
-        await made.run_now()
-        async with made.runner(workers=Liar()) as runner:
-            await runner.scheduler.tick()
-        state = await made.ada.state()
-        assert not [one for one in state.records if one.table.startswith("aiIter")]
-        assert CANARY not in await database_text(database.owner_url)
-
-
-def lied(message: Message, lie: str) -> Message:
-    """Return the message as an attacker would have it."""
-    if isinstance(message, AuditAsk) and lie == "reason":
-        entries = [msgspec.structs.replace(one, reason=CANARY) for one in message.entries]
-        return msgspec.structs.replace(message, entries=entries)
-    if isinstance(message, Finished) and lie == "phase":
-        return PhaseNote(message.run, CANARY)
-    if isinstance(message, Finished):
-        first, *rest = message.changes
-        if lie == "table":
-            first = msgspec.structs.replace(first, table="aiSteps")
-        if lie == "step":
-            rest = [msgspec.structs.replace(one, id="other-1") for one in rest]
-        if lie in ("author_id", "change_id", "group"):
-            other = "00000000-0000-4000-8000-000000000000"
-            first = msgspec.structs.replace(first, **{lie: other})
-        if lie in first.actor:
-            first = msgspec.structs.replace(first, actor={**first.actor, lie: "other"})
-        return msgspec.structs.replace(message, changes=[first, *rest])
-    return message
 
 
 @pytest.mark.postgres

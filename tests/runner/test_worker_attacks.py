@@ -19,6 +19,7 @@ from mana.hub.runner.dialogue import (
     Granted,
     Job,
     Message,
+    PhaseNote,
     ReserveAsk,
     SettleAsk,
     SocketChannel,
@@ -28,6 +29,7 @@ from mana.hub.runner.dialogue import (
 )
 from mana.hub.runner.session import RELEASES_MAX
 from mana.hub.runner.worker import work
+from mana.models.rules import Rules
 from mana.planning.ports import Model
 from mana.testing.models import ScriptedModel
 from mana.testing.postgres import Database, database_text
@@ -228,3 +230,52 @@ async def test_a_worker_does_not_get_calls_for_nothing_for_ever(database: Databa
 def test_entries_of_the_audit_are_plain() -> None:
     """What the lies above change is what an entry has."""
     assert set(AuditEntry.__struct_fields__) == {"table_name", "record_id", "status", "reason"}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "table",
+        "step",
+        "reason",
+        "phase",
+        "author_id",
+        "change_id",
+        "group",
+        "principalId",
+        "missionId",
+        "iterationId",
+    ],
+)
+async def test_what_a_worker_writes_is_not_believed(database: Database, lie: str) -> None:
+    """A worker that was taken over writes no record but its own, and no word but ours."""
+    async with world(database) as made:
+        await made.ready()
+        await made.run_now()
+        async with made.runner(workers=Liar(lambda message: lied(message, lie), Rules)) as runner:
+            await runner.scheduler.tick()
+        state = await made.ada.state()
+        assert not [one for one in state.records if one.table.startswith("aiIter")]
+        assert CANARY not in await database_text(database.owner_url)
+
+
+def lied(message: Message, lie: str) -> Message:
+    """Return the message as an attacker would have it."""
+    if isinstance(message, AuditAsk) and lie == "reason":
+        entries = [msgspec.structs.replace(one, reason=CANARY) for one in message.entries]
+        return msgspec.structs.replace(message, entries=entries)
+    if isinstance(message, Finished) and lie == "phase":
+        return PhaseNote(message.run, CANARY)
+    if isinstance(message, Finished):
+        first, *rest = message.changes
+        if lie == "table":
+            first = msgspec.structs.replace(first, table="aiSteps")
+        if lie == "step":
+            rest = [msgspec.structs.replace(one, id="other-1") for one in rest]
+        if lie in ("author_id", "change_id", "group"):
+            other = "00000000-0000-4000-8000-000000000000"
+            first = msgspec.structs.replace(first, **{lie: other})
+        if lie in first.actor:
+            first = msgspec.structs.replace(first, actor={**first.actor, lie: "other"})
+        return msgspec.structs.replace(message, changes=[first, *rest])
+    return message

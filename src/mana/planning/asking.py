@@ -188,8 +188,3 @@ def _arguments_size(arguments: Json) -> int:
 def prompt_tokens(request: ModelRequest) -> int:
     """Return the tokens that reading a request may cost at most, by the size of what is sent."""
     return estimated_tokens(request_size(request))
-
-
-def worst_case(request: ModelRequest) -> int:
-    """Return the tokens that a call may cost at most."""
-    return prompt_tokens(request) + request.completion_tokens_max

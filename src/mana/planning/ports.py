@@ -243,13 +243,3 @@ class Progress(Protocol):
 
     def moment(self, moment: Moment) -> None:
         """Say how far the run is by now; it may come often."""
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    def phase(self, name: str) -> None:
-        """Do nothing."""
-
-    def moment(self, moment: Moment) -> None:
-        """Do nothing."""

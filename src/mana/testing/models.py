@@ -1,4 +1,4 @@
-"""A model for tests that says what it is told to, and a budget that keeps its ledger."""
+"""A model for tests that says what it is told to, a budget that keeps its ledger, and progress."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mana.planning.ports import (
     ModelFailed,
     ModelReply,
     ModelRequest,
+    Moment,
     Reservation,
     Usage,
 )
@@ -91,3 +92,13 @@ class CountedBudget:
     async def release(self, reservation: str) -> None:
         """Count nothing for a call that no model worked on."""
         self.settled[reservation] = 0
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def phase(self, name: str) -> None:
+        """Do nothing."""
+
+    def moment(self, moment: Moment) -> None:
+        """Do nothing."""

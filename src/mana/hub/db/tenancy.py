@@ -13,7 +13,7 @@ import contextlib
 import enum
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
 from mana.domain.errors import Invalid
@@ -75,10 +75,6 @@ class Transaction:
         tag: str = await self._run("execute", sql, *args)
         last = tag.rpartition(" ")[2]
         return int(last) if last.isdigit() else 0
-
-    async def execute_many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
-        """Run one statement for each row of arguments."""
-        await self._run("executemany", sql, rows)
 
     async def _run(self, method: str, *args: Any) -> Any:
         return await translated(_called(self._connection, method, *args))

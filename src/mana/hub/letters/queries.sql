@@ -1,9 +1,6 @@
 -- name: one
 select * from mana.letters where account_id = mana.current_account() and address <> ''
 
--- name: lock
-select * from mana.letters where account_id = mana.current_account() for update
-
 -- name: ask
 -- Where no code may go out to this address, all else is the same.
 insert into mana.letters as l

@@ -132,11 +132,6 @@ class Instance:
         folder = self.socket_dir
         return folder is not None and probe.answers_for(folder / SOCKET_NAME, data=self.data)
 
-    def initialise(self) -> None:
-        """Make the data folder if there is none; an interrupted attempt leaves no half one."""
-        with self._locked():
-            self._initialise()
-
     def start(self, *, timeout_s: float = 60.0) -> None:
         """Start the server; fails if one runs already, use `ensure` to attach to it."""
         with self._locked():

@@ -257,15 +257,6 @@ class Queue:
 
     # What follows is the runner's, and its role alone has the rights for it.
 
-    async def stopped(self, leases: Sequence[Lease]) -> set[OccurrenceId]:
-        """Return which of these somebody has stopped: alone, with the account, or with the hub."""
-        rows = await self.tx.all(
-            _Q["stopped"],
-            [lease.occurrence_id for lease in leases],
-            [lease.account_id for lease in leases],
-        )
-        return {OccurrenceId(row["occurrence_id"]) for row in rows}
-
     async def put_back(self, lease: Lease, *, delay_ms: int, counted: bool) -> bool:
         """Queue a leased occurrence again. `counted`: the attempt was one."""
         row = await self.tx.one(

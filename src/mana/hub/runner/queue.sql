@@ -142,13 +142,6 @@ with marked as (
 )
 select count(*), pg_notify('mana_stop', ''), pg_notify('mana_due', '') from marked
 
--- name: stopped
-select o.occurrence_id from unnest($1::text[], $2::text[]) as o (occurrence_id, account_id)
- where exists (select from mana_ai.stops s where s.occurrence_id = o.occurrence_id)
-    or exists (select from mana_ai.hub_limits l where l.stopped_at is not null)
-    or exists (select from mana_ai.account_work w
-                where w.account_id = o.account_id and w.stopped_at is not null)
-
 -- name: put_back
 with back as (
   update mana_ai.occurrences o
