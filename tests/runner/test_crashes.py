@@ -20,8 +20,16 @@ from mana.testing.postgres import Database, connected
 from tests.runner.world import World, world
 
 pytest_plugins = ["mana.testing.plugin"]
-pytestmark = [pytest.mark.anyio, pytest.mark.postgres, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.postgres,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 
+MANY = 6
+OTHERS = 3
+PATIENCE_S = 90.0
 SOURCES = Path(__file__).parents[2] / "src"
 
 
@@ -58,65 +66,25 @@ async def running(made: World, **variables: str) -> AsyncIterator[asyncio.subpro
 
 async def listening(process: asyncio.subprocess.Process) -> None:
     assert process.stdout is not None
-    while line := await asyncio.wait_for(process.stdout.readline(), 30):
+    while line := await asyncio.wait_for(process.stdout.readline(), PATIENCE_S):
         if b"listens" in line:
             return
     raise AssertionError("the runner did not start")
-
-
-async def state_of(made: World) -> tuple[str, ...]:
-    return tuple(line.state for line in (await made.status()).occurrences)
-
-
-async def until(made: World, states: tuple[str, ...], seconds: float = 40) -> None:
-    async with asyncio.timeout(seconds):
-        while await state_of(made) != states:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)  # another process works; only its rows can be watched
 
 
 async def end(process: asyncio.subprocess.Process) -> int:
     """Stop a runner gently and return its exit code."""
     if process.returncode is None:
         process.send_signal(signal.SIGTERM)
-    await asyncio.wait_for(process.communicate(), 15)
+    await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert process.returncode is not None
     return process.returncode
 
 
 @pytest.mark.parametrize("point", FAIL_POINTS)
 async def test_killed_anywhere(database: Database, point: str) -> None:
-    """Killed at any named place, a run still ends as exactly one iteration, each reading noted."""
-    async with world(database) as made:
-        await made.ready()
-        async with running(made, MANA_FAIL_POINT=point) as first:
-            await made.run_now()
-            await asyncio.wait_for(first.communicate(), 30)
-            assert first.returncode == -signal.SIGKILL
-        async with running(made) as second:
-            await until(made, ("done",))
-            assert await end(second) == 0
-        state = await made.ada.state()
-        assert len([one for one in state.records if one.table == "aiIterations"]) == 1
-        async with connected(database.owner_url) as owner:
-            logged = await owner.fetchval(
-                "select count(*) from mana.sync_changes where table_name = 'aiIterations'"
-            )
-        assert logged == 1
-        rows = (await made.audit()).rows
-        follow(Chain(), rows[::-1], head_seq=rows[0].seq, head_hash=rows[0].hash)
-        assert {row.table_name for row in rows} == {"aiMissions", "agents", "notes"}
-
-
-MANY = 6
-
-
-@pytest.mark.parametrize("point", FAIL_POINTS)
-@pytest.mark.parametrize("runners", [2, 4])
-async def test_many_of_an_account_killed_anywhere(
-    database: Database, point: str, runners: int
-) -> None:
-    """Killed at any named place with many runs of an account in one worker, while others work on
-    the same: each run ends as exactly one iteration, and the audit is one whole chain."""
+    """Killed at any named place with many runs of an account in one worker, while three others work
+    on the same: each run ends as exactly one iteration, and the audit is one whole chain."""
     async with world(database) as made:
         await made.agent(maxConcurrentMissions=100)
         await made.note("note-1")
@@ -130,10 +98,10 @@ async def test_many_of_an_account_killed_anywhere(
         ):
             for name in names:
                 await made.run_now(name)
-            await asyncio.wait_for(first.communicate(), 30)
+            await asyncio.wait_for(first.communicate(), PATIENCE_S)
             assert first.returncode == -signal.SIGKILL
-            others = [await more.enter_async_context(running(made)) for _ in range(runners - 1)]
-            async with asyncio.timeout(60):
+            others = [await more.enter_async_context(running(made)) for _ in range(OTHERS)]
+            async with asyncio.timeout(PATIENCE_S):
                 while await states_of(made) != {"done": MANY}:  # noqa: ASYNC110
                     await asyncio.sleep(0.2)
             for other in others:
@@ -146,6 +114,7 @@ async def test_many_of_an_account_killed_anywhere(
         assert [row["number"] for row in logged] == [1] * MANY
         rows = (await made.audit("?limit=1000")).rows
         follow(Chain(), rows[::-1], head_seq=rows[0].seq, head_hash=rows[0].hash)
+        assert {row.table_name for row in rows} == {"aiMissions", "agents", "notes"}
 
 
 async def test_a_killed_worker(database: Database) -> None:
@@ -170,7 +139,7 @@ async def test_a_killed_worker(database: Database) -> None:
         for place in range(MANY):
             await made.run_now(f"mission-{place}")
         async with made.runner(workers=Killing(), concurrency=16) as runner:
-            async with asyncio.timeout(40):
+            async with asyncio.timeout(PATIENCE_S):
                 while await states_of(made) != {"done": MANY}:
                     await runner.scheduler.tick()
                     await asyncio.sleep(0.2)

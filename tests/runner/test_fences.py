@@ -15,20 +15,21 @@ import msgspec
 import pytest
 
 from mana.hub.db import DatabaseUnavailable
-from mana.hub.runner import audit, endings
+from mana.hub.runner import audit, batches, endings
 from mana.hub.runner.admission import Admission
 from mana.hub.runner.auditing import Auditing
 from mana.hub.runner.batches import Progressed, note_progress, renew
 from mana.hub.runner.endings import Outcome
 from mana.hub.runner.finishing import Finishing, is_own
 from mana.hub.runner.queue import End, Retry
+from mana.hub.runner.rows import to_ms
 from mana.hub.runner.spending import Spending
 from mana.planning.ports import ModelReply, ModelRequest
 from mana.testing.models import ScriptedModel, says
 from mana.testing.postgres import Database, connected
 from tests.runner.queued import account_id, queued
 from tests.runner.test_membership import shared
-from tests.runner.world import InlineWorkers, World, now_ms, world
+from tests.runner.world import HOUR_MS, InlineWorkers, World, now_ms, world
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -270,6 +271,27 @@ async def test_the_first_iteration_counts(database: Database) -> None:
         assert await rows(made, "select state, fence from mana_ai.occurrences") == [("done", 2)]
         assert len(first) == 1
         assert await rows(made, written) == first
+
+
+async def test_a_clock_that_was_set_back_costs_no_run(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the database's clock is set back while a run goes on, its stamps lie ahead and nothing
+    of it is written; the occurrence has not failed, and is done when it is leased anew."""
+    async with world(database) as made:
+        await missions(made, 1)
+        with monkeypatch.context() as later:
+            async with made.runner(Brief) as runner:
+                kept = Kept("finish", later)
+                await runner.scheduler.tick()
+                later.setattr(batches, "to_ms", lambda moment: to_ms(moment) - HOUR_MS)
+                assert [said(one) for one in await kept.answers("mission-0")] == ["lost"]
+        written = "select from mana.sync_changes where table_name in ('aiIterations', 'aiSteps')"
+        assert await rows(made, written) == []
+        await as_owner(made, "update mana_ai.occurrences set lease_until = now()")
+        async with made.runner(Brief) as runner:
+            assert (await runner.scheduler.tick()).errors == []
+        assert await rows(made, "select state, fence from mana_ai.occurrences") == [("done", 2)]
 
 
 async def test_a_run_writes_under_its_own_names_alone(

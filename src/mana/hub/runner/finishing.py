@@ -45,6 +45,8 @@ _LOST: Final = Outcome("leased", took=False)
 _REFUSED: Final[Mapping[str, Outcome]] = {
     "stale-key": Outcome("skipped", "key-rotated"),
     "role": Outcome("skipped", "not-a-member"),
+    # The database's clock was set back while it ran. It is leased anew, with stamps of now.
+    "clock-ahead": _LOST,
 }
 """What a refusal of the log means for a run; any other is a defect."""
 
