@@ -589,12 +589,12 @@ async def test_the_smaller_of_a_cap_and_its_grants_counts(database: Database) ->
     an agent's day is counted also where the first run of a batch has a grant without caps."""
     async with bank(database) as made:
         await granted(made, 2, missionTokens=500, missionCost=None, agentTokens=300, agentCost=None)
+        await made.granted(200, 50, run=made.run(1))
         async with made.work() as tx:
             found = await caps_of(tx, [made.run(1), made.run(2)])
-        assert found == [(), (Cap("mission", "tokens", 500, 0), Cap("agent", "tokens", 300, 0))]
+        assert found == [(), (Cap("mission", "tokens", 500, 0), Cap("agent", "tokens", 300, 250))]
         await made.cap("mission", "tokens", 400)
         await made.cap("agent", "tokens", 9_000)
-        await made.granted(200, 50, run=made.run(1))
         async with made.work() as tx:
             found = await caps_of(tx, [made.run(1), made.run(2)])
         assert found[1] == (Cap("mission", "tokens", 400, 0), Cap("agent", "tokens", 300, 250))
