@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page
 
-from mana.device.views import AcceptRate, AcceptWeek, PolicyChange
+from mana.device.views import AcceptRate, AcceptWeek, CapWait, PolicyChange, RunView
 from mana.domain.errors import Invalid
 from mana.domain.policy import EFFECTS
 from mana.domain.tools import TASK
@@ -20,7 +20,7 @@ from mana.web.accepting import HEIGHT, WIDTH, trend_words, week_bars
 from mana.web.amounts import amount_field, amount_of
 from mana.web.showing import marked_up
 from tests.web.conftest import Served
-from tests.web.fake_device import FakeDevice, FakeHost
+from tests.web.fake_device import HOUR, FakeDevice, FakeHost, now
 from tests.web.journey import Hands
 from tests.web.test_requests import NASTY, app_of, in_demo, post, visitor
 
@@ -296,7 +296,15 @@ def test_pages_of_deciding_fit_their_width(browser: Browser, served: Served, wid
     page.goto(f"{served.url}/demo/{served.host.demo_link_token()}")
     step = served.run(served.device.inbox())[0].step_id
     agent = served.run(served.device.agents())[0].agent_id
-    for path in (f"/inbox/{step}/edit", f"/inbox/together?step={step}", f"/agents/{agent}",
+    mission = served.run(served.device.missions())[0].mission_id
+    told = RunView(
+        "r1", now(), "scheduled", "failed", "timeout", "It took too long and was stopped.", None,
+        3_040_000, cost=12_000_000, tries=3, unconfirmed_tokens=2_000_000,
+        unconfirmed_cost=9_000_000, flags=("marker", "context-full"),
+    )  # fmt: skip
+    wait = CapWait("agent", "tokens", 500, "The agent's budget is used up.", now() + HOUR)
+    served.device._set(mission, runs=(told,), cap_wait=wait)
+    for path in (f"/missions/{mission}", "/missions", "/usage", f"/inbox/{step}/edit", f"/inbox/together?step={step}", f"/agents/{agent}",
                  "/space/policy", "/space", "/inbox", "/timeline"):  # fmt: skip
         page.goto(served.url + path)
         for details in page.locator("main details").all():

@@ -126,6 +126,9 @@ async def test_caps_are_set_and_taken_away() -> None:
         page = await client.get("/usage")
         assert 'value="20000"' in page.text
         assert 'value="2.50"' in page.text
+        assert 'id="at-cap"' not in page.text
+        await post(client, "/usage", tokens="640", cost="")
+        assert "Your cap is used up" in said(await client.get("/usage"))
         await post(client, "/usage", tokens="", cost="")
         work = await device.work_state()
         assert (work.tokens_per_day_max, work.cost_per_day_max) == (None, None)

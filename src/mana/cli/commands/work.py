@@ -189,10 +189,25 @@ async def _standing(device: Device, around: Surroundings) -> Answer:
     )
 
 
+def _is_used_up(now: WorkView) -> bool:
+    """Say whether a cap of the account holds back whatever asks a model."""
+    return any(
+        cap is not None and used >= cap
+        for used, cap in (
+            (now.tokens_today, now.tokens_per_day_max),
+            (now.tokens_today, now.hub_tokens_per_day_max),
+            (now.cost_today, now.cost_per_day_max),
+            (now.cost_today, now.hub_cost_per_day_max),
+        )
+    )
+
+
 def _shown(now: WorkView, waiting: Sequence[MissionView] = (), *, now_ms: int) -> Answer:
     state = "goes on"
     if now.stopped_ms is not None:
         state = f"stopped by you {when(now.stopped_ms, now_ms=now_ms)}"
+    elif _is_used_up(now):
+        state = "your limit is used up: missions that ask a model wait"
     elif waiting:
         state = f"{counted(len(waiting), 'mission')} cannot go on for a limit; others can"
     own = cap_words(now.tokens_per_day_max, now.cost_per_day_max, now.currency)
