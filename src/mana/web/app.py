@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 import traceback
@@ -58,16 +59,7 @@ Ready = Callable[[str], None]
 
 def build(host: DeviceHost, settings: DeviceSettings) -> Litestar:
     """Wire the page of a device host; tests call this too, with a host of their own."""
-    templates = Environment(
-        loader=PackageLoader("mana.web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    showing.equip(templates)
-    running.equip(templates)
-    web = Web(host, Sessions(), templates, names_of(settings.host))
+    web = Web(host, Sessions(), _templates(), names_of(settings.host))
     host.on_lock(web.sessions.lock)
     static = create_static_files_router(
         path=STATIC.rstrip("/"), directories=[HERE / "static"], name="static"
@@ -106,6 +98,21 @@ def build(host: DeviceHost, settings: DeviceSettings) -> Litestar:
     )
     app.state.web = web
     return app
+
+
+@functools.cache
+def _templates() -> Environment:
+    """Return the templates, which know of no host: to compile them takes longer than to fill them."""
+    templates = Environment(
+        loader=PackageLoader("mana.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    showing.equip(templates)
+    running.equip(templates)
+    return templates
 
 
 def names_of(host: str) -> frozenset[str]:
