@@ -12,6 +12,7 @@ import msgspec
 
 from mana.crypto.work import Limits
 from mana.protocol.messages import OccurrenceInfo, SetWork, WorkState
+from mana.testing.postgres import connected
 from mana.testing.work import next_word, signed_work
 from tests.faults.engine import ON_CHANGE, STEADY, WATCHED, Party
 from tests.faults.runners import LEASE_S, RunnerProcess
@@ -20,6 +21,10 @@ from tests.runner.world import World
 Harm = Callable[[], Awaitable[None]]
 LONG_S = 7.0
 """Longer than whoever is stopped may not have heard of it."""
+EXPIRE = """
+update mana_ai.grants set expires_at = clock_timestamp() - interval '1 s'
+ where space_id = $1 and mission_id = 'expired-0' and state = 'active'
+"""
 _SET_CLOCK = "update watch.clock set ahead = make_interval(mins => $1) returning 1"
 
 
@@ -209,11 +214,10 @@ class Harms:
         """Let a grant come to its end in time, and give another."""
         made = self._made
         here = made.owner_of("expired-0")
-        await made.execute(
-            "update mana_ai.grants set expires_at = clock_timestamp() - interval '1 s'"
-            " where space_id = $1 and mission_id = 'expired-0' and state = 'active' returning 1",
-            here.ada.space,
-        )
+        async with connected(made.database.owner_url) as owner, owner.transaction():
+            # A grant's end is guarded by the database too; this is what the clock does otherwise.
+            await owner.execute("set local session_replication_role = replica")
+            await owner.execute(EXPIRE, here.ada.space)
         await asyncio.sleep(self._while_s() + 1)
         await made.granted(here, "expired-0")
 

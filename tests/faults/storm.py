@@ -14,7 +14,12 @@ from tests.faults.engine import LATE_TURNS, OPEN, Party
 from tests.faults.harms import Harm, Harms
 from tests.faults.runners import processes
 
-AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+AWAY = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+)
 """How a server speaks that is just killed or comes up."""
 UNAVAILABLE = "DATABASE_UNAVAILABLE"
 REST_S = 90.0
