@@ -99,7 +99,10 @@ def test_refused_reading_says_so() -> None:
     """A reading that did not happen is not told as one."""
     row = msgspec.structs.replace(rows(1)[0], status="scope-violation", reason="scope-mismatch")
     words = sentence(row, what="“Diary”", mission="Review", clock="07:00:00", models={})
-    assert words == "The runner was kept from “Diary” for “Review”, 07:00:00. The grant does not name it."
+    assert (
+        words
+        == "The runner was kept from “Diary” for “Review”, 07:00:00. The grant does not name it."
+    )
 
 
 @pytest.mark.parametrize(

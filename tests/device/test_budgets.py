@@ -104,11 +104,15 @@ async def test_each_cap_holds_on_a_device(home: Household, scope: str) -> None:
         f"{whose} budget of 500 tokens a day has 500 tokens left, too little for one call."
     )
     assert planner.requests == []
+    waits = (await ada.mission(mission)).cap_wait
+    assert waits is not None
+    assert (waits.scope, waits.unit, waits.cap) == (scope, "tokens", 500)
     if scope == "account":
         assert (await ada.set_caps(tokens_per_day_max=None)).tokens_per_day_max is None
         done = await ada.run_now(mission)
         assert done is not None
         assert done.state == "done"
+        assert (await ada.mission(mission)).cap_wait is None
 
 
 @pytest.mark.parametrize("scope", ["mission", "agent"])
