@@ -124,10 +124,10 @@ def endless(message: Message) -> Message:
 
 
 LIES: dict[str, Lie] = {
-    "a tool that is none": counted(calls={f"{CANARY}:auto": 1}),
-    "a decision that is none": counted(calls={f"create_note:{CANARY}": 1}),
+    "a tool that is none": counted(tool_calls={f"{CANARY}:auto": 1}),
+    "a decision that is none": counted(tool_calls={f"create_note:{CANARY}": 1}),
     "a table that is none": counted(opened={CANARY: 1}),
-    "less than no calls": counted(calls={"create_note:auto": -1}),
+    "less than no calls": counted(tool_calls={"create_note:auto": -1}),
     "less than no rounds": counted(rounds=-(2**62)),
     "more than anybody opens": counted(opened={"notes": 2**62}),
     "a reminder that is none": counted(reminders={f"{CANARY}:note": 1}),

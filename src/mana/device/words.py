@@ -113,7 +113,7 @@ REFUSED_CALLS: Final = {
     "TOOL_DENIED": "its policy denies this",
     "DUPLICATE_CALL": "it asked for the same thing twice",
     "PLAN_STEP_LIMIT": "a plan has at most 25 steps",
-    "CALLS_PER_ROUND": "too many calls at once",
+    "CALLS_PER_ROUND": "it asked for too many tools at once",
     "INPUT_SIZE_LIMIT": "it would have read more than a run may",
     "TABLE_FORBIDDEN": "agents may not change this",
     "BAD_REQUEST": "what it asked for had a wrong form",

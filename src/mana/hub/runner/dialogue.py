@@ -175,7 +175,7 @@ class Counts(msgspec.Struct, frozen=True):
     """
 
     rounds: int = 0
-    calls: dict[str, int] = msgspec.field(default_factory=dict)
+    tool_calls: dict[str, int] = msgspec.field(default_factory=dict)
     opened: dict[str, int] = msgspec.field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -219,7 +219,7 @@ class Finishing:
         metrics.rounds.observe(counts.rounds)
         for table, number in counts.opened.items():
             metrics.decrypts.labels(table).inc(number)
-        for call, number in counts.calls.items():
+        for call, number in counts.tool_calls.items():
             tool, _, policy = call.partition(":")
             metrics.tool_calls.labels(tool, policy, "deferred").inc(number)
         for rule, number in counts.reminders.items():
@@ -257,13 +257,13 @@ def is_own(admitted: Admitted, said: Finished) -> bool:
 
 def are_figures(counts: Counts) -> bool:
     """Say whether these can be the figures of a run, by names of this installation alone."""
-    calls = [call.partition(":") for call in counts.calls]
+    calls = [call.partition(":") for call in counts.tool_calls]
     rules = [rule.partition(":") for rule in counts.reminders]
     numbers = (
         counts.rounds,
         counts.prompt_tokens,
         counts.completion_tokens,
-        *counts.calls.values(),
+        *counts.tool_calls.values(),
         *counts.opened.values(),
         *counts.reminders.values(),
         *counts.folded,

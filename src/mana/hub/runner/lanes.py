@@ -238,7 +238,9 @@ class Lane:
                 return None
             if isinstance(said, Finished):
                 stats.plans_produced += 1
-                span.note(rounds=said.counts.rounds, calls=sum(said.counts.calls.values()))
+                span.note(
+                    rounds=said.counts.rounds, tool_calls=sum(said.counts.tool_calls.values())
+                )
             outcome = await self._ends.ask(Ending(admitted, said, port.provider))
             span.note(state=outcome.state, reason=outcome.reason)
             return outcome

@@ -478,7 +478,7 @@ class Run:
         calls = Counter(f"{step.tool}:{step.decision}" for step in plan.steps)
         counts = Counts(
             rounds=plan.rounds,
-            calls=dict(calls),
+            tool_calls=dict(calls),
             opened=dict(self._opened),
             prompt_tokens=plan.usage.prompt_tokens,
             completion_tokens=plan.usage.completion_tokens,

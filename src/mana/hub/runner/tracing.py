@@ -17,7 +17,9 @@ from mana.domain.errors import Invalid
 VARIABLE: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _WORD: Final = re.compile(r"[a-z][a-z0-9:/_-]{0,63}")
 _WORDS: Final = frozenset({"state", "reason", "kind", "phase"})
-_NUMBERS: Final = frozenset({"attempt", "tries", "rounds", "calls", "steps", "missions", "tokens"})
+_NUMBERS: Final = frozenset(
+    {"attempt", "tries", "rounds", "tool_calls", "steps", "missions", "tokens"}
+)
 _NAMES: Final = frozenset({"tick", "tick.planMission"})
 
 
