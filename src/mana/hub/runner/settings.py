@@ -55,6 +55,7 @@ class RunnerSettings:
         fail_point = environ.get("MANA_FAIL_POINT", "").strip() or None
         if fail_point is not None and fail_point not in FAIL_POINTS:
             raise Invalid("MANA_FAIL_POINT is one of: " + ", ".join(FAIL_POINTS))
+        lease_s = number(environ, "MANA_RUNNER_LEASE_S", LEASE_S, 2, 3_600)
         return cls(
             home=home,
             database_url=database_url,
@@ -71,8 +72,15 @@ class RunnerSettings:
                 environ, "MANA_RUNNER_CONCURRENCY", CONCURRENCY_DEFAULT, 1, CONCURRENCY_MAX
             ),
             run_s_max=number(environ, "MANA_RUNNER_RUN_S_MAX", 600, 1, 86_400),
-            lease_s=number(environ, "MANA_RUNNER_LEASE_S", LEASE_S, 1, 3_600),
-            heartbeat_s=number(environ, "MANA_RUNNER_HEARTBEAT_S", HEARTBEAT_S, 1, 600),
+            lease_s=lease_s,
+            # Renewed late, a lease is another's, and its run is paid for twice.
+            heartbeat_s=number(
+                environ,
+                "MANA_RUNNER_HEARTBEAT_S",
+                min(HEARTBEAT_S, max(1, lease_s // 4)),
+                1,
+                lease_s // 2,
+            ),
             fail_point=fail_point,
             issuer=environ.get("MANA_ISSUER", "").strip() or "mana",
         )
