@@ -11,7 +11,12 @@ from tests.faults.after import check
 from tests.faults.engine import Scale, party
 from tests.faults.storm import weathered
 
-pytestmark = [pytest.mark.anyio, pytest.mark.postgres, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.postgres,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]
 
 SMALL = Scale(people=2, occurrences=6, runners=2, seconds=8, is_whole=False)
 
