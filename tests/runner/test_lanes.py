@@ -328,10 +328,11 @@ class Fragile(InlineWorkers):
         await super()._work(end)
 
     async def _crash(self, text: str) -> None:
-        await asyncio.sleep(0.3)  # so that all are in the worker when it ends
         if self._poison in text:
+            await asyncio.sleep(0.3)  # so that all are in the worker when it ends
             WHERE.get().cancel()
             await asyncio.sleep(10)
+        await asyncio.sleep(0.6)  # and none of them has ended by then
 
 
 async def test_a_run_that_kills_its_worker(database: Database) -> None:
