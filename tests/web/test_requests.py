@@ -10,10 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from litestar import Litestar
 
 from mana.device.settings import DeviceSettings
-from mana.web.app import build, serve
+from mana.web.app import PageApp, build, serve
 from mana.web.problems import PortTaken
 from mana.web.sessions import SESSIONS_MAX, Sessions
 from tests.web.fake_device import FakeDevice, FakeHost
@@ -23,14 +22,14 @@ NASTY = "<script>alert('x')</script>“&\"'<b>"
 
 
 @asynccontextmanager
-async def visitor(app: Litestar, base: str = BASE) -> AsyncIterator[httpx.AsyncClient]:
+async def visitor(app: PageApp, base: str = BASE) -> AsyncIterator[httpx.AsyncClient]:
     """Give a browser without scripts."""
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url=base) as client:
         yield client
 
 
-def app_of(host: FakeHost, *, name: str = "127.0.0.1") -> Litestar:
+def app_of(host: FakeHost, *, name: str = "127.0.0.1") -> PageApp:
     """Wire the page of a fake host."""
     return build(host, DeviceSettings(home=Path(), host=name))  # type: ignore[arg-type]
 
@@ -55,7 +54,7 @@ async def post(client: httpx.AsyncClient, path: str, **values: str) -> httpx.Res
     return await client.post(path, data={"csrf": await token(client), **values})
 
 
-def post_paths(app: Litestar) -> list[str]:
+def post_paths(app: PageApp) -> list[str]:
     """Return every path that takes a post, with its places filled."""
     return [
         re.sub(r"\{[^}]*\}", "x", route.path)

@@ -8,7 +8,7 @@ import functools
 import logging
 import socket
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
+from litestar.routes import BaseRoute
 from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
 
@@ -57,47 +58,74 @@ _log: Final = logging.getLogger("mana.web")
 Ready = Callable[[str], None]
 
 
-def build(host: DeviceHost, settings: DeviceSettings) -> Litestar:
+class PageApp:
+    """The page of one device host, as an ASGI application."""
+
+    def __init__(self, web: Web) -> None:
+        self.web = web
+        self._routing = _routing()
+
+    @property
+    def routes(self) -> Sequence[BaseRoute]:
+        """What is served, by path and method."""
+        return self._routing.routes
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        scope.setdefault("state", {})["web"] = self.web
+        await self._routing(scope, receive, send)
+
+    async def _live(self, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self.web.closing.set()
+        for task in list(self.web.work):
+            task.cancel()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def build(host: DeviceHost, settings: DeviceSettings) -> PageApp:
     """Wire the page of a device host; tests call this too, with a host of their own."""
     web = Web(host, Sessions(), _templates(), names_of(settings.host))
     host.on_lock(web.sessions.lock)
+    return PageApp(web)
+
+
+@functools.cache
+def _routing() -> Litestar:
+    """Return the routes, which know of no host either: each request brings its own along."""
     static = create_static_files_router(
         path=STATIC.rstrip("/"), directories=[HERE / "static"], name="static"
     )
     routes: list[ControllerRouterHandler] = [*ROUTES, static]
 
     async def provide_visit(request: Request[Any, Any, Any]) -> Visit:
-        visit = Visit(web, request, request.state.session)
+        visit = Visit(request.state.web, request, request.state.session)
         if visit.at:
             # Also the account's own space of settings is none that has pages.
             await visit.place()
         return visit
 
     async def enter(request: Request[Any, Any, Any]) -> Page | None:
-        return await _enter(web, request)
+        return await _enter(request.state.web, request)
 
     def refuse(request: Request[Any, Any, Any], error: Exception) -> Page:
-        return _refuse(web, request, error)
+        return _refuse(request.state.web, request, error)
 
-    async def stop() -> None:
-        web.closing.set()
-        for task in list(web.work):
-            task.cancel()
-
-    app = Litestar(
+    return Litestar(
         routes,
         dependencies={"visit": Provide(provide_visit)},
         before_request=enter,
         after_request=_leave,
         exception_handlers={Exception: refuse, HTTPException: refuse, ManaError: refuse},
-        on_shutdown=[stop],
         openapi_config=None,
         request_max_body_size=BODY_MAX,
         logging_config=None,
         debug=False,
     )
-    app.state.web = web
-    return app
 
 
 @functools.cache
@@ -272,7 +300,7 @@ async def serve(
             lifespan="on",
             ws="none",
         )
-        server = _Server(config, app.state.web.closing.set, takes_signals=until is None)
+        server = _Server(config, app.web.closing.set, takes_signals=until is None)
         address = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}/"
         await _run(server, listener, address, ready, until)
 
