@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 READABLE = """
@@ -27,6 +31,19 @@ def has_ended(pid: int) -> bool:
         return status(pid, "State")[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def born(pid: int) -> tuple[int, str]:
+    """Return a process as it is told from a later one of the same id: with when it began."""
+    return pid, said_by(pid, "stat").decode().rpartition(")")[2].split()[19]
+
+
+def end_all(family: Iterable[tuple[int, str]]) -> None:
+    """Kill what is left of these processes, stopped ones too, and nothing that came after them."""
+    for pid, began in family:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if born(pid) == (pid, began):
+                os.kill(pid, signal.SIGKILL)
 
 
 def status(pid: int, name: str) -> str:

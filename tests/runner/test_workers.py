@@ -41,8 +41,10 @@ from mana.planning.ports import ModelReply, ModelRequest
 from mana.testing.runs import Instant, Missions, answer
 from tests.runner.processes import (
     OPEN_PROGRAM,
+    born,
     children,
     descriptors,
+    end_all,
     has_ended,
     is_there,
     owner,
@@ -76,10 +78,22 @@ class Kept(ProcessWorkers):
     def __init__(self, program: tuple[str, ...]) -> None:
         super().__init__(program)
         self.made: list[ProcessWorker] = []
+        self.family: set[tuple[int, str]] = set()
+
+    async def open(self) -> None:
+        await super().open()
+        self._note(self.parent_pid)
 
     async def start(self) -> ProcessWorker:
-        self.made.append(await super().start())
-        return self.made[-1]
+        worker = await super().start()
+        self.made.append(worker)
+        self._note(self.parent_pid, worker.pid)
+        return worker
+
+    def _note(self, *pids: int | None) -> None:
+        for pid in pids:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                self.family |= {born(pid)} if pid is not None else set()
 
 
 @contextlib.asynccontextmanager
@@ -88,10 +102,30 @@ async def opened(program: tuple[str, ...] = OPEN_PROGRAM) -> AsyncIterator[Proce
     await workers.open()
     try:
         yield workers
+    except BaseException:
+        # What a test that fails has stopped answers nobody, and would be waited for.
+        end_all(workers.family)
+        raise
     finally:
-        await workers.close()
-        for worker in workers.made:
-            await worker.close()
+        try:
+            await workers.close()
+            for worker in workers.made:
+                await worker.close()
+        finally:
+            end_all(workers.family)
+
+
+async def test_a_test_that_fails_leaves_no_process() -> None:
+    """Whatever a test has stopped when it fails is ended, by its id."""
+    pids: list[int] = []
+    with pytest.raises(ZeroDivisionError):
+        async with opened() as workers:
+            worker = await workers.start()
+            pids += [worker.pid, parent_pid(workers)]
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            raise ZeroDivisionError
+    await gone(*pids)
 
 
 async def gone(*pids: int) -> None:
@@ -300,11 +334,15 @@ def runner_apart() -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
+        family: list[tuple[int, str]] = []
         try:
             assert process.stdout is not None
-            yield process, [int(pid) for pid in process.stdout.readline().split()]
+            pids = [int(pid) for pid in process.stdout.readline().split()]
+            family += [born(pid) for pid in pids]
+            yield process, pids
         finally:
             process.kill()
+            end_all(family)
 
 
 async def test_workers_die_with_the_runner() -> None:
