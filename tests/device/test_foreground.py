@@ -454,6 +454,9 @@ async def test_run_on_change_waits_for_rest_and_heeds_people_alone(home: Househo
     (line,) = await of.runner.run_due()
     assert (line.kind, line.state) == ("change", "done")
     assert line.scheduled_ms > changed_ms + 3 * 60_000
+    waits = (await ada.mission(mission)).on_change
+    assert waits is not None
+    assert waits.rests_until_ms == line.started_ms + HOUR_MS
     agent = agent_at_work((await ada.agents())[0].agent_id, mission, line.iteration_id or "")
     await of.opened.book.commit(
         [

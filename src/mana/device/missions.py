@@ -17,7 +17,7 @@ from mana.device.opened import InputPrivate, Opened
 from mana.device.run_ledger import RunLedger
 from mana.device.views import CapWait, Cited, GrantView, MissionView, OnChange, RunView
 from mana.device.waiting import cap_wait, on_change
-from mana.device.words import CURRENCY, errored_words, hold_words, reason_words, spent_words
+from mana.device.words import CURRENCY, errored_words, hold_words, reason_words
 from mana.device.writing import Write
 from mana.domain.agents import Agent
 from mana.domain.cadences import (
@@ -44,6 +44,7 @@ from mana.domain.missions import (
     MissionState,
     mission_from_view,
 )
+from mana.domain.money import smaller
 from mana.domain.occurrences import ERRORED, FAILURES_MAX
 from mana.domain.records import View
 from mana.domain.tables import DELETED_AT
@@ -412,10 +413,10 @@ class Missions:
                 caps["agent", "tokens"] = agent.tokens_per_day_max
                 caps["agent", "cost"] = agent.cost_per_day_max
         if work is not None:
-            caps["account", "tokens"] = _smaller(
+            caps["account", "tokens"] = smaller(
                 work.tokens_per_day_max, work.hub_tokens_per_day_max
             )
-            caps["account", "cost"] = _smaller(work.cost_per_day_max, work.hub_cost_per_day_max)
+            caps["account", "cost"] = smaller(work.cost_per_day_max, work.hub_cost_per_day_max)
         account_id = self._opened.account_id
         return cap_wait(
             runs,
@@ -486,20 +487,12 @@ def run_view(info: OccurrenceInfo, *, currency: str = CURRENCY) -> RunView:
         heard=info.heard,
         unconfirmed_tokens=info.unconfirmed_tokens,
         unconfirmed_cost=info.unconfirmed_cost,
-        spent_words=spent_words(
-            info.tokens, info.unconfirmed_tokens, info.cost, info.unconfirmed_cost, currency
-        ),
     )
 
 
 def _due_ms(info: OccurrenceInfo) -> int | None:
     """Return when an occurrence that waits is worked on, if it is of the future by the hub."""
     return parse_iso_ms(info.due_at) if info.due_at and info.state == "queued" else None
-
-
-def _smaller(one: int | None, other: int | None) -> int | None:
-    """Return the smaller of two caps, None where there is neither."""
-    return min((cap for cap in (one, other) if cap is not None), default=None)
 
 
 def _readable(view: View) -> tuple[Mission, bool]:

@@ -18,7 +18,7 @@ import msgspec
 from mana.device.holders import Holder
 from mana.device.opened import Opened
 from mana.device.views import RunView
-from mana.device.words import CURRENCY, reason_words, spent_words
+from mana.device.words import CURRENCY, reason_words
 from mana.domain.clock import iso_ms
 from mana.domain.encoding import Json
 from mana.domain.ids import derived_id
@@ -326,19 +326,13 @@ def view(line: RunLine, moment: Moment | None = None, *, currency: str = CURRENC
         last_reason=line.last_reason,
         last_reason_words=reason_words("failed", line.last_reason) if line.last_reason else "",
         due_ms=line.due_ms or None,
+        started_ms=line.started_ms,
         round=now.round,
         tool_calls=now.tool_calls,
         steps=now.steps,
         heard=now.heard,
         unconfirmed_tokens=line.unconfirmed_tokens,
         unconfirmed_cost=line.unconfirmed_cost,
-        spent_words=spent_words(
-            line.tokens,
-            line.unconfirmed_tokens,
-            line.cost,
-            line.unconfirmed_cost,
-            currency,
-        ),
     )
 
 

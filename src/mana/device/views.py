@@ -405,7 +405,8 @@ class RunView:
     `tries`: how often it failed in a way that is tried again, `last_reason` the last such way, and
     `due_ms` when it is tried next. `round` to `heard`: how far a run is that goes on. `tokens` and
     `cost` are those of all tries so far; of them the unconfirmed ones are the worst case of calls
-    whose model never said, as `spent_words` tells. `flags` as of a proposal, once it has ended.
+    whose model never said (`words.spent_words`). `started_ms`: when it began, 0 where it has not.
+    `flags` as of a proposal, once it has ended.
     """
 
     occurrence_id: str
@@ -428,7 +429,6 @@ class RunView:
     heard: int = 0
     unconfirmed_tokens: int = 0
     unconfirmed_cost: int = 0
-    spent_words: str = ""
     started_ms: int = 0
     flags: tuple[str, ...] = ()
 
@@ -451,6 +451,7 @@ class OnChange:
 class CapWait:
     """A used-up cap that a mission waits for. `words` says whose it is.
 
+    `scope`: mission, agent, account or hub. `unit`: tokens, or cost, of which `cap` is millionths.
     `room_ms`: from when on some of it is free again, None where that is not known or never.
     """
 

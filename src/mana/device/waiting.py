@@ -67,8 +67,9 @@ def cap_wait(
 ) -> CapWait | None:
     """Return the used-up cap that a mission waits for; None if it waits for none.
 
-    Its newest run says so, newest first; not any more where the cap is another by now, or where
-    room has come since. `ids`: by scope whose use counts. `used`: of the last two days, by the hour.
+    Its newest run says so, and not any more where the cap is another by now, or where room has come
+    since. `runs`: newest first. `ids`: by scope whose use counts. `used`: of the last two days and
+    more, by the hour.
     """
     begun = (run for run in runs if run.state != "missed" and (run.state != "queued" or run.tries))
     last = next(begun, None)

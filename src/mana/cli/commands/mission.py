@@ -170,8 +170,9 @@ async def list_missions(device: Device, around: Surroundings) -> Answer:
 
 def _next_words(one: MissionView, *, now_ms: int) -> str:
     """Return when it runs next, or why it does not: a moment that passes idle is none."""
-    if one.hold_words or one.cap_wait:
-        return (one.hold_words or (one.cap_wait.words if one.cap_wait else "")).rstrip(".")
+    waits = one.hold_words or (one.cap_wait.words if one.cap_wait else "")
+    if waits:
+        return waits.rstrip(".")
     return when(one.next_ms[0], now_ms=now_ms) if one.next_ms else ""
 
 
