@@ -759,7 +759,10 @@ class RunnerInfo(Answer, frozen=True):
 
 
 class GrantedCaps(Request, frozen=True):
-    """What the grantor pays in a day whatever other members set; None: as they set it."""
+    """What the grantor pays in a day whatever other members set; None: as they set it.
+
+    Tokens, and costs in millionths of the hub's currency.
+    """
 
     mission_tokens: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
     mission_cost: Annotated[int, Meta(ge=0, le=1_000_000_000_000)] | None = None

@@ -177,11 +177,12 @@ class LetterService:
         """Send a code, as long as it is good for anything: then it is not taken any more."""
         address = self._opened(letter.account_id, letter.address)
         code = self._opened(letter.account_id, sealed, "letter-code")
-        subject, text = CODE
-        words = (subject, text.format(code=code))
-        is_lost = address is None or code is None
-        if is_lost or await _is_sent(send, str(address), words, letter.attempts):
-            await self._store.end_code(letter.account_id, sealed)
+        if address is not None and code is not None:
+            subject, text = CODE
+            words = (subject, text.format(code=code))
+            if not await _is_sent(send, address, words, letter.attempts):
+                return
+        await self._store.end_code(letter.account_id, sealed)
 
     def _opened(self, account: str, sealed: str, purpose: str = "letters") -> str | None:
         """Return an address or a code; None where another file of secrets sealed it."""
