@@ -185,11 +185,12 @@ def test_only_the_key_of_a_record_opens_it() -> None:
         open_record(missions.account.personal.space_id, record, AGENTS, key)
     with pytest.raises(KeyRotated):
         open_record(missions.account.personal.space_id, record, AGENTS, GrantedKey(bytes(32), "s2"))
-    plain = msgspec.structs.replace(record.fields["name"], value={"not": "an envelope"})
-    with pytest.raises(Malformed):
-        open_record(
-            missions.account.personal.space_id,
-            msgspec.structs.replace(record, fields={**record.fields, "name": plain}),
-            AGENTS,
-            key,
-        )
+    for value in ({"not": "an envelope"}, "not an envelope"):
+        plain = msgspec.structs.replace(record.fields["name"], value=value)
+        with pytest.raises(Malformed):
+            open_record(
+                missions.account.personal.space_id,
+                msgspec.structs.replace(record, fields={**record.fields, "name": plain}),
+                AGENTS,
+                key,
+            )
