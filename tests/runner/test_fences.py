@@ -254,6 +254,27 @@ def away_once(work: Callable[..., Any]) -> Callable[..., Any]:
     return working
 
 
+async def test_a_database_that_is_away_counts_no_attempt(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the database is away when a run is to begin, the run is not given up for it."""
+    async with world(database) as made:
+        await missions(made, 1)
+        with monkeypatch.context() as later:
+
+            async def away(_by: Any, _leases: Any) -> Any:
+                raise DatabaseUnavailable("08006")
+
+            later.setattr(Admission, "admit", away)
+            async with made.runner(Brief) as runner:
+                for _ in range(4):
+                    await runner.scheduler.tick()
+                    await as_owner(made, "update mana_ai.occurrences set due_at = now()")
+        async with made.runner(Brief) as runner:
+            assert (await runner.scheduler.tick()).errors == []
+        assert await rows(made, "select state, attempts from mana_ai.occurrences") == [("done", 1)]
+
+
 async def test_the_first_iteration_counts(database: Database) -> None:
     """An occurrence whose iteration is in the log already is done, and the iteration stays."""
     async with world(database) as made:

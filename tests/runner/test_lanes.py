@@ -349,6 +349,11 @@ async def test_a_run_that_kills_its_worker(database: Database) -> None:
         assert found.pop("mission-2") == ("failed", "crash")
         assert set(found.values()) == {("done", "")}
         await each_once(made, 3)
+        async with connected(database.owner_url) as owner:
+            counted = await owner.fetch(
+                "select attempts from mana_ai.occurrences where state = 'done'"
+            )
+        assert [row["attempts"] for row in counted] == [1, 1, 1]
 
 
 async def test_a_worker_retires(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
