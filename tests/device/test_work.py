@@ -18,7 +18,7 @@ from mana.protocol.errors import WorkNotSigned, WorkStopped
 from mana.protocol.messages import SetWork
 from mana.testing.models import ScriptedModel
 from mana.testing.postgres import Database, connected
-from tests.device.household import Household, household, operations, planned_mission
+from tests.device.household import Household, household, operations, planned_mission, still
 from tests.device.test_foreground import HOUR_MS, Hanging, creating
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -192,10 +192,14 @@ async def test_a_stop_by_a_session_stays_until_the_person_goes_on(home: Househol
 async def test_a_word_of_a_device_that_is_not_known_yet_is_not_undone(home: Household) -> None:
     """What the person's newest device signed stands, also with a device that has not heard of it."""
     ada = await home.person()
+    await still(ada)
     await ada.set_caps(tokens_per_day_max=5_000)
     phone = await home.second()
     await phone.sync_now()
     await phone.set_caps(tokens_per_day_max=6_000)
+    known = operations(ada).opened.book.inner().syncer._spaces
+    known._certificates.clear()
+    known._authorities.clear()
     await operations(ada).work.tell()
     assert (await operations(ada).opened.hub.work()).tokens_per_day_max == 6_000
     state = await ada.work_state()

@@ -67,7 +67,9 @@ select mana_ai.lock_spend('account:' || mana.current_account()),
        mana_ai.lock_spend('mission:' || $1 || ':' || $2)
 
 -- name: day
-select scope, coalesce(sum(tokens), 0) as tokens, coalesce(sum(cost), 0) as cost from mana_ai.spend
+select scope, sum(tokens) as tokens, sum(cost) as cost, sum(confirmed_tokens) as confirmed_tokens,
+       sum(confirmed_cost) as confirmed_cost
+  from mana_ai.spend
  where space_id = $1 and hour >= (select mana_ai.day_begins())
    and (scope = 'mission' and id = $2 or scope = 'agent' and id = $3)
  group by scope
