@@ -540,7 +540,7 @@ async def snapshots(made: Queued) -> list[str]:
 
 
 @waits
-async def test_ten_thousand_snapshots_cost_ten_times_a_thousand(database: Database) -> None:
+async def test_ten_times_the_snapshots_cost_ten_times_as_much(database: Database) -> None:
     """What it costs to make snapshots anew grows with their number alone."""
     async with scheduled(database) as made:
         owner = made.made.owner
@@ -554,7 +554,7 @@ async def test_ten_thousand_snapshots_cost_ten_times_a_thousand(database: Databa
         }
         seconds = []
         async with opened_tenancy(database) as app:
-            for first, last in ((1, 1_000), (1_001, 10_000)):
+            for first, last in ((1, 400), (401, 4_000)):
                 await owner.execute(
                     "insert into mana.records (space_id, table_name, record_id, author_id,"
                     " visibility, fields, proofs, seq, deleted)"
@@ -570,5 +570,5 @@ async def test_ten_thousand_snapshots_cost_ten_times_a_thousand(database: Databa
                 began = time.perf_counter()
                 assert (await rebuild_all(app)).missions == last
                 seconds.append(time.perf_counter() - began)
-        assert await owner.fetchval("select count(*) from mana_ai.occurrences") == 10_000
+        assert await owner.fetchval("select count(*) from mana_ai.occurrences") == 4_000
         assert seconds[1] < 30 * seconds[0] + 1
