@@ -141,7 +141,7 @@ async def test_the_terminal_obeys_nobody(home: Household) -> None:
     async with visitor(build(host, host.settings)) as client:
         device = await ran(host, client)
         for one in await device.inbox():
-            said = as_text(proposal_blocks(one, now_ms=one.planned_ms))
+            said = as_text(proposal_blocks(one, "USD", now_ms=one.planned_ms))
             assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", said)
             assert "\u202e" not in said
             assert hidden("approved") not in said

@@ -30,7 +30,9 @@ SKIPPED: Final = {
     "revoked": "The grant was revoked.",
     "wrap-rejected": "The grant was made for another runner key.",
     "malformed": "The grant cannot be read.",
-    "signature-rejected": "A signature of the grant does not hold.",
+    "signature-rejected": (
+        "A signature does not hold: that of the grant, or of your word on your account's work."
+    ),
     "scope-mismatch": "The grant is not for what the mission now looks at.",
     "set-back": (
         "The hub's database is older than what its runner saw: it was put back. Nothing was "
