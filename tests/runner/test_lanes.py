@@ -356,15 +356,18 @@ async def test_a_run_that_kills_its_worker(database: Database) -> None:
         assert [row["attempts"] for row in counted] == [1, 1, 1]
 
 
-async def test_a_worker_retires(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After so many runs a worker takes no more, and another one goes on."""
-    monkeypatch.setattr(session, "RUNS_MAX", 2)
+@pytest.mark.parametrize(("limit", "most", "started"), [("RUNS_MAX", 2, 3), ("AGE_S_MAX", 0.0, 5)])
+async def test_a_worker_retires(
+    database: Database, monkeypatch: pytest.MonkeyPatch, limit: str, most: float, started: int
+) -> None:
+    """After so many runs, or so long, a worker takes no more, and another one goes on."""
+    monkeypatch.setattr(session, limit, most)
     async with world(database) as made:
         await many(made, 5)
         workers = InlineWorkers(doing())
         async with made.runner(workers=workers, concurrency=8) as runner:
             assert (await runner.scheduler.tick()).plans_written_back == 5
-        assert workers.started == 3
+        assert workers.started == started
         await each_once(made, 5)
 
 
