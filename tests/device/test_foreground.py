@@ -567,7 +567,8 @@ async def test_run_that_was_not_allowed_at_its_end_writes_nothing(
 
 
 async def test_crash_in_the_middle_is_run_again_or_written_down(home: Household) -> None:
-    """What a process that died left behind is run at the next start, thrice at most; nothing twice."""
+    """What a process that died left behind is run at the next start, thrice at most; nothing twice,
+    and what its tries used is counted once."""
     ada = await home.person(model=creating("One"))
     mission, _, _ = await planned_mission(
         ada, runs_on="device", cadence=Cadence("interval", every_minutes=60)
@@ -579,7 +580,15 @@ async def test_crash_in_the_middle_is_run_again_or_written_down(home: Household)
     agent = (await ada.agents())[0].agent_id
     for left in range(3):
         line = await died.find(mission, moment) or RunLine(
-            mission, agent, moment, "scheduled", "queued"
+            mission,
+            agent,
+            moment,
+            "scheduled",
+            "queued",
+            tokens=40,
+            cost=4,
+            unconfirmed_tokens=30,
+            unconfirmed_cost=3,
         )
         assert await died.begin(line, concurrent_max=1) == ""
         assert await of.runner.begin_due() == []
@@ -588,6 +597,8 @@ async def test_crash_in_the_middle_is_run_again_or_written_down(home: Household)
         after = await of.ledger.find(mission, moment)
         assert after is not None
         assert after.state == ("queued" if left < 2 else "failed")
+        assert (after.tokens, after.cost) == (40, 4)
+        assert (after.unconfirmed_tokens, after.unconfirmed_cost) == (30, 3)
     assert after.reason == "crash"
     home.clock.ahead_ms += HOUR_MS
     once = RunLine(mission, agent, moment + HOUR_MS, "scheduled", "queued")

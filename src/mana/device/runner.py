@@ -234,7 +234,7 @@ class Runner:
         """Deal with what a crash left behind: it is run again, or written down."""
         for line in await self._ledger.abandoned():
             found = await self._runs.find(line.mission_id, line.scheduled_ms)
-            ended = replace(line, tokens=0, cost=0, leases=line.leases + 1)
+            ended = replace(line.unspent, leases=line.leases + 1)
             if found is not None:
                 ended = replace(ended, state="done", reason="", iteration_id=found)
             elif line.stop:
