@@ -350,6 +350,10 @@ async def test_who_is_removed_gets_nothing_more(home: Household) -> None:
     await ada.write(space_id, "n1", "After Bo")
     await ada.sync()
     assert ada.keys(space_id).version == old.version + 1
+    # By which device Bo signed stays known: what they decided stays decided.
+    known = ada.book.inner().syncer.authority(space_id)
+    assert {account for account, _ in known.former.values()} == {bo.id}
+    assert not known.former.keys() & known.devices.keys()
     hub = bo.book.hub
     for attempt in (
         hub.pull(space_id, 0, 100),
