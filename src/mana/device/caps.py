@@ -7,7 +7,6 @@ stands; one that somebody else wrote counts only within what the payer has agree
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +27,7 @@ from mana.protocol.messages import GrantedCaps
 TOKENS: Final = "maxTokensPerDay"
 COST: Final = "maxCostPerDay"
 AGREED: Final = "agreed-caps"
-AGREED_MAX: Final = 500
+"""Under which what was agreed to is kept, for each mission by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +75,17 @@ async def caps_here(opened: Opened, mission: Mission, agent: Agent) -> GrantCaps
     """
     if not opened.book.keys.shared:
         return None
-    kept = await _kept(opened)
-    known = kept.get(mission.id)
+    known = await _agreed(opened, mission.id)
     before = caps_as_set(mission, agent) if known is None else known
     agreed = await caps_agreed(opened, mission, agent, before)
     if agreed != known:
-        await _keep(opened, {**kept, mission.id: agreed})
+        await _agree(opened, mission.id, agreed)
     return agreed
 
 
 async def agree_to_caps(opened: Opened, mission: Mission, agent: Agent) -> None:
     """Let the caps as they are now hold for runs on this device."""
-    await _keep(opened, {**await _kept(opened), mission.id: caps_as_set(mission, agent)})
+    await _agree(opened, mission.id, caps_as_set(mission, agent))
 
 
 async def caps_raised(
@@ -112,19 +110,17 @@ async def caps_raised(
     return None
 
 
-async def _kept(opened: Opened) -> dict[str, GrantCaps]:
-    """Return what was agreed to by mission, as far as it can be read."""
-    kept = await opened.book.kept(AGREED)
-    found: dict[str, GrantCaps] = {}
-    for mission_id, wire in kept.items() if isinstance(kept, dict) else ():
-        with contextlib.suppress(Invalid):
-            found[mission_id] = caps_from_wire(wire)
-    return found
+async def _agreed(opened: Opened, mission_id: str) -> GrantCaps | None:
+    """Return what was agreed to for a mission; None if nothing was, or it cannot be read."""
+    try:
+        kept = await opened.book.kept(f"{AGREED}:{mission_id}")
+        return None if kept is None else caps_from_wire(kept)
+    except Invalid:
+        return None
 
 
-async def _keep(opened: Opened, agreed: Mapping[str, GrantCaps]) -> None:
-    newest = list(agreed.items())[-AGREED_MAX:]
-    await opened.book.keep(AGREED, {mission_id: caps.to_wire() for mission_id, caps in newest})
+async def _agree(opened: Opened, mission_id: str, caps: GrantCaps) -> None:
+    await opened.book.keep(f"{AGREED}:{mission_id}", caps.to_wire())
 
 
 async def _is_own(opened: Opened, table: Table, record_id: str, path: str) -> bool:
