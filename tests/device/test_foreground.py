@@ -239,7 +239,7 @@ async def test_missing_agent_denies_planned_steps(home: Household) -> None:
 async def test_timeout_cancels_the_model_and_changes_nothing(home: Household) -> None:
     """A run that takes too long is stopped, its model call too, and nothing was written."""
     hanging = Hanging()
-    ada = await home.person(model=hanging, run_timeout_s=1.0)
+    ada = await home.person(model=hanging, run_timeout_s=4.0)
     mission, _, _ = await planned_mission(ada, runs_on="device")
     run = await ada.run_now(mission)
     assert run is not None
