@@ -529,6 +529,40 @@ def test_what_a_member_decided_stays_decided(became: Role | None) -> None:
         run.verify(since_bo("member"))
 
 
+def without_bo(author: NewAccount, *moments: str) -> Authority:
+    """Return who decides in Ada's space after an entry at the first moment took Bo off, and entries
+    by Ada at the others."""
+    first = entry_from_wire(ada().personal.new.first.entry)
+    owner = member_of(ada(), "owner")
+    entries = [first, replace(first, members=(owner, member_of(bo(), "member")))]
+    entries.append(
+        replace(first, members=(owner,), author_id=author.account_id, created_at=moments[0])
+    )
+    entries += [replace(first, members=(owner,), created_at=at) for at in moments[1:]]
+    certificates = [ada().certificate, bo().certificate]
+    return authority_among(ada().personal.space_id, (owner,), certificates, entries=entries)
+
+
+def test_who_has_left_decides_nothing_of_what_came_after() -> None:
+    """Neither an earlier stamp nor a late or senseless word on when they left lets them decide what
+    was due since."""
+    run, due_ms = Run(), parse_iso_ms(MOMENT)
+    minute_ms = 60_000
+    decided_by_bo(run, now_ms=due_ms - 2 * minute_ms)
+    before, late = iso_ms(due_ms - minute_ms), "9999-12-31T23:59:59.999Z"
+    run.verify(without_bo(ada(), iso_ms(due_ms + 1)))
+    run.verify(without_bo(bo(), iso_ms(due_ms + 1), late))
+    for author, moments in (
+        (ada(), (before,)),
+        (ada(), (MOMENT,)),
+        (bo(), (late, before)),
+        (bo(), ("zero",)),
+        (ada(), ("zero", late)),
+    ):
+        with pytest.raises(NotAMember):
+            run.verify(without_bo(author, *moments))
+
+
 def test_what_goes_on_ends_with_its_member() -> None:
     """An agent that somebody wrote who has left is obeyed no more: it would act for nobody here."""
     change = sealed_change(

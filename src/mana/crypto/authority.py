@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Final, Protocol
 
 from mana.crypto.errors import Malformed, SignatureRejected
@@ -234,15 +235,18 @@ class Authority:
         """
         return self._standing(device_id, self.devices.get(device_id), newest)
 
-    def writer_then(self, device_id: str, *, newest: str | None) -> tuple[str, VerifyKey]:
+    def writer_then(
+        self, device_id: str, *, newest: str | None, since: str
+    ) -> tuple[str, VerifyKey]:
         """Return account and key of a device whose owner may write here, or could at `newest`.
 
-        For what was done once and goes on by itself no more, as a decision. Raises as `signer`.
+        For what was done once and goes on by itself no more, as a decision. `since`: the moment of
+        what was decided, for a stamp is the signer's own word. Raises as `signer`.
         """
         known = self.devices.get(device_id) or self.former.get(device_id)
         found = self._standing(device_id, known, newest)
         until = self.until.get(found[0])
-        if until is None or newest is None or newest[:_MOMENT] >= until:
+        if until is None or newest is None or max(newest[:_MOMENT], since) >= until:
             self.require_writer(found[0])
         return found
 
@@ -434,11 +438,25 @@ def _former_writers(entries: Iterable[MembershipEntry]) -> dict[str, tuple[Membe
     """Return by account who could write and may not any more: as they were, and until when."""
     found: dict[str, tuple[Member, str]] = {}
     before: dict[str, Member] = {}
-    for entry in entries:
+    log = tuple(entries)
+    for entry, after in zip_longest(log, log[1:]):
         now = {one.account_id: one for one in entry.members if can_write(one.role)}
-        found.update({name: (before[name], entry.created_at) for name in before.keys() - now})
+        until = _moment_of(entry)
+        for name in before.keys() - now:
+            # When somebody leaves is their own word; whoever stays says the next one.
+            own = entry.author_id == name and after is not None
+            found[name] = (before[name], min(until, _moment_of(after)) if own else until)
         before = now
     return {name: one for name, one in found.items() if name not in before}
+
+
+def _moment_of(entry: MembershipEntry) -> str:
+    """Return when an entry was made, by its author; what is no moment is before all others."""
+    try:
+        parse_iso_ms(entry.created_at)
+    except Invalid:
+        return ""
+    return entry.created_at
 
 
 def _former_keys(
@@ -555,11 +573,12 @@ def verify_proof(
     proof: Proof,
     table: Table,
     *,
-    then: bool = False,
+    since: str | None = None,
 ) -> None:
     """Raise unless a writer of this space signed the change, and all of it is there.
 
-    `then`: whoever could write when it was signed is enough.
+    `since`: the moment of what was decided by it; whoever could write from then until it was signed
+    is enough.
     """
     if any(len(stated) != 2 for stated in proof.entries.values()):
         raise SignatureRejected("a proof states a stamp and a hash for each path")
@@ -569,8 +588,11 @@ def verify_proof(
         if standing is None or (standing.at < at and not is_guarded(table, path)):
             raise Withheld("something that a change wrote is missing")
     newest = max((at for at, _ in proof.entries.values()), default=None)
-    writer = authority.writer_then if then else authority.writer
-    account, key = writer(proof.signature.signer, newest=newest)
+    signer = proof.signature.signer
+    if since is None:
+        account, key = authority.writer(signer, newest=newest)
+    else:
+        account, key = authority.writer_then(signer, newest=newest, since=since)
     if proof.reseal:
         _require_sealed(table, proof)
     elif proof.actor.get("kind") == "user" and proof.actor.get("principalId") != account:

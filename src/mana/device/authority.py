@@ -45,7 +45,8 @@ def verify_run(
     """Raise unless the runner of this grant wrote exactly this iteration and these steps.
 
     What devices added to a step since (a decision, its result) stems from signed changes too.
-    It stays decided though whoever decided has left: else a run would lose its proof with them.
+    It stays decided though whoever decided has left since: else a run would lose its proof with
+    them. What was due after they left they decide nothing of, whatever their stamps say.
     Guarded paths stand outside the runner's signature: what a step may do follows from its sealed
     `decision` and from policy, not from `status` alone.
     """
@@ -64,7 +65,7 @@ def verify_run(
     write = _runner_write(proof, mission, scheduled_for, header)
     signer = f"{_RUNNER}{header.runner_key_id}"
     listed = [
-        _written_by_runner(authority, held, table, signer, header, this)
+        _written_by_runner(authority, held, table, signer, header, this, scheduled_for)
         for table, held in ((ITERATIONS, iteration), *((STEPS, step) for step in steps))
     ]
     listed.sort(key=lambda record: (record[0], record[1]))
@@ -136,6 +137,7 @@ def _written_by_runner(
     signer: str,
     header: GrantHeader,
     this: str,
+    scheduled_for: str,
 ) -> tuple[str, str, dict[str, Json]]:
     """Return what the runner wrote of a record; raise unless devices signed the rest."""
     written: dict[str, Json] = {}
@@ -156,5 +158,5 @@ def _written_by_runner(
             written[path] = entry.value
     for change_id, proof in held.proofs.items():
         if proof.signature.signer != signer:
-            verify_proof(authority, held, change_id, proof, table, then=True)
+            verify_proof(authority, held, change_id, proof, table, since=scheduled_for)
     return table.name, held.record.id, written
