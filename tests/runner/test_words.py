@@ -12,7 +12,7 @@ from mana.crypto.signatures import SigningKey
 from mana.crypto.work import Limits
 from mana.domain.spaces import SPACE_POLICY, SPACE_POLICY_AUDIT, SPACE_POLICY_ID
 from mana.hub.runner.app import Runner
-from mana.hub.runner.memory import WORD_KEPT_MS
+from mana.hub.runner.memory import WORD_KEPT_MS, RunnerMemory
 from mana.protocol.messages import SetWork, WorkState
 from mana.testing.postgres import Database, connected
 from mana.testing.work import limits_of, next_word, signed_work
@@ -82,12 +82,31 @@ async def test_caps_behind_the_runner_are_not_obeyed(database: Database) -> None
             assert await outcome(made, runner) == wanted
         await change(database, "word = null, signer = null, signature = null, revision = 0")
         assert await outcome(made, runner) == set_back
-        # What a device signs after all that holds again.
+        # What a device signs next holds again, also one that has not seen the newest word.
         held = await state(made)
-        word = replace(next_word(made.ada.account, held, Limits()), revision=100)
+        word = next_word(made.ada.account, held, Limits())
         answer = await made.ada.call("PUT", WORK, signed_work(made.ada.account, word))
         assert answer.status_code == 200
         assert await outcome(made, runner) == ("done", None)
+
+
+@pytest.mark.postgres
+async def test_what_only_the_database_says_is_not_remembered(database: Database) -> None:
+    """A word in a space, or under a grant, that somebody made up in the database refuses nothing once
+    that is right again."""
+    async with world(database) as made, made.runner() as runner:
+        await made.ready()
+        await say(made, tokens_per_day_max=5_000)
+        account = made.ada.account.account_id
+        async with connected(database.owner_url) as owner:
+            await owner.execute("set session_replication_role = replica")
+            good = await owner.fetchval("select hub_signature from mana_ai.grants")
+            await owner.execute("update mana_ai.grants set hub_signature = signature")
+            assert await outcome(made, runner) == ("skipped", "signature-rejected")
+            assert RunnerMemory(made.settings()).word(account) is None
+            await owner.execute("update mana_ai.grants set hub_signature = $1", good)
+        assert await outcome(made, runner) == ("done", None)
+        assert RunnerMemory(made.settings()).word(account) is not None
 
 
 @pytest.mark.postgres

@@ -55,6 +55,8 @@ class Admitted:
     standing: Standing
     key: OpeningKey
     named_at: str
+    word: tuple[int, str] | None = None
+    """Revision and hash of what the account signed on its work, to be remembered once verified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,10 @@ class Admission:
         records = await batch.records([one.wanted for one in prepared], earlier=HISTORY_MAX)
         stands = await batch.standing()
         standing, known_space = self._standings.of(space, stands.log, stands.devices)
-        refusal = await self._words.work_refusal(account, stands.work, known_space)
+        judged = self._words.judge_work(account, stands.work, known_space)
+        refusal = judged.refusal
+        if refusal == "set-back" and judged.newest is not None:
+            await batch.ask_word(judged.newest[0])
         if refusal is None:
             refusal = await self._words.lift_refusal(space, stands.policy, known_space)
         found: dict[OccurrenceId, Admitted] = {}
@@ -197,7 +202,7 @@ class Admission:
                 tally.skip(lease, "set-back")
             else:
                 admitted = self._admitted(one, rows, standing, held.now_ms)
-                found[origin[lease.occurrence_id]] = admitted
+                found[origin[lease.occurrence_id]] = replace(admitted, word=judged.newest)
         return found
 
     async def _gates(

@@ -100,9 +100,14 @@ class Auditing:
             }
         # A worker hears of it when the runner could not be talked out of it any more.
         if heads:
+            # A worker asks once it has verified the grant, with the hub's signature. What only the
+            # database says is not remembered: it could refuse for long what the person signed.
             runs = [one.asked.admitted for one in judged]
             named = {(str(space), str(run.lease.mission_id)): run.named_at for run in runs}
-            await self._setting.memory.saw_all(account, named=named, head=heads[-1])
+            memory = self._setting.memory
+            for word in {run.word for run in runs if run.word is not None}:
+                await memory.saw_word(account, *word)
+            await memory.saw_all(account, named=named, head=heads[-1])
         self._count(judged)
         return {
             one.asked.admitted.lease.occurrence_id: (

@@ -217,6 +217,10 @@ class Batch:
         work = ToldWork(limits_of(row), row["word"], row["signer"] or "", row["signature"] or "")
         return Stands(row["log"], row["devices"], row["policy"], work)
 
+    async def ask_word(self, revision: int) -> None:
+        """Have the account's devices sign anew above a word that is newer than the one here."""
+        await self._tx.execute(_QUERIES["ask_word"], revision)
+
 
 async def renew(
     tx: Transaction, leases: Sequence[Lease], *, lease_s: int

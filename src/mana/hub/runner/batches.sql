@@ -144,6 +144,11 @@ select
   from (select mana.current_account() as account_id) me
   left join mana_ai.account_work w on w.account_id = me.account_id
 
+-- name: ask_word
+-- A device that finds the revision moved, and no limit, signs what holds anew.
+update mana_ai.account_work set revision = $1
+ where account_id = mana.current_account() and revision < $1
+
 -- name: renew
 with held as materialized (
   select o.occurrence_id from unnest($1::text[], $2::bigint[]) as k (occurrence_id, fence)

@@ -43,6 +43,14 @@ class ToldWork:
     signature: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class JudgedWork:
+    """Why nothing runs for an account, None if it may; revision and hash of the newest word."""
+
+    refusal: SkipReason | None = None
+    newest: tuple[int, str] | None = None
+
+
 class Words:
     """Judges what the database says by what was signed. `hub_key`: the hub's public key (base64)."""
 
@@ -52,28 +60,27 @@ class Words:
         self._words: dict[AccountId, tuple[ToldWork, Space, WorkWord]] = {}
         self._lifted: dict[SpaceId, tuple[str, Space, dict[str, str]]] = {}
 
-    async def work_refusal(
-        self, account: AccountId, told: ToldWork, space: Space
-    ) -> SkipReason | None:
-        """Return why nothing runs for an account, None if what holds is what it signed.
+    def judge_work(self, account: AccountId, told: ToldWork, space: Space) -> JudgedWork:
+        """Return whether anything runs for an account: only where what holds is what it signed.
 
         An account that never signed anything has no caps but those that a session set. `space`: one
-        that it is a member of, whose log says which devices are its.
+        that it is a member of, whose log says which devices are its. It is the database that says
+        so, and so nothing is remembered here: a log can be made up for anybody's account.
         """
         known = self._memory.word(account)
+        set_back = JudgedWork("set-back", known)
         if told.word is None:
-            return None if known is None else "set-back"
+            return JudgedWork() if known is None else set_back
         try:
             word = self._word(account, told, space)
         except ManaError:
-            return "signature-rejected"
+            return JudgedWork("signature-rejected")
         if not word.limits.covers(told.limits):
-            return "signature-rejected"
+            return JudgedWork("signature-rejected")
         newest = (word.revision, word.digest())
         if known is not None and newest != known and word.revision <= known[0]:
-            return "set-back"
-        await self._memory.saw_word(account, *newest)
-        return None
+            return set_back
+        return JudgedWork(None, newest)
 
     async def lift_refusal(
         self, space_id: SpaceId, record: str | None, space: Space
