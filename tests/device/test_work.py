@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
+from mana.crypto.work import REVISION_MAX
 from mana.device.desk import Device
 from mana.device.operations import Operations
 from mana.domain.cadences import Cadence
@@ -16,6 +17,7 @@ from mana.domain.iterations import ITERATIONS
 from mana.domain.settings import SETTINGS
 from mana.protocol.errors import WorkNotSigned, WorkStopped
 from mana.protocol.messages import SetWork
+from mana.protocol.replication import HubDistrusted
 from mana.testing.models import ScriptedModel
 from mana.testing.postgres import Database, connected
 from tests.device.household import Household, household, operations, planned_mission, still
@@ -187,6 +189,57 @@ async def test_a_stop_by_a_session_stays_until_the_person_goes_on(home: Househol
     await of.work.tell()
     assert not await hub_is_stopped(ada)
     assert (await ada.work_state()).hub_told
+
+
+async def test_another_stop_by_a_session_is_not_lifted_with_the_one_before(
+    home: Household,
+) -> None:
+    """Whoever let one stop go on has not seen the next, also where the hub's count was put back."""
+    ada = await home.person()
+    of = operations(ada)
+    await of.opened.hub.set_work(SetWork(stopped=True))
+    await of.work.tell()
+    await ada.start_work()
+    assert not await hub_is_stopped(ada)
+    await change(home, "revision = 0, word = null, signer = null, signature = null")
+    await of.opened.hub.set_work(SetWork(stopped=True))
+    await of.work.tell()
+    assert await hub_is_stopped(ada)
+    with pytest.raises(WorkStopped):
+        await of.work.require_going()
+
+
+async def test_a_device_signs_no_revision_that_nobody_gets_to(home: Household) -> None:
+    """A hub that counts as far as can be gets no word that nothing could follow; a stop holds all
+    the same, and once the count is right again the person's next word does."""
+    ada = await home.person()
+    await ada.set_caps(tokens_per_day_max=5_000)
+    held = await operations(ada).opened.hub.work()
+    await change(home, "revision = $1", REVISION_MAX - 1)
+    with pytest.raises(HubDistrusted):
+        await ada.set_caps(tokens_per_day_max=4_000)
+    await ada.stop_work()
+    assert await hub_is_stopped(ada)
+    await ada.start_work()
+    assert await hub_is_stopped(ada)
+    await change(home, "revision = $1", held.revision)
+    await ada.set_caps(tokens_per_day_max=4_000)
+    assert (await operations(ada).opened.hub.work()).tokens_per_day_max == 4_000
+
+
+async def test_a_count_that_moved_alone_asks_for_a_word(home: Household) -> None:
+    """A runner that knows a newer word, of a device that is gone, is given one above it."""
+    ada = await home.person()
+    await ada.set_caps(tokens_per_day_max=5_000)
+    await change(home, "revision = revision + 3")
+    of = operations(ada)
+    moved = (await of.opened.hub.work()).revision
+    await of.work.tell()
+    held = await of.opened.hub.work()
+    assert held.signed is not None
+    assert held.signed.word["revision"] == held.revision == moved + 1
+    await of.work.tell()
+    assert (await of.opened.hub.work()).revision == moved + 1
 
 
 async def test_a_word_of_a_device_that_is_not_known_yet_is_not_undone(home: Household) -> None:

@@ -13,10 +13,10 @@ from mana.crypto.errors import Malformed
 from mana.crypto.identity import revoke_device
 from mana.crypto.primitives import b64
 from mana.crypto.signatures import SigningKey
-from mana.crypto.work import Limits, WorkWord
+from mana.crypto.work import REVISION_MAX, Limits, WorkWord
 from mana.domain.clock import iso_ms
 from mana.protocol.messages import DeviceRevocation, Problem, SetWork, WorkState
-from mana.testing.postgres import Database
+from mana.testing.postgres import Database, connected
 from mana.testing.work import next_word, signed_work
 from tests.hub.client import Person, served_hub
 
@@ -123,6 +123,21 @@ async def test_only_devices_of_the_account_sign(database: Database) -> None:
         await revoke(ada)
         assert await told(ada, mine) == "400 WORK_WORD_REFUSED"
         assert (await state(ada)).tokens_per_day_max is None
+
+
+async def test_no_word_uses_up_the_numbers(database: Database) -> None:
+    """A device that is taken away signs nothing that no later word can follow, and a brake holds
+    wherever the count stands."""
+    async with person(database) as ada:
+        word = next_word(ada.account, await state(ada), Limits(stopped=True))
+        far = signed_work(ada.account, replace(word, revision=REVISION_MAX))
+        assert await told(ada, far) == "400 WORK_WORD_REFUSED"
+        assert await told(ada, await signed(ada, CAPS)) == "200"
+        async with connected(database.owner_url) as owner:
+            await owner.execute("update mana_ai.account_work set revision = $1", REVISION_MAX)
+        assert await told(ada, {"stopped": True}) == "200"
+        held = await state(ada)
+        assert (held.stopped_at is None, held.revision) == (False, REVISION_MAX)
 
 
 async def revoke(ada: Person) -> None:

@@ -20,6 +20,10 @@ from mana.domain.money import COST_PER_DAY_MAX, TOKENS_PER_DAY_MAX, smaller
 
 PURPOSE: Final = "mana-ai-work:v1"
 REVISION_MAX: Final = 2**53 - 1
+REVISIONS_AHEAD_MAX: Final = 2**26
+"""By how much a word may leave behind what holds: more changes than anybody makes. Else one word, or
+one lie of a hub, could use up all numbers, and no later word of the person would count.
+"""
 
 
 class Signing(Protocol):

@@ -22,7 +22,7 @@ import msgspec
 from mana.crypto.authority import SignerUnknown
 from mana.crypto.errors import Malformed
 from mana.crypto.primitives import unb64
-from mana.crypto.work import PURPOSE, Limits, WorkWord, verify_work
+from mana.crypto.work import PURPOSE, REVISIONS_AHEAD_MAX, Limits, WorkWord, verify_work
 from mana.device.budgets import PATIENCE_S, Budgets
 from mana.device.editing import Editing
 from mana.device.hub_news import HubNews
@@ -40,11 +40,12 @@ from mana.domain.errors import (
 from mana.domain.settings import SETTINGS, SETTINGS_ID
 from mana.protocol.errors import WorkMoved, WorkStopped, WorkWordRefused
 from mana.protocol.messages import SetWork, SignedWork, WorkState
+from mana.protocol.replication import HubDistrusted
 
 STOPPED_AT: Final = "workStoppedAt"
 KEPT_WORD: Final = "work-word"
 KEPT_LIFTED: Final = "work-lifted"
-"""Up to which revision of the hub's the person has let work go on, whoever stopped it."""
+"""Since when work was stopped at the hub, as it says, where the person has let that go on."""
 _ROUNDS: Final = 3
 """How often the hub is told in a row while it or the person's word moves."""
 
@@ -102,7 +103,7 @@ class Work:
         if await self._own_ms() is not None:
             await self._records.write_settings({STOPPED_AT: None})
         # Whoever stopped it at the hub: the person has seen that, and goes on.
-        await self._opened.book.keep(KEPT_LIFTED, (await self._budgets.work()).revision)
+        await self._opened.book.keep(KEPT_LIFTED, (await self._budgets.work()).stopped_at)
         await self.tell()
         return await self.state()
 
@@ -177,8 +178,8 @@ class Work:
     async def _say(self, said: WorkState, *, stopped: bool) -> None:
         """Sign whether work goes on, and hand that to the hub; a stop holds also unsigned."""
         hub = self._opened.hub
-        word = await self._signed(said, lambda held: replace(held, stopped=stopped))
         try:
+            word = await self._signed(said, lambda held: replace(held, stopped=stopped))
             await hub.set_work(word)
         except WorkMoved:
             return  # It is asked again.
@@ -202,9 +203,9 @@ class Work:
         is_signed = said.signed is not None and said.signed.word.get("stopped") is True
         if said.stopped_at is None or is_signed:
             return None
+        # By its moment: a later one is another stop, whatever the hub counts by then.
         lifted = await self._opened.book.kept(KEPT_LIFTED)
-        is_lifted = isinstance(lifted, int) and said.revision <= lifted
-        return None if is_lifted else _moment(said.stopped_at)
+        return None if lifted == said.stopped_at else _moment(said.stopped_at)
 
     async def _heard(self, said: WorkState) -> None:
         self._told = said.stopped_at is not None
@@ -227,7 +228,13 @@ class Work:
             self._differs = True
         else:
             known = await self._newest(word)
-            self._differs = known is not None and (word != known or known.hub != said.hub)
+            self._differs = known is not None and (
+                word != known
+                or known.hub != said.hub
+                # Each change by a session changes a limit too. A runner that knows a newer word, of
+                # a device that is gone, asks so for one above it.
+                or (said.revision > known.revision and _limits(said) == known.limits)
+            )
         if known is not None:
             self._differs = self._differs or not known.limits.covers(limits)
             limits = known.limits.within(limits)
@@ -284,15 +291,21 @@ class Work:
         return word
 
     async def _signed(self, said: WorkState, change: Callable[[Limits], Limits]) -> SetWork:
-        """Return a signed word: what the hub says, no looser than was signed, and what changes."""
-        known = await self._known()
+        """Return a signed word: what the hub says, no looser than was signed, and what changes.
+
+        Raises HubDistrusted for a revision that nobody gets to: signed, nothing could follow it.
+        """
         held = _limits(await self._judged(said))
+        known = await self._known()
+        before = known.revision if known is not None else 0
+        if said.revision - before > REVISIONS_AHEAD_MAX:
+            raise HubDistrusted("the hub says that the account's work moved more often than can be")
         if known is not None:
             held = replace(held, stopped=held.stopped or known.limits.stopped)
         word = WorkWord(
             self._opened.account_id,
             said.hub,
-            max(said.revision, known.revision if known is not None else 0) + 1,
+            max(said.revision, before) + 1,
             change(held),
             self._opened.now_iso(),
         )

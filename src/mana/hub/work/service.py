@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mana.crypto.primitives import unb64
-from mana.crypto.work import REVISION_MAX, Limits, WorkWord, verify_work
+from mana.crypto.work import REVISION_MAX, REVISIONS_AHEAD_MAX, Limits, WorkWord, verify_work
 from mana.domain.errors import CryptoFailed, Invalid
 from mana.domain.ids import AccountId
 from mana.hub.accounts.store import device_key
@@ -45,9 +45,8 @@ class WorkService:
         if not now.limits.covers(wanted):
             raise WorkNotSigned("this lets more happen, and no device signed it")
         if wanted != now.limits:
-            if now.revision >= REVISION_MAX:
-                raise WorkMoved("the account's work has moved too often")
-            await work.put(wanted, revision=now.revision + 1)
+            # A brake holds however often the work has moved.
+            await work.put(wanted, revision=min(now.revision + 1, REVISION_MAX))
 
     async def _obey(
         self, work: Work, account: AccountId, asked: SetWork, signed: SignedWork
@@ -70,6 +69,8 @@ class WorkService:
         # signed it did not know of.
         if word.revision <= now.revision or asked.seen not in (None, now.revision):
             raise WorkMoved("something else holds by now", detail={"revision": now.revision})
+        if word.revision - now.revision > REVISIONS_AHEAD_MAX:
+            raise WorkWordRefused("the word's revision is too far ahead of what holds")
         await work.put(word.limits, revision=word.revision)
         await work.put_word(word, signed.signature)
 
