@@ -28,6 +28,7 @@ AGES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """By table that is kept for 400 days: what tells its age."""
 ROWS_MAX: Final = 3
+DAY_S: Final = 24 * 60 * 60
 
 
 def listed() -> dict[str, str]:
@@ -118,6 +119,26 @@ async def test_what_is_old_goes_and_nothing_else(database: Database, tenancy: Te
             ("scheduled", "queued", missions),
             ("scheduled", "skipped", missions),
         ]
+
+
+async def test_a_clock_that_jumped_removes_nothing(database: Database, tenancy: Tenancy) -> None:
+    """While the database's clock is further than time went everything stays; once it is right again
+    what is old goes."""
+    passed = [50.0 * DAY_S]
+    old = OldRows(tenancy, passed_s=lambda: passed[0])
+    await old.sweep()
+    async with connected(database.owner_url) as owner:
+        await fill(owner)
+        await grow_old(owner, 401)
+        for days in (19, 81):
+            passed[0] = days * DAY_S
+            for _ in range(3):
+                await old.sweep()
+            assert (await counts(owner, ["mana_ai.spend"]))["mana_ai.spend"] > 0
+        passed[0] = 70 * DAY_S
+        for _ in range(3):
+            await old.sweep()
+        assert (await counts(owner, ["mana_ai.spend"]))["mana_ai.spend"] == 0
 
 
 async def test_what_is_over_goes(database: Database, tenancy: Tenancy) -> None:
