@@ -15,6 +15,7 @@ from mana.device.errors import Locked, Offline, VisibilityFixed, WrongPassword
 from mana.device.inbox import ProposalMoved
 from mana.device.invitations import LinkMalformed
 from mana.device.links import LinkView
+from mana.device.timeline import EDITED
 from mana.device.views import (
     AgentView,
     Bucket,
@@ -641,6 +642,7 @@ class FakeDevice(FakeWork, FakeDeciding):
                 journal_ids=(derived_id("journal", one.step_id),),
                 diffs=one.diffs,
                 at_ms=one.planned_ms,
+                note=one.feedback or (EDITED if one.edited else ""),
                 edited=one.edited,
             )
             for one in self.proposals.values()

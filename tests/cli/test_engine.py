@@ -103,6 +103,29 @@ def test_the_ledger_says_what_runs_cost_and_why_they_ended() -> None:
     assert (runs[0]["tries"], runs[0]["lastReason"], runs[0]["cost"]) == (2, "rate-limit", 12_000)
 
 
+def test_no_next_run_is_told_while_all_work_is_stopped() -> None:
+    """Neither status nor mission names a moment at which nothing would run; a later one is not due."""
+    terminal = with_proposals()
+    (mission,) = terminal.device.mission_views.values()
+    later = NOW_MS + 30 * MINUTE_MS
+    again = RunView(
+        "o2", NOW_MS, "manual", "queued", "", "", None, 0, tries=2, last_reason="provider",
+        last_reason_words="It could not be reached.", due_ms=NOW_MS + 5 * MINUTE_MS,
+    )  # fmt: skip
+    ahead = RunView("o3", later, "scheduled", "queued", "", "", None, 0)
+    terminal.device.set_mission(mission.mission_id, runs=(ahead, again), next_ms=(later,))
+    shown = terminal.ok("mission", "show", "weekly")
+    assert [word in shown for word in ("Tried again", "not due yet")] == [True, True]
+    terminal.ok("work", "stop")
+    shown = terminal.ok("mission", "show", "weekly")
+    assert "none, while all work is stopped" in shown
+    assert "It could not be reached." in shown
+    assert "Tried again" not in shown
+    assert "none, while all work is stopped" in terminal.ok("status")
+    terminal.ok("work", "go-on")
+    assert "while all work is stopped" not in terminal.ok("mission", "show", "weekly")
+
+
 def test_what_a_mission_waits_for_is_told_in_words() -> None:
     """A used-up cap names its mission and when there is room; a mission on change its next moment."""
     terminal = with_proposals()
@@ -120,7 +143,7 @@ def test_what_a_mission_waits_for_is_told_in_words() -> None:
     change = OnChange(NOW_MS - MINUTE_MS, None, NOW_MS + 5 * MINUTE_MS)
     terminal.device.set_mission(mission.mission_id, cap_wait=None, on_change=change, next_ms=())
     shown = terminal.ok("mission", "show", "weekly")
-    assert "when its input changes, not before in 5 min." in shown
+    assert "when its input changes, in 5 min at the earliest." in shown
     assert "Somebody last changed one 1 min ago. What agents write does not start it." in shown
     due = replace(change, due_ms=NOW_MS + 3 * MINUTE_MS)
     terminal.device.set_mission(mission.mission_id, on_change=due)
@@ -317,7 +340,9 @@ def test_an_edit_is_shown_before_it_is_done() -> None:
     done = terminal.json(*change)["proposal"]
     assert (done["state"], done["edited"]) == ("approved", True)
     assert tasks_of(terminal) == ["Ring on Monday"]
-    assert "as you changed it" in terminal.ok("timeline")
+    assert "Monday” (You changed it before you approved it)\n" in terminal.ok("timeline")
+    terminal.device.proposals[step] = replace(terminal.device.proposals[step], feedback="Good.")
+    assert "Monday” (Good, changed before it was approved)\n" in terminal.ok("timeline")
 
 
 def test_a_preview_writes_nothing() -> None:

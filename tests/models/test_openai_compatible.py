@@ -657,10 +657,10 @@ async def test_a_model_alone_keeps_no_connection() -> None:
     ],
 )
 def test_the_description_says_where_text_goes(base: str, origin: str, local: bool) -> None:
-    """The name in a grant is the origin; the sentence names the host, or this machine."""
+    """The name in a grant is the origin; the sentence names the host, or the machine that asks."""
     [info] = model_infos(ModelSettings((ModelSetting("a", base, "m"),)))
     assert (info.endpoint, info.local) == (origin, local)
-    assert ("stays on this machine" in info.description) == local
+    assert ("stays on the machine that asks it" in info.description) == local
     if not local:
         assert endpoint(base).host in info.description
 

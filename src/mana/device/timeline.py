@@ -41,8 +41,8 @@ _NOTES: Final = {
     "expired": "Its time passed without a decision.",
     "skipped": "The policy denied it.",
 }
-_EDITED: Final = "You changed it before you approved it."
-_EDITED_BY_OTHER: Final = "It was changed before it was approved."
+EDITED: Final = "You changed it before you approved it."
+EDITED_BY_OTHER: Final = "It was changed before it was approved."
 
 
 class Timeline:
@@ -145,7 +145,7 @@ class Timeline:
             return ""
         actor = step.actors.get("edited")
         mine = actor is not None and actor.principal_id == self._opened.account_id
-        return _EDITED if mine else _EDITED_BY_OTHER
+        return EDITED if mine else EDITED_BY_OTHER
 
     async def _state(self, chains: Sequence[Chain]) -> tuple[str, str]:
         """Return what became of a write: done, reverted, or changed since."""

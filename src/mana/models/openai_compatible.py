@@ -216,7 +216,7 @@ class _Unsupported(Exception):
 def description(place: Endpoint, model: str) -> str:
     """Return what a model is and where text goes, in one sentence."""
     if place.is_this_machine:
-        return f"{model}: text stays on this machine ({place.origin})"
+        return f"{model}: text stays on the machine that asks it ({place.origin})"
     sealed = "" if place.scheme == "https" else ", unencrypted on the way"
     return f"{model}: text goes to {place.host}{sealed}"
 

@@ -13,7 +13,6 @@ from mana.cli.caps import (
     CostOption,
     TokensOption,
     cap_wait_words,
-    currency_of,
     optional_cost,
     optional_tokens,
 )
@@ -182,9 +181,10 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
     """Show a mission: its last result, its next runs, what it may read, and its ledger."""
     one = await find_mission(device, named)
     rejected = await device.rejections(one.mission_id)
-    currency = await currency_of(device)
+    work = await device.work_state()
+    currency = work.currency
+    stopped = work.stopped_ms is not None
     now_ms = around.now_ms()
-    ahead = ", ".join(when(at, now_ms=now_ms) for at in one.next_ms)
     blocks: list[Block] = [
         Line(one_line(one.title), "title"),
         sentence(one),
@@ -196,7 +196,7 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
                 ("Shall", one.objective if len(one.objective) > OBJECTIVE_SHOWN_MAX else ""),
                 ("Now", _now_words(one, now_ms=now_ms)),
                 ("Failed", _failed_words(one)),
-                ("Next", "" if one.hold_words else ahead or _change_words(one, now_ms=now_ms)),
+                ("Next", _upcoming_words(one, stopped=stopped, now_ms=now_ms)),
                 ("Missed moments", MISSED_WORDS[one.if_missed]),
                 ("Limit", cap_words(one.tokens_per_day_max, one.cost_per_day_max, currency)),
                 ("Raised", one.raised_words and f"{one.raised_words} mana mission agree ID"),
@@ -213,12 +213,17 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
             (
                 when(run.scheduled_ms, now_ms=now_ms),
                 called(names.KINDS, run.kind),
-                _stood(run),
+                _stood(run, now_ms=now_ms),
                 f"{run.tokens:,}" if run.tokens else "",
                 amount_words(run.cost, currency) if run.cost else "",
                 str(run.tries or ""),
                 " ".join(
-                    part for part in (_why(run, now_ms=now_ms), _noted(run, currency)) if part
+                    part
+                    for part in (
+                        _why(run, stopped=stopped, now_ms=now_ms),
+                        _noted(run, currency),
+                    )
+                    if part
                 ),
             )
             for run in one.runs[:RUNS_SHOWN]
@@ -431,24 +436,30 @@ def _run_words(one: MissionView, ran: RunView | None, *, now_ms: int) -> str:
         return f"“{title}” has run, with {ran.tokens:,} tokens.{why}"
     if ran.state in WAITING and not one.runs_here:
         return f"“{title}” is asked for; the hub runs it as soon as it can.{why}"
-    return f"“{title}”: {_stood(ran)}.{why}"
+    return f"“{title}”: {_stood(ran, now_ms=now_ms)}.{why}"
 
 
-def _stood(run: RunView) -> str:
+def _stood(run: RunView, *, now_ms: int) -> str:
     """Return how a run stands or ended; one that was stopped did not fail."""
+    if run.state == "queued" and run.scheduled_ms > now_ms:
+        return "not due yet"
     if (run.state, run.reason) == ("failed", "stopped"):
         return "stopped"
     return called(names.RUN_STATES, run.state).lower()
 
 
-def _why(run: RunView, *, now_ms: int) -> str:
-    """Return why a run ended as it did, why it is tried again and when, or how far it is."""
+def _why(run: RunView, *, stopped: bool = False, now_ms: int) -> str:
+    """Return why a run ended as it did, why it is tried again and when, or how far it is.
+
+    `stopped`: all work is, so nobody can say when.
+    """
     if run.reason_words:
         return one_line(run.reason_words)
     if run.state == "queued" and run.last_reason:
         said = one_line(run.last_reason_words or run.last_reason)
-        next_try = f" Tried again {when(run.due_ms, now_ms=now_ms)}." if run.due_ms else ""
-        return f"{said}{next_try}"
+        if stopped or not run.due_ms:
+            return said
+        return f"{said} Tried again {when(run.due_ms, now_ms=now_ms)}."
     if run.state not in WAITING or not run.phase:
         return ""
     return f"{called(names.PHASES, run.phase)}, round {run.round}"
@@ -472,6 +483,16 @@ def _now_words(one: MissionView, *, now_ms: int) -> str:
     return cap_wait_words(one.cap_wait, now_ms=now_ms) if one.cap_wait else ""
 
 
+def _upcoming_words(one: MissionView, *, stopped: bool, now_ms: int) -> str:
+    """Return when a mission runs next; empty where that is said elsewhere, or only by hand."""
+    if one.hold_words:
+        return ""
+    if stopped:
+        return "none, while all work is stopped"
+    ahead = ", ".join(when(at, now_ms=now_ms) for at in one.next_ms)
+    return ahead or _change_words(one, now_ms=now_ms)
+
+
 def _change_words(one: MissionView, *, now_ms: int) -> str:
     """Return when a mission on change runs; empty for another."""
     waits = one.on_change
@@ -485,7 +506,7 @@ def _change_words(one: MissionView, *, now_ms: int) -> str:
     if waits.due_ms is not None:
         said = f"{when(waits.due_ms, now_ms=now_ms)} at the earliest, because an input was changed"
     elif floor is not None:
-        said += f", not before {when(floor, now_ms=now_ms)}"
+        said += f", {when(floor, now_ms=now_ms)} at the earliest"
     return f"{said}. {last} What agents write does not start it."
 
 

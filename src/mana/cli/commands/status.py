@@ -39,7 +39,7 @@ async def status(device: Device, around: Surroundings) -> Answer:
         ("Hub", one_line(now.hub_url)),
         ("Runner", _runner_words(now)),
         ("Model here", model_words(now.device_model)),
-        ("Next run", when(now.next_run_ms, now_ms=now_ms) if now.next_run_ms else "none"),
+        ("Next run", _next_words(now, stopped=stopped_ms is not None, now_ms=now_ms)),
         ("Work", f"stopped by you {when(stopped_ms, now_ms=now_ms)}" if stopped_ms else ""),
         ("Spaces", _spaces_words(spaces)),
         ("To decide", _to_decide_words(now, spaces)),
@@ -105,6 +105,12 @@ def _to_decide_words(now: Status, spaces: list[SpaceView]) -> str:
         f"{number} in “{called(one)}”" for one, number in counts if number and one.type != PERSONAL
     ]
     return ", ".join([counted(now.to_decide, "proposal"), *shared])
+
+
+def _next_words(now: Status, *, stopped: bool, now_ms: int) -> str:
+    if stopped:
+        return "none, while all work is stopped"
+    return when(now.next_run_ms, now_ms=now_ms) if now.next_run_ms else "none"
 
 
 def _runner_words(now: Status) -> str:

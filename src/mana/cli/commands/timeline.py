@@ -17,6 +17,7 @@ from mana.cli.spaces import option
 from mana.cli.text import agent_words, counted, one_line, when
 from mana.device import names
 from mana.device.desk import Device
+from mana.device.timeline import EDITED, EDITED_BY_OTHER
 from mana.device.views import Bucket, Conflict, RecordDiff, RevertPreview, TimelineLine
 from mana.domain.errors import NotFound
 
@@ -179,8 +180,9 @@ def _bucket_blocks(
 
 def _line(line: TimelineLine) -> Line:
     number = "-" + line.step_id.rpartition("-")[2] if _is_step(line) else ""
-    said = [one_line(line.note)] if line.note else []
-    said += ["as you changed it"] if line.edited else []
+    said = [one_line(line.note).removesuffix(".")] if line.note else []
+    if line.edited and line.note not in (EDITED, EDITED_BY_OTHER):
+        said.append("changed before it was approved")
     note = f" ({', '.join(said)})" if said else ""
     mark = "quiet" if line.state in ("reverted", "rejected") else ""
     return Line(f"  {number:<4}{line.state:<10}{one_line(line.sentence)}{note}", mark)
