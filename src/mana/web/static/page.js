@@ -68,6 +68,8 @@
     wanted?.focus({ preventScroll: location.pathname !== from });
     decided = null;
   });
+  /* Whoever types already is where they want to be: a page that sets its focus late moves nobody. */
+  document.addEventListener("keydown", () => all("#main [autofocus]").forEach((one) => one.removeAttribute("autofocus")), true);
   const nextOf = (card) => {
     const cards = all("[data-proposal]");
     const at = cards.indexOf(card);
