@@ -470,7 +470,10 @@ async def test_doors_are_known(database: Database, tenancy: Tenancy) -> None:
             "mana.admit_sign_up(p_demo boolean, p_invite bytea, p_invites_only boolean)",
             "mana.clear_attempts(p_login_mac bytea)",
             "mana.count_attempt(p_login_mac bytea, p_now timestamp with time zone, p_window interval, p_attempts_max integer)",
-            "mana.end_letter(p_account text, p_sent boolean)",
+            "mana.count_code(p_place bytea, p_codes_max integer)",
+            "mana.end_code(p_account text, p_code text)",
+            "mana.end_letter(p_account text, p_sent boolean, p_place bytea)",
+            "mana.former_devices(p_space text)",
             "mana.kek_batch(p_kek_id text, p_limit integer)",
             "mana.kek_left(p_kek_id text)",
             "mana.login_facts(p_login_key text)",
@@ -505,6 +508,7 @@ async def test_doors_are_known(database: Database, tenancy: Tenancy) -> None:
                 " p_due timestamp with time zone[])"
             ),
             "mana_ai.put_turns()",
+            "mana_ai.sweep_old(p_account text, p_space text, p_mission text, p_places integer, p_rows integer)",
         ]
     async with tenancy.door() as tx:
         await tx.execute("set local app.door = 'open'")
