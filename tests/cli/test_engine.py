@@ -201,7 +201,8 @@ def test_a_mission_is_stopped_and_one_that_failed_too_often_resumed() -> None:
     after = terminal.json("mission", "resume", "weekly")["mission"]
     assert (after["hold"], after["failures"], after["state"]) == ("", 0, "active")
     terminal.device.set_mission(mission.mission_id, raised_words="Bob raised a limit of a day.")
-    assert "Bob raised a limit" in terminal.ok("mission", "show", "weekly")
+    shown = terminal.ok("mission", "show", "weekly")
+    assert f"Bob raised a limit of a day. mana mission agree {mission.mission_id}" in shown
     assert terminal.json("mission", "agree", "weekly")["mission"]["raisedWords"] == ""
     terminal.device.online = False
     assert terminal.run("mission", "stop", "weekly").status == 6

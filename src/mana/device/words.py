@@ -33,7 +33,7 @@ SKIPPED: Final = {
     "signature-rejected": (
         "A signature does not hold: that of the grant, or of your word on your account's work."
     ),
-    "scope-mismatch": "The grant is not for what the mission now looks at.",
+    "scope-mismatch": "The grant is not for what the mission now looks at, or for another model.",
     "set-back": (
         "The hub's database is older than what its runner saw: it was put back. Nothing was "
         "opened. Ask whoever runs the hub."

@@ -199,7 +199,10 @@ async def show(device: Device, around: Surroundings, named: MissionArgument) -> 
                 ("Next", _upcoming_words(one, stopped=stopped, now_ms=now_ms)),
                 ("Missed moments", MISSED_WORDS[one.if_missed]),
                 ("Limit", cap_words(one.tokens_per_day_max, one.cost_per_day_max, currency)),
-                ("Raised", one.raised_words and f"{one.raised_words} mana mission agree ID"),
+                (
+                    "Raised",
+                    one.raised_words and f"{one.raised_words} mana mission agree {one.mission_id}",
+                ),
                 ("Looks at", "\n".join(one_line(cited.title) for cited in one.input_titles)),
                 ("Grant", grant_words(one.grant, now_ms=now_ms)),
                 ("Concept", one.concept),
