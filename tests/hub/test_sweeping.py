@@ -45,12 +45,12 @@ async def fill(owner: asyncpg.Connection) -> None:
         "insert into mana_ai.hub_spend (hour) select now() from generate_series(1, 5)"
     )
     await owner.execute("update mana_ai.occurrences set state = 'done'")
-    # Of each mission a run by hand, and by its schedule one that ended, one that waits, and a newest.
+    # Of each mission a run by hand, and by its schedule two that ended, and the newest one waits.
     await owner.execute(
         "insert into mana_ai.occurrences (space_id, mission_id, account_id, scheduled_for, kind,"
         " state, due_at) select space_id, mission_id, account_id,"
         " scheduled_for + k.days * interval '1 day', 'scheduled', k.state, due_at"
-        " from mana_ai.occurrences, (values (1, 'done'), (2, 'queued'), (3, 'skipped')) k (days, state)"
+        " from mana_ai.occurrences, (values (1, 'done'), (2, 'skipped'), (3, 'queued')) k (days, state)"
     )
 
 
@@ -94,7 +94,7 @@ async def test_every_table_is_listed(database: Database) -> None:
 
 async def test_what_is_old_goes_and_nothing_else(database: Database, tenancy: Tenancy) -> None:
     """Rows of 399 days stay; those of 401 go a bounded part at a time, of accounts too that do
-    nothing; what waits, and the newest run of each kind, stays whatever its age."""
+    nothing; what waits, and the newest run of each kind that ended, stays whatever its age."""
     async with connected(database.owner_url) as owner:
         await fill(owner)
         await owner.execute("delete from mana.resets; delete from mana.letter_places")

@@ -1467,7 +1467,8 @@ begin
          and t.scheduled_for < v_before and t.state not in ('queued', 'leased')
          and exists (select from mana_ai.occurrences later
                       where later.space_id = t.space_id and later.mission_id = t.mission_id
-                        and later.kind = t.kind and later.scheduled_for > t.scheduled_for)
+                        and later.kind = t.kind and later.scheduled_for > t.scheduled_for
+                        and later.state not in ('queued', 'leased'))
        order by t.scheduled_for limit p_rows for update of t skip locked) old
      limit p_rows));
   delete from mana_ai.hub_spend s where s.ctid = any (array(
