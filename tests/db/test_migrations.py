@@ -212,6 +212,7 @@ async def test_doors_of_log_in(database: Database) -> None:
         "bounds",
         "snapshots",
         "former_devices",
+        "leftovers",
     }
 
 
