@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from mana.domain.grants import LIFE_MS_MAX
+from mana.hub.runner.ages import Reading
 from mana.hub.runner.memory import (
     FOLDED_EVERY_MS,
     JOURNAL_FILE,
     KEPT_MS,
     MEMORY_FILE,
     SLACK_MS,
+    WORD_KEPT_MS,
     MemoryUnusable,
     RunnerMemory,
 )
@@ -218,7 +220,7 @@ async def test_nothing_opens_that_cannot_be_remembered(
 
 def memory(home: Path, clock: list[int]) -> RunnerMemory:
     settings = RunnerSettings(home=home, database_url="")
-    return RunnerMemory(settings, now_ms=lambda: clock[0])
+    return RunnerMemory(settings, clocks=lambda: Reading("boot", clock[0], clock[0]))
 
 
 async def test_runners_of_one_machine_share_it(tmp_path: Path) -> None:
@@ -238,7 +240,7 @@ async def test_runners_of_one_machine_share_it(tmp_path: Path) -> None:
 
 
 async def test_it_holds_what_can_still_matter(tmp_path: Path) -> None:
-    """Entries go when every grant that they could refuse has passed its signed end, not sooner."""
+    """Entries go when every grant that they could refuse is over, not sooner."""
     clock = [now_ms()]
     kept = memory(tmp_path, clock)
     ends = clock[0] + LIFE_MS_MAX
@@ -252,8 +254,42 @@ async def test_it_holds_what_can_still_matter(tmp_path: Path) -> None:
     await kept.saw_end({"grant-3": clock[0] + 1})
     assert not kept.has_ended("grant-1")
     assert (kept.named_at("s", "m"), kept.head("ada")) == ("", None)
-    assert len(json.loads((tmp_path / "secrets" / MEMORY_FILE).read_text())["ended"]) == 1
+    kept_ends = json.loads((tmp_path / "secrets" / MEMORY_FILE).read_text())["ended"]
+    assert set(kept_ends) == {"grant-2", "grant-3"}
     assert (tmp_path / "secrets" / JOURNAL_FILE).read_bytes() == b""
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_clock_that_is_set_makes_it_forget_nothing(tmp_path: Path, restarted: bool) -> None:
+    """What is known stays while the machine's clock is 400 days ahead, also where the machine was
+    started anew with it; when so much time has passed, it goes."""
+    settings = RunnerSettings(home=tmp_path, database_url="")
+    now = Reading("boot", 1_000, now_ms())
+    kept = RunnerMemory(settings, clocks=lambda: now)
+    await kept.saw_end({"grant-1": now.wall_ms + 1})
+    await kept.saw_all("ada", named={("s", "m"): "a"}, head=(1, "h"))
+    await kept.saw_word("ada", 1, "w")
+    await kept.saw_lifted("s", {"lifted/one": "a"})
+
+    async def known(told: RunnerMemory) -> tuple[object, ...]:
+        """Have it go through what it keeps, and return what another runner reads there then."""
+        nonlocal now
+        now = now._replace(up_ms=now.up_ms + FOLDED_EVERY_MS)
+        await told.saw_end({f"grant-{now.up_ms}": 0})
+        there = RunnerMemory(settings, clocks=lambda: now)
+        words = there.word("ada"), dict(there.lifted("s"))
+        return (there.has_ended("grant-1"), there.named_at("s", "m"), there.head("ada"), *words)
+
+    everything = (True, "a", (1, "h"), (1, "w"), {"lifted/one": "a"})
+    now = now._replace(wall_ms=now.wall_ms + WORD_KEPT_MS + SLACK_MS)
+    if restarted:
+        now = now._replace(boot="boot again", up_ms=0)
+        kept = RunnerMemory(settings, clocks=lambda: now)
+    assert await known(kept) == everything
+    now = now._replace(up_ms=now.up_ms + KEPT_MS)
+    assert await known(kept) == (False, "", None, *everything[3:])
+    now = now._replace(up_ms=now.up_ms + WORD_KEPT_MS - KEPT_MS)
+    assert await known(kept) == (False, "", None, None, {})
 
 
 @pytest.mark.parametrize("how", ["an older one", "gone"])

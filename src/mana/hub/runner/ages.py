@@ -1,7 +1,7 @@
-"""How long the runner's keys have been in use: counted by the machine, not read off its clock.
+"""How old what the runner keeps is: counted by the machine, not read off its clock.
 
-A wall clock that jumps a year ahead would end keys that people granted to an hour ago, and one
-that is set back would keep a key for ever. So age is time since the machine started, which nobody
+A wall clock that jumps a year ahead would end keys that people granted to an hour ago and have
+the runner forget what it saw, and one that is set back would keep a key for ever. So age is time since the machine started, which nobody
 sets, added up in a file; a clock is asked only how long the machine was off, and believed for so
 many days. Normative: docs/protocol/grants.md, 8.
 """
@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
@@ -56,15 +56,36 @@ class MachineClocks:
         return Reading(self._boot, up_ms, now_by_machine())
 
 
-class _Kept(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """The file: what was counted when it was written, and at which count each key was made."""
+class Count(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """What was counted up to a moment, and what the clocks said then. Milliseconds."""
 
-    version: int
     counted_ms: int
     boot: str
     up_ms: int
     newest_ms: int
-    made: dict[str, int]
+
+    @classmethod
+    def begun(cls, now: Reading, *, counted_ms: int = 0) -> Self:
+        """Begin to count."""
+        return cls(counted_ms, now.boot, now.up_ms, now.wall_ms)
+
+    def ms_at(self, now: Reading) -> int:
+        """Return what is counted by now."""
+        if now.boot == self.boot and now.up_ms >= self.up_ms:
+            return self.counted_ms + now.up_ms - self.up_ms
+        off_ms = now.wall_ms - self.newest_ms
+        return self.counted_ms + min(max(off_ms, 0), OFF_MS_MAX)
+
+    def at(self, now: Reading) -> Count:
+        """Return what is counted by now, to go on from."""
+        return Count(self.ms_at(now), now.boot, now.up_ms, max(now.wall_ms, self.newest_ms))
+
+
+class _Kept(Count, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """The file: what was counted when it was written, and at which count each key was made."""
+
+    made: dict[str, int] = msgspec.field(default_factory=dict)
+    version: int = 1
 
 
 class Ages:
@@ -85,17 +106,9 @@ class Ages:
 
     def write(self, key_ids: Iterable[str]) -> None:
         """Keep what is counted, and of these keys since when."""
-        now = self._clocks()
-        counted = self._counted(now)
-        kept = self._kept
-        self._kept = _Kept(
-            version=1,
-            counted_ms=counted,
-            boot=now.boot,
-            up_ms=now.up_ms,
-            newest_ms=max(now.wall_ms, kept.newest_ms),
-            made={one: kept.made.get(one, counted) for one in key_ids},
-        )
+        count = self._kept.at(self._clocks())
+        made = {one: self._kept.made.get(one, count.counted_ms) for one in key_ids}
+        self._kept = _Kept(**msgspec.structs.asdict(count), made=made)
         write_secret(self._path, msgspec.json.encode(self._kept).decode("ascii"))
 
     def know(self, key_id: str, *, made_ms: int, age_ms_max: int) -> None:
@@ -106,27 +119,19 @@ class Ages:
         by_clock = now.wall_ms - made_ms
         # One from the future was made by a clock that was wrong: its age is not known.
         age_ms = age_ms_max if by_clock < -DAY_MS else min(max(by_clock, 0), age_ms_max)
-        self._kept.made[key_id] = self._counted(now) - age_ms
+        self._kept.made[key_id] = self._kept.ms_at(now) - age_ms
 
     def age_ms(self, key_id: str) -> int:
         """Return for how long a known key has been in use."""
-        return self._counted(self._clocks()) - self._kept.made[key_id]
+        return self._kept.ms_at(self._clocks()) - self._kept.made[key_id]
 
     def is_stale(self) -> bool:
         """Say whether what was counted since is more than a crash should lose."""
-        return self._counted(self._clocks()) - self._kept.counted_ms >= WRITTEN_EVERY_MS
+        return self._kept.ms_at(self._clocks()) - self._kept.counted_ms >= WRITTEN_EVERY_MS
 
     def wall_ms(self) -> int:
         """Return what the wall clock says."""
         return self._clocks().wall_ms
 
-    def _counted(self, now: Reading) -> int:
-        kept = self._kept
-        if now.boot == kept.boot and now.up_ms >= kept.up_ms:
-            return kept.counted_ms + now.up_ms - kept.up_ms
-        off_ms = now.wall_ms - kept.newest_ms
-        return kept.counted_ms + min(max(off_ms, 0), OFF_MS_MAX)
-
     def _begun(self) -> _Kept:
-        now = self._clocks()
-        return _Kept(1, 0, now.boot, now.up_ms, now.wall_ms, {})
+        return _Kept.begun(self._clocks())

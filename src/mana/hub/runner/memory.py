@@ -4,7 +4,9 @@ Grants that it saw end, the newest stamp at which a mission named its grant, the
 that it wrote for each account, the newest word that an account signed on its work, and the newest
 stamps of what a space lifts. Every entry only grows, so that several runners share it by joining
 what they know. What concerns grants goes when no grant that it could refuse can be alive; words
-and lifts are kept for a year and more. Decisions 0011 and 0015.
+and lifts are kept for a year and more. How long that is is counted, as the ages of keys are, from
+what the clock said when the memory began: a clock that is set makes it forget nothing. Decisions
+0011 and 0015.
 
 News are lines at the end of a journal, so that their cost does not grow with what is known; now
 and then the journal is folded into the memory's file. Whatever is told at the same time goes to
@@ -22,7 +24,7 @@ import msgspec
 
 from mana.domain.errors import Unavailable
 from mana.domain.grants import LIFE_MS_MAX
-from mana.hub.runner.ages import now_by_machine
+from mana.hub.runner.ages import Count, MachineClocks, Reading
 from mana.hub.runner.files import append_line, locked, write_secret
 from mana.hub.runner.keys import FOLDER
 from mana.hub.runner.settings import RunnerSettings
@@ -31,7 +33,7 @@ MEMORY_FILE: Final = f"{FOLDER}/memory.json"
 JOURNAL_FILE: Final = f"{FOLDER}/memory.log"
 LOCK_FILE: Final = f"{FOLDER}/memory.lock"
 SLACK_MS: Final = 24 * 60 * 60 * 1_000
-"""How far the clocks of machine and database may be apart before an entry goes too early."""
+"""How far what is counted and the database's clock may be apart before an entry goes too early."""
 KEPT_MS: Final = LIFE_MS_MAX + 2 * SLACK_MS
 RENEWED_MS: Final = LIFE_MS_MAX + SLACK_MS
 """An entry that is kept for less than this from now on is written anew when it is told again."""
@@ -54,11 +56,13 @@ class MemoryUnusable(Unavailable):
 class _Known(msgspec.Struct, forbid_unknown_fields=True):
     """What is known, each with the moment until which it is kept.
 
-    By grant: its signed end. By mission: a stamp. By account: a head, and revision and hash of a
-    word. By space: stamps by path.
+    By grant: its signed end, or a later moment. By mission: a stamp. By account: a head, and
+    revision and hash of a word. By space: stamps by path. `count`: by which these moments are
+    reckoned, in the memory's file only.
     """
 
     version: int = 1
+    count: Count | None = None
     ended: dict[str, int] = msgspec.field(default_factory=dict)
     named: dict[str, tuple[str, int]] = msgspec.field(default_factory=dict)
     heads: dict[str, tuple[int, str, int]] = msgspec.field(default_factory=dict)
@@ -114,19 +118,21 @@ class RunnerMemory:
     """The memory of the runners that share a folder. What it is told is on the disk on return."""
 
     def __init__(
-        self, settings: RunnerSettings, *, now_ms: Callable[[], int] = now_by_machine
+        self, settings: RunnerSettings, *, clocks: Callable[[], Reading] | None = None
     ) -> None:
         self._path = settings.secrets_dir / MEMORY_FILE
         self._journal = settings.secrets_dir / JOURNAL_FILE
         self._lock = settings.secrets_dir / LOCK_FILE
-        self._now_ms = now_ms
+        self._clocks = clocks or MachineClocks()
         self._known = _Known()
         self._is_ahead = False
-        self._seen: tuple[_Mark, _Mark] = (_Mark(), _Mark())
-        self._folded_ms = now_ms()
         self._news: _News | None = None
         self._writing: asyncio.Task[None] | None = None
-        self._refresh()
+        self._seen = self._marks()
+        now = self._clocks()
+        count = self._read_all() or Count.begun(now, counted_ms=now.wall_ms)
+        self._count = count.at(now)
+        self._folded_ms = self._now_ms()
 
     def has_ended(self, grant_id: str) -> bool:
         """Say whether a grant was seen to end before its time."""
@@ -156,10 +162,11 @@ class RunnerMemory:
         return self._known.lifted.get(space_id, ({}, 0))[0]
 
     async def saw_end(self, ends: Mapping[str, int]) -> None:
-        """Remember grants that ended, by id, each until its signed end (milliseconds)."""
+        """Remember grants that ended, by id, each at least until its signed end (milliseconds)."""
         self._refresh()
-        known = self._known.ended
-        await self._take(_Known(ended={one: at for one, at in ends.items() if one not in known}))
+        known, soonest_ms = self._known.ended, self._now_ms() + RENEWED_MS
+        ended = {one: max(at, soonest_ms) for one, at in ends.items() if one not in known}
+        await self._take(_Known(ended=ended))
 
     async def saw_all(
         self,
@@ -254,7 +261,8 @@ class RunnerMemory:
                 for one in (_lines(self._journal, 0)[0], self._read_file()):
                     known.join(one)
                 known.prune(now_ms)
-                write_secret(self._path, msgspec.json.encode(known).decode("ascii"))
+                counted = msgspec.structs.replace(known, count=self._count.at(self._clocks()))
+                write_secret(self._path, msgspec.json.encode(counted).decode("ascii"))
                 write_secret(self._journal, "")
                 return known, self._marks()
         except OSError:
@@ -271,16 +279,26 @@ class RunnerMemory:
             news, size = _lines(self._journal, seen_journal.size)
             self._known.join(news)
             self._seen = (file, journal._replace(size=size))
-            return
+        else:
+            self._seen = marks
+            self._read_all()
+
+    def _read_all(self) -> Count | None:
+        """Read the files, marked as they are, from their beginning; return how far they counted."""
         disk, found = _Known(), _Known()
         from_journal, size = _lines(self._journal, 0)
-        for one in (from_journal, self._read_file()):
+        kept = self._read_file()
+        for one in (from_journal, kept):
             disk.join(one)
         # What was known stays known, also if the files are older ones by now, or are gone.
         for one in (disk, self._known):
             found.join(one)
-        self._known, self._is_ahead = found, found != disk
-        self._seen = (file, journal._replace(size=size))
+        self._known, self._is_ahead = found, found != disk or kept.count is None
+        self._seen = (self._seen[0], self._seen[1]._replace(size=size))
+        return kept.count
+
+    def _now_ms(self) -> int:
+        return self._count.ms_at(self._clocks())
 
     def _marks(self) -> tuple[_Mark, _Mark]:
         return _mark(self._path), _mark(self._journal)
