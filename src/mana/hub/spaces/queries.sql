@@ -31,15 +31,15 @@ select role from mana.memberships where space_id = $1 and account_id = mana.curr
 
 -- name: devices
 select d.account_id, d.device_id, d.public_key, d.created_at, d.signature, d.former_signature,
-       d.revoked_at, d.revocation
+       d.revoked_at, d.revocation, d.registered_at
   from mana.devices d
   join mana.memberships m on m.account_id = d.account_id
  where m.space_id = $1
 union all
 select f.account_id, f.device_id, f.public_key, f.created_at, f.signature, f.former_signature,
-       f.revoked_at, f.revocation
+       f.revoked_at, f.revocation, f.registered_at
   from mana.former_devices($1) f
- order by 4, 2
+ order by registered_at, device_id
 
 -- name: identity
 select signing_key, hpke_key from mana.accounts where account_id = mana.current_account()
