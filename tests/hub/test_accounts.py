@@ -31,6 +31,7 @@ from mana.testing.postgres import (
     security_definer_functions,
 )
 from tests.hub.client import START_MS, Served, served_hub
+from tests.hub.vaulted import until_waiting
 
 pytest_plugins = ["mana.testing.plugin"]
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -436,6 +437,19 @@ async def test_deletion_leaves_nothing(database: Database) -> None:
         assert len((await bob.state()).records) == 1
         again = new_account("ada", now_ms=START_MS)
         assert (await sign_up(served, again)).status_code == 201
+
+
+async def test_a_password_of_before_deletes_nothing(database: Database) -> None:
+    """An account stays whose password was changed while the one before was checked for its end."""
+    async with served_hub(database) as served, connected(database.owner_url) as owner:
+        ada = await served.sign_up("ada")
+        async with owner.transaction():
+            await owner.execute("update mana.accounts set login_hash = 'another'")
+            body = {"loginKey": b64(ada.account.login_key)}
+            ending = asyncio.create_task(ada.call("DELETE", "/api/v1/me", body))
+            await until_waiting(database)
+        assert code(await ending) == "401 INVALID_CREDENTIALS"
+        assert (await ada.call("GET", "/api/v1/me")).status_code == 200
 
 
 async def test_owner_needs_no_superuser(postgres: Cluster) -> None:

@@ -163,7 +163,7 @@ async def test_an_ended_session_is_refused_at_once(database: Database) -> None:
 @pytest.mark.parametrize("how", ["ended", "revoked"])
 async def test_what_waited_while_its_session_ended_is_refused(database: Database, how: str) -> None:
     """A call that was let in and then waits for the account's row changes nothing if its session
-    ends meanwhile: no vault, no second factor, no device."""
+    ends meanwhile: no vault, no second factor, no device; the account stays."""
     async with served_hub(database) as served:
         ada = await signed_up(served)
         here, thief = ada.person, await another(ada.person)
@@ -178,6 +178,7 @@ async def test_what_waited_while_its_session_ended_is_refused(database: Database
             ("PUT", "/api/v1/me/vault", made.change),
             ("POST", "/api/v1/me/factors", factor),
             ("POST", "/api/v1/me/devices", more),
+            ("DELETE", "/api/v1/me", {"loginKey": b64(here.account.login_key)}),
         ):
             end = {"ended": "ended_at = now()", "revoked": "revoked = true, ended_at = now()"}[how]
             async with connected(database.owner_url) as owner:

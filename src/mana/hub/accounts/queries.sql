@@ -105,5 +105,8 @@ select count(*) from mana.spaces where cardinality(members) > 1
 -- name: delete_spaces
 delete from mana.spaces where members = array[mana.current_account()]
 
+-- name: hold_login_hash
+select login_hash from mana.accounts where account_id = mana.current_account() for update
+
 -- name: delete_account
 delete from mana.accounts where account_id = mana.current_account()

@@ -58,7 +58,7 @@ def account_routes(accounts: AccountService) -> list[Endpoint]:
         return await accounts.account(call.tenant)
 
     async def delete(call: Call) -> Reply:
-        await accounts.delete(call.tenant, call.message(DeleteAccountRequest))
+        await accounts.delete(call.session, call.message(DeleteAccountRequest))
         return None
 
     async def devices(call: Call) -> Reply:

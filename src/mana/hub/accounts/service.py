@@ -240,13 +240,13 @@ class AccountService:
             await self._store.add_device(session, certificate, now_ms=self._now_ms())
         return certificate
 
-    async def delete(self, tenant: Tenant, request: DeleteAccountRequest) -> None:
+    async def delete(self, session: Session, request: DeleteAccountRequest) -> None:
         """Remove every row of the account, if the login key shows that it is the person."""
         login_key = key_bytes(request.login_key, "the login key")
-        name, login_hash = await self._store.login_of(tenant)
+        name, login_hash = await self._store.login_of(session.tenant)
         login_mac = await self._count_attempt(name)
         await self._verify(login_hash, login_key)
-        await self._store.delete(tenant, login_mac=login_mac)
+        await self._store.delete(session, login_hash=login_hash, login_mac=login_mac)
 
     async def _count_attempt(self, name: str) -> bytes:
         login_mac = mac(self._secrets.salt, length_prefixed("mana-login-attempt:v1", name))

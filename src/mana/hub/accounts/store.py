@@ -338,10 +338,18 @@ class AccountStore:
             row = await _account(tx)
         return row["login_key"], row["login_hash"]
 
-    async def delete(self, tenant: Tenant, *, login_mac: bytes) -> None:
-        """Remove the account and everything that refers to it."""
-        async with self._tenancy.transaction(tenant) as tx:
+    async def delete(self, session: Session, *, login_hash: str, login_mac: bytes) -> None:
+        """Remove the account and everything that refers to it.
+
+        `login_hash`: by which the login key was checked. Who changed the password meanwhile, or
+        ended the session, did not mean this.
+        """
+        async with self._tenancy.transaction(session.tenant) as tx:
             # The account first: whoever is adding it to a space holds its row, and is waited for.
+            held = await tx.value(Q["hold_login_hash"])
+            await require_session(tx, session)
+            if held != login_hash:
+                raise InvalidCredentials("login or password is wrong")
             await tx.execute(Q["delete_account"])
             if await tx.value(Q["shared_spaces"]):
                 raise AccountShared("the account is in spaces with other people")
