@@ -569,6 +569,37 @@ async def test_the_log_tells_how_sessions_end(database: Database) -> None:
 
 
 @pytest.mark.postgres
+async def test_refusals_do_not_fill_the_log(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of refusals of one kind by who is signed in the log tells so many in a day; another kind, the
+    next day's, attempts to log in and what is done are told all the same."""
+    monkeypatch.setattr("mana.hub.security.store.REFUSED_MAX", 3)
+    async with served_hub(database) as served:
+        ada, eve = await served.sign_up("ada"), await served.sign_up("eve")
+        _, device_id = await with_device(ada)
+        _, _, others = new_device(eve.account.identity, now_ms=START_MS)
+        wrong = {"login": "ada", "loginKey": b64(bytes(32))}
+        for _ in range(5):
+            said = await revoked(ada, device_id, identity=eve.account.identity)
+            assert said == "403 PROOF_REFUSED"
+        for _ in range(4):
+            await served.call("POST", "/api/v1/auth/login", wrong)
+        await ada.call("POST", "/api/v1/me/devices", others)
+        assert [action for action, ok in await lines(ada) if not ok] == [
+            "device-added",
+            *["log-in"] * 4,
+            *["device-revoked"] * 3,
+        ]
+        served.clock.now_ms += 24 * 60 * MINUTE
+        ada = await another(ada)
+        await revoked(ada, device_id, identity=eve.account.identity)
+        assert await revoked(ada, device_id) == "204"
+        told = [("device-revoked", True), ("device-revoked", False), ("log-in", True)]
+        assert (await lines(ada))[:3] == told
+
+
+@pytest.mark.postgres
 @pytest.mark.parametrize("limit", [1, 2, 3, 50])
 async def test_pages_hold_every_line_once(database: Database, limit: int) -> None:
     """Page by page the log shows every line once, in whatever milliseconds they were written."""

@@ -2,6 +2,13 @@
 insert into mana.security_events (account_id, at, action, ok, session_id, detail)
 values (mana.current_account(), $1, $2, $3, $4, $5)
 
+-- name: insert_refusal
+insert into mana.security_events (account_id, at, action, ok, session_id, detail)
+select mana.current_account(), $1, $2, false, $3, $4
+ where (select count(*) from mana.security_events e
+         where e.account_id = mana.current_account() and e.at <= $1
+           and e.at > $1 - interval '1 day' and e.action = $2 and not e.ok and e.detail = $4) < $5
+
 -- name: events
 select e.at, e.action, e.ok, e.session_id, e.detail from mana.security_events e
  where e.account_id = mana.current_account() and e.at < $1

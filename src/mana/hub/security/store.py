@@ -22,6 +22,8 @@ from mana.protocol.messages import (
 
 Q: Final = load_queries("mana.hub.security")
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
+REFUSED_MAX: Final = 100
+"""How many refusals of one kind within a day the log tells of; what follows is more of the same."""
 
 
 class SecurityStore:
@@ -160,5 +162,14 @@ async def write_event(
     detail: str = "",
     now_ms: int,
 ) -> None:
-    """Write a line with what it tells of: both stand, or neither."""
-    await tx.execute(Q["insert_event"], moment(now_ms), action, ok, session_id, detail)
+    """Write a line with what it tells of: both stand, or neither.
+
+    Whoever is signed in can be refused as often as they like, and fills no database with it. Of
+    who is not, every line is written: their attempts are counted, and a line that is left out
+    would tell by its time that the account is there.
+    """
+    at = moment(now_ms)
+    if ok or session_id is None:
+        await tx.execute(Q["insert_event"], at, action, ok, session_id, detail)
+    else:
+        await tx.execute(Q["insert_refusal"], at, action, session_id, detail, REFUSED_MAX)
