@@ -103,7 +103,8 @@ def _to_spaces(spaces: list[Place], here: Place) -> list[Command]:
 @get("/palette")
 async def palette(visit: Visiting) -> Page:
     """Return the commands and records in whose text every typed word stands."""
-    words = visit.request.query_params.get("q", "").casefold().split()
+    typed = visit.request.query_params.get("q", "")
+    words = typed.casefold().split()
     device = visit.device
     here = await visit.place()
     commands = _fixed(here) + _to_spaces(await visit.places(), here)
@@ -128,9 +129,8 @@ async def palette(visit: Visiting) -> Page:
                 Command(named, title(view), f"/{table}/{view.id}", hint=t(hint))
                 for view in found[:RECORDS_MAX]
             ]
-    return visit.rendered(
-        "palette.html", 200, {"commands": shown, "csrf": visit.session.csrf, "path": "/"}
-    )
+    values = {"commands": shown, "words": typed, "csrf": visit.session.csrf, "path": "/"}
+    return visit.rendered("palette.html", 200, values)
 
 
 def _matches(text: str, words: list[str]) -> bool:

@@ -20,31 +20,71 @@
     line.textContent = words;
     form.append(line);
   });
-  document.addEventListener("htmx:finally:request", () => all("form > .waiting").forEach((line) => line.remove()));
+  document.addEventListener("htmx:finally:request", ({ detail: { ctx } }) => {
+    if (ctx.request.form) all(":scope > .waiting", ctx.request.form).forEach((line) => line.remove());
+  });
 
-  /* After a page came: top and heading for another page, the next proposal after a decision. */
-  let from = location.pathname;
-  let decided = null;
+  /* Asking for a page. What was asked last holds: an answer that comes after a newer one's changes
+     the page no more, and only what it says is shown. */
+  const underWay = new Set();
+  let asked = 0;
+  let shown = 0;
   const asksByItself = (event) => event.detail.ctx?.sourceElement?.dataset?.poll !== undefined;
+  const isPage = (target) => target === document.body || target?.id === "page";
   document.addEventListener("htmx:before:request", (event) => {
     if (asksByItself(event)) return;
-    from = location.pathname;
-    const source = event.detail.ctx.sourceElement;
-    const unsaved = $("form[data-leave][data-dirty]");
-    if (unsaved && source !== unsaved && event.detail.ctx.target?.id === "page" && !confirm(unsaved.dataset.leave)) {
-      event.preventDefault();
+    const { ctx } = event.detail;
+    const source = ctx.sourceElement;
+    underWay.add(ctx);
+    ctx.from = location.pathname;
+    ctx.sent = ctx.request.form && new Map(fields(ctx.request.form).map((field) => [field, given(field)]));
+    if (isPage(ctx.target)) ctx.turn = asked += 1;
+    const unsaved = all("form[data-leave][data-dirty]").find((form) => form !== ctx.request.form);
+    if (unsaved && ctx.target?.id === "page") {
+      if (!confirm(unsaved.dataset.leave)) { event.preventDefault(); return; }
+      ctx.left = unsaved;
     }
-    decided = source instanceof HTMLFormElement ? source.closest("[data-proposal]") : null;
-    decided = decided && { next: nextOf(decided)?.id };
-    refreshing?.abort();
-    loading += 1;
+    const card = source instanceof HTMLFormElement && source.closest("[data-proposal]");
+    ctx.decided = card && { next: nextOf(card)?.id };
+    // What it would have brought is still wanted: not every answer is a whole page.
+    if (refreshing) { refreshing.abort(); soon(300); }
   });
-  document.addEventListener("htmx:finally:request", (event) => { if (!asksByItself(event)) loading = Math.max(0, loading - 1); });
+  document.addEventListener("htmx:after:request", ({ detail: { ctx } }) => {
+    // Another answer may have put a new page where this one was asked for.
+    if (ctx.target?.id === "page" && !ctx.target.isConnected) ctx.target = $("#page");
+  });
+  document.addEventListener("htmx:finally:request", ({ detail: { ctx } }) => underWay.delete(ctx));
+  document.addEventListener("htmx:before:swap", (event) => {
+    const { ctx, tasks } = event.detail;
+    const fragment = tasks.find((one) => one.type === "main")?.fragment;
+    if (ctx.refresh || !fragment || !(ctx.target instanceof Element)) return;
+    if (isPage(ctx.target)) {
+      if (ctx.turn < shown) {
+        event.preventDefault();
+        $("#toasts")?.append(...all("[data-toast]", fragment));
+        htmx.process($("#toasts"));
+        prepare();
+        soon();
+        return;
+      }
+      const lost = all("form[data-leave]").find((form) => form !== ctx.left && form !== ctx.request.form && isTyped(form, ctx) && !twin(form, ctx, fragment));
+      if (lost && ctx.target.id === "page" && !confirm(lost.dataset.leave)) { event.preventDefault(); soon(); return; }
+      shown = ctx.turn;
+      ctx.open = all("dialog[open]").map((dialog) => dialog.id);
+      ctx.words = $("#palette-text")?.value;
+    }
+    keepTyped(ctx, fragment);
+  });
+
+  /* After a page came: top and heading for another page, the next proposal after a decision. */
   document.addEventListener("htmx:after:swap", (event) => {
     const ctx = event.detail.ctx;
     prepare();
     if (ctx.refresh) return;
+    ctx.open?.forEach((id) => openDialog(id, ctx.words));
+    ctx.typed?.focus({ preventScroll: true });
     if (ctx.target instanceof Element && ctx.target.matches(".editing")) {
+      if (typing(document.activeElement) && ctx.target.contains(document.activeElement) && ctx.kept) return;
       const wanted = ["[aria-invalid]", ".outcome", ".field :is(input:not([type=hidden]), textarea, select)"];
       wanted.map((one) => $(one, ctx.target)).find(Boolean)?.focus();
       return;
@@ -57,16 +97,19 @@
       return;
     }
     if (ctx.target?.id !== "page") return;
+    unseen = false;
     document.documentElement.classList.toggle("inbox-open", drawerWanted() && visibleDrawer());
     if (location.hash) {
       $(`[id="${CSS.escape(location.hash.slice(1))}"]`)?.scrollIntoView();
-    } else if (location.pathname !== from) {
+    } else if (location.pathname !== ctx.from) {
       window.scrollTo(0, 0);
     }
-    if (!decided && document.activeElement && document.activeElement !== document.body) return;
+    const held = document.activeElement;
+    // Letters that were meant for a field would be commands elsewhere.
+    if (typing(held) || (!ctx.decided && held && held !== document.body)) return;
+    const decided = ctx.decided;
     const wanted = $("[autofocus]") || (decided?.next && document.getElementById(decided.next)) || (decided && $("[data-proposal]")) || $("#main");
-    wanted?.focus({ preventScroll: location.pathname !== from });
-    decided = null;
+    wanted?.focus({ preventScroll: location.pathname !== ctx.from });
   });
   /* Whoever types already is where they want to be: a page that sets its focus late moves nobody. */
   document.addEventListener("keydown", () => all("#main [autofocus]").forEach((one) => one.removeAttribute("autofocus")), true);
@@ -80,7 +123,6 @@
      focus, typed text and open parts stay. */
   let stream = null;
   let refreshing = null;
-  let loading = 0;
   let timer = 0;
   const listen = () => {
     const wanted = Boolean($("#page[data-live]"));
@@ -100,24 +142,29 @@
   const refresh = async () => {
     if (!$("#page[data-live]")) return;
     if (document.hidden) { stale = true; return; }
-    if (loading) { soon(300); return; }
+    if (underWay.size) { soon(300); return; }
     const url = location.pathname + location.search;
     refreshing?.abort();
-    refreshing = new AbortController();
+    const mine = new AbortController();
+    refreshing = mine;
     try {
-      const answer = await fetch(url, { headers: { "HX-Request": "true", "Mana-Refresh": "1" }, credentials: "same-origin", signal: refreshing.signal });
+      const answer = await fetch(url, { headers: { "HX-Request": "true", "Mana-Refresh": "1" }, credentials: "same-origin", signal: mine.signal });
       if (!answer.ok && answer.status !== 423) return;
       const text = await answer.text();
-      if (loading || location.pathname + location.search !== url) return;
+      if (underWay.size || location.pathname + location.search !== url) { soon(300); return; }
       stale = false;
       // Another tab may have signed in anew: forms that stay as they are need the new token.
       const token = /name="csrf" value="([^"]+)"/.exec(text)?.[1];
       if (token) all('input[name="csrf"]').forEach((input) => { input.value = token; });
       if (answer.ok && !text.includes("data-live")) { signedOut(); return; }
       if ($("#signed-out")) $("#alert").replaceChildren();
+      const meant = card();
       await htmx.swap({ text, target: "#page", select: "#page", swap: "outerMorph", sourceElement: document.body, refresh: true });
+      if (card() !== meant) unseen = true;
     } catch (error) {
       if (error.name !== "AbortError") soon(3000);
+    } finally {
+      if (refreshing === mine) refreshing = null;
     }
   };
   /* The device began anew, or the account left: unsaved words stay until they can be saved. */
@@ -128,7 +175,7 @@
     alert.replaceChildren($("#signed-out-words").content.cloneNode(true));
   };
   const unlocked = async () => {
-    if (!$("#page.locked") || document.hidden || loading) return;
+    if (!$("#page.locked") || document.hidden || underWay.size) return;
     const answer = await fetch(location.href, { headers: { "Mana-Refresh": "1" }, credentials: "same-origin" }).catch(() => null);
     if (answer && answer.status !== 423 && $("#page.locked")) location.reload();
   };
@@ -151,17 +198,69 @@
   });
 
   /* Typed and not yet sent. */
-  document.addEventListener("input", (event) => {
-    const form = event.target.closest("form");
-    if (!form) return;
+  const dirty = (form) => {
     form.dataset.dirty = "1";
     const words = $("[data-dirty-words]", form);
     if (words) words.hidden = false;
+  };
+  document.addEventListener("input", (event) => {
+    const form = event.target.closest("form");
+    if (!form) return;
+    dirty(form);
     if (event.target.dataset.filter) filter(event.target);
     if (event.target.dataset.strength) strength(event.target);
   });
   window.addEventListener("beforeunload", (event) => {
     if ($("form[data-leave][data-dirty]")) event.preventDefault();
+  });
+  /* Back and forward are no requests that could be held up; before htmx, which would follow them. */
+  window.navigation?.addEventListener("navigate", (event) => {
+    const unsaved = $("form[data-leave][data-dirty]");
+    if (event.navigationType !== "traverse" || event.hashChange || !event.cancelable || !unsaved) return;
+    if (confirm(unsaved.dataset.leave)) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  });
+
+  /* A page that comes takes the place of its forms: what was typed into them since, or into
+     others than the one that was sent, goes over to their like. */
+  const fields = (form) => [...form.elements].filter((one) => one.name && one.matches("input:not([type=hidden], [type=submit]), textarea, select"));
+  const ticks = (field) => field.type === "checkbox" || field.type === "radio";
+  const given = (field) => (ticks(field) ? field.checked : field.value);
+  const atFirst = (field) => {
+    if (ticks(field)) return field.defaultChecked;
+    if (!(field instanceof HTMLSelectElement)) return field.defaultValue;
+    return ([...field.options].find((one) => one.defaultSelected) || field.options[0])?.value;
+  };
+  const before = (field, form, ctx) => (form === ctx.request.form && ctx.sent.has(field) ? ctx.sent.get(field) : atFirst(field));
+  const isTyped = (form, ctx) => "dirty" in form.dataset && fields(form).some((field) => given(field) !== before(field, form, ctx));
+  const alike = (form, root) => all("form", root).filter((one) => one.getAttribute("action") === form.getAttribute("action"));
+  const twin = (form, ctx, root) =>
+    alike(form, root)[alike(form, ctx.target).indexOf(form)] ||
+    (form === ctx.request.form && form.id ? $(`form[id="${CSS.escape(form.id)}"]`, root) : null);
+  const twinField = (field, form, other) => {
+    const same = (one) => one.name === field.name && (!ticks(field) || one.value === field.value);
+    return fields(other).filter(same)[fields(form).filter(same).indexOf(field)];
+  };
+  const keepTyped = (ctx, fragment) => all("form", ctx.target).forEach((form) => {
+    const held = document.activeElement?.form === form && typing(document.activeElement) ? document.activeElement : null;
+    const typed = form !== ctx.left && isTyped(form, ctx);
+    const other = (held || typed) && twin(form, ctx, fragment);
+    if (!other) return;
+    if (held && !held.id) ctx.typed = twinField(held, form, other);
+    if (!typed) return;
+    fields(form).forEach((field) => {
+      const sent = before(field, form, ctx);
+      const now = given(field);
+      const to = now !== sent && twinField(field, form, other);
+      if (!to) return;
+      if (ticks(to)) to.checked = now;
+      // A field that is empty again took what was sent: what was typed behind it is left.
+      else to.value = form === ctx.request.form && !to.value && now.startsWith(sent) ? now.slice(sent.length) : now;
+      for (let part = to.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+    });
+    dirty(other);
+    ctx.kept = true;
   });
 
   const filter = (input) => {
@@ -203,15 +302,14 @@
     else $("#main")?.focus();
   };
   const follow = (selector) => $(selector)?.click();
-  const openDialog = (id) => {
+  const openDialog = (id, words) => {
     const dialog = document.getElementById(id);
     if (!dialog || dialog.open) return;
     dialog.showModal();
-    if (id === "palette") {
-      const text = $("#palette-text");
-      text.value = "";
-      text.dispatchEvent(new Event("open"));
-    }
+    if (id !== "palette") return;
+    if (words === undefined) { wanted = null; moved = ""; }
+    $("#palette-text").value = words ?? "";
+    askPalette();
   };
   document.addEventListener("click", (event) => {
     all("[data-menu][open]").forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; });
@@ -257,7 +355,9 @@
     if (field && invited && !field.value) { field.value = invited; invited = ""; }
   };
 
-  /* The palette: typed words choose, arrows move, Enter does. */
+  /* The palette: typed words choose, arrows move, Enter does; never what the words did not find. */
+  let wanted = null;
+  let moved = "";
   const options = () => all("#palette-list [role=option]");
   const select = (index) => {
     const found = options();
@@ -270,20 +370,34 @@
     found[at].scrollIntoView({ block: "nearest" });
   };
   const selected = () => options().findIndex((option) => option.getAttribute("aria-selected") === "true");
-  let wantsFirst = false;
-  document.addEventListener("htmx:after:swap", () => {
-    if (!$("#palette")?.open) return;
-    select(0);
-    if (wantsFirst) { wantsFirst = false; choose(); }
+  const askPalette = () => $("#palette-text").dispatchEvent(new Event("open"));
+  const isFound = () => $("#palette-list").dataset.words === $("#palette-text").value;
+  document.addEventListener("htmx:after:swap", (event) => {
+    if (event.detail.ctx.sourceElement?.id !== "palette-text" || !$("#palette")?.open) return;
+    const again = options().findIndex((option) => option.textContent === moved);
+    if (again < 0) moved = "";
+    select(Math.max(0, again));
+    if (isFound() && wanted === $("#palette-text").value) choose();
   });
+  // It was opened before htmx listened.
+  document.addEventListener("htmx:after:process", (event) => { if (event.target === document.body && $("#palette")?.open) askPalette(); });
   const choose = () => {
     const option = options()[Math.max(0, selected())];
+    wanted = null;
     if (!option) return;
     $("#palette").close();
     option.click();
   };
-  document.addEventListener("input", (event) => { if (event.target.id === "palette-text") event.target.dataset.asked = "1"; });
-  document.addEventListener("htmx:finally:request", (event) => { const s = event.detail.ctx.sourceElement; if (s?.id === "palette-text") delete s.dataset.asked; });
+  const move = (by) => {
+    select(selected() + by);
+    moved = options()[selected()]?.textContent ?? "";
+  };
+  const enter = () => {
+    if (moved || isFound()) { choose(); return; }
+    wanted = $("#palette-text").value;
+    askPalette();
+  };
+  document.addEventListener("input", (event) => { if (event.target.id === "palette-text") { wanted = null; moved = ""; } });
 
   /* Proposals. */
   const cards = () => all("[data-proposal]");
@@ -296,6 +410,14 @@
   };
   /* While a proposal is edited, only what was typed can be approved, after it was looked at. */
   const edited = (found) => found && $(".editing .edit", found);
+  /* A card that came by itself to where another was meant is shown first, not decided. */
+  let unseen = false;
+  document.addEventListener("focusin", (event) => { if (event.target.closest("[data-proposal]")) unseen = false; });
+  const showFirst = () => {
+    const isNew = unseen && Boolean(card());
+    if (isNew) card().focus();
+    return isNew;
+  };
   const press = (key) => {
     const found = card();
     const edit = edited(found);
@@ -331,8 +453,8 @@
       return;
     }
     if (event.target.id === "palette-text") {
-      if (key === "ArrowDown" || key === "ArrowUp") { event.preventDefault(); select(selected() + (key === "ArrowDown" ? 1 : -1)); }
-      if (key === "Enter") { event.preventDefault(); if (event.target.dataset.asked) wantsFirst = true; else choose(); }
+      if (key === "ArrowDown" || key === "ArrowUp") { event.preventDefault(); move(key === "ArrowDown" ? 1 : -1); }
+      if (key === "Enter") { event.preventDefault(); if (!event.repeat) enter(); }
       return;
     }
     if (event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
@@ -344,7 +466,8 @@
       else $("details.reject[open]")?.removeAttribute("open");
       return;
     }
-    if (typing(event.target)) return;
+    // A key that is held down decides once.
+    if (typing(event.target) || (event.repeat && key !== "j" && key !== "k")) return;
     const handled = onKey(key);
     if (handled) event.preventDefault();
   });
@@ -370,8 +493,9 @@
       return Boolean(wanted);
     }
     if (key === "j" || key === "k") { step(key === "j" ? 1 : -1); return true; }
-    if (key === "a" || key === "e" || key === "l") return press(key);
+    if (key === "a" || key === "e" || key === "l") return showFirst() || press(key);
     if (key === "r") {
+      if (showFirst()) return true;
       const found = card();
       const details = found && $("details.reject", found);
       if (!details || edited(found)) return false;
@@ -380,6 +504,7 @@
       return true;
     }
     if (key === "x") {
+      if (showFirst()) return true;
       const tick = card() && $(".tick", card());
       if (tick) tick.click();
       return Boolean(tick);
