@@ -1,12 +1,13 @@
 """What the mission engine costs, beside what PostgreSQL does of it, in one run.
 
-`python -m bench tick [--quick] [--only=due,slow,runners,nothing,zero]`. Real hub and runner
+`python -m bench tick [--quick] [--only=due,slow,few,runners,nothing,zero]`. Real hub and runner
 processes, a real PostgreSQL; `synchronous_commit` is off here, as in the figures of the system
 that is compared with. Aims are those of docs/scaling.md.
 
 due      missions that are all due at once, each with agent, grant, five notes, audit and sealed
          write-back; the model answers at once
 slow     the same with a model that takes 100 ms for each call, two calls for each run
+few      what a run costs with that model where one, 16 and 64 are under way
 runners  two and four runners on one database, beside one
 nothing  a pass with nothing due, over 10,000 and 100,000 missions and a log of a million rows
 zero     the snapshots of 10,000 missions, each changed ten times, made from nothing
@@ -37,7 +38,7 @@ from mana.hub.db.urls import url_as
 from mana.hub.runner.rebuilding import rebuild_all
 from mana.testing.postgres import Cluster, Database, connected, opened_tenancy, run_apart
 
-PARTS: Final = ("due", "slow", "runners", "nothing", "zero")
+PARTS: Final = ("due", "slow", "few", "runners", "nothing", "zero")
 RULES: Final = "rules:offline"
 SERVICE_KEY: Final = "bench"
 _HERE: Final = Path(__file__).resolve().parent.parent
@@ -51,14 +52,27 @@ class Scale:
     due: tuple[int, ...]
     accounts: int
     slow: int
+    few: tuple[tuple[int, int], ...]
+    """How many under way, and of how many missions."""
     rounds: int
     nothing: tuple[int, ...]
     log_rows: int
     zero: int
 
 
-FULL: Final = Scale((100, 1_000), 10, 1_000, 3, (10_000, 100_000), 1_000_000, 10_000)
-QUICK: Final = Scale((50, 200), 4, 200, 2, (1_000, 10_000), 50_000, 2_000)
+FULL: Final = Scale(
+    (100, 1_000),
+    10,
+    1_000,
+    ((1, 40), (16, 320), (64, 640)),
+    3,
+    (10_000, 100_000),
+    1_000_000,
+    10_000,
+)
+QUICK: Final = Scale(
+    (50, 200), 4, 200, ((1, 10), (16, 80), (64, 160)), 2, (1_000, 10_000), 50_000, 2_000
+)
 
 
 def main(options: Sequence[str] = ()) -> None:
@@ -69,6 +83,7 @@ def main(options: Sequence[str] = ()) -> None:
     run: dict[str, Callable[[Cluster, Scale], None]] = {
         "due": _due,
         "slow": _slow,
+        "few": _few,
         "runners": _runners,
         "nothing": _nothing,
         "zero": _zero,
@@ -241,11 +256,13 @@ async def _prepare(database: Database) -> None:
         await owner.execute("checkpoint")
 
 
-async def _make_due(database: Database) -> int:
+async def _make_due(database: Database, limit: int | None) -> int:
     async with connected(database.owner_url) as owner:
         await owner.execute("select pg_stat_statements_reset()")
         tag = await owner.execute(
-            "update mana_ai.occurrences set due_at = clock_timestamp() where state = 'queued'"
+            "update mana_ai.occurrences set due_at = clock_timestamp() where occurrence_id in ("
+            "select occurrence_id from mana_ai.occurrences where state = 'queued' limit $1)",
+            limit,
         )
         await owner.execute("select pg_notify('mana_due', '')")
         return int(tag.split()[-1])
@@ -253,6 +270,7 @@ async def _make_due(database: Database) -> int:
 
 async def _wait_done(database: Database, want: int) -> tuple[float, int]:
     """Wait until so many more are done; return when the last ended, and how many failed."""
+    began = time.perf_counter()
     async with connected(database.owner_url) as owner:
         while True:
             row = await owner.fetchrow(
@@ -262,11 +280,8 @@ async def _wait_done(database: Database, want: int) -> tuple[float, int]:
             )
             if row["done"] + row["other"] >= want:
                 return time.perf_counter(), int(row["other"])
-            await _pause()
-
-
-async def _pause() -> None:
-    await asyncio.sleep(0.01)
+            # To ask costs the database something too: what takes long is asked for less often.
+            await asyncio.sleep(max(0.01, (time.perf_counter() - began) / 50))
 
 
 async def _statements(database: Database) -> tuple[int, int]:
@@ -311,14 +326,18 @@ HEADS: Final = (
 
 
 def _round(
-    cluster: Cluster, database: Database, runners: Sequence[RunnerProcess], before: int
+    cluster: Cluster,
+    database: Database,
+    runners: Sequence[RunnerProcess],
+    before: int,
+    limit: int | None = None,
 ) -> Taken:
     postmaster = cluster.instance.pid
     assert postmaster is not None
     spent = postgres_cpu_s(postmaster)
     with Watch([runner.process.pid for runner in runners]) as watch:
         began = time.perf_counter()
-        missions = run_apart(partial(_make_due, database))
+        missions = run_apart(partial(_make_due, database, limit))
         ended, failed = run_apart(partial(_wait_done, database, before + missions))
     statements, commits = run_apart(partial(_statements, database))
     return Taken(
@@ -380,6 +399,27 @@ def _slow(cluster: Cluster, scale: Scale) -> None:
         aim = _met("<= 15 s for 1,000", taken[0].seconds / taken[0].missions <= 0.015)
         rows.append(taken[0].row(f"{delay_ms} ms a call, two calls", aim if delay_ms else ""))
     world.table("slow: one runner, a model over HTTP", HEADS, rows)
+
+
+def _few(cluster: Cluster, scale: Scale) -> None:
+    rows = []
+    missions = max(number for _, number in scale.few)
+    with _model(100) as url:
+        chosen = {"MANA_LLM_URL": url, "MANA_LLM_MODEL": "bench"}
+        with _served(cluster, missions, scale.accounts, **chosen) as (_, database, home):
+            before = 0
+            for under_way, number in scale.few:
+                at_once = {**chosen, "MANA_RUNNER_CONCURRENCY": str(under_way)}
+                with running_runner(database, home, ticks=True, **at_once) as runner:
+                    # Connections and plans are made in a round of their own.
+                    for limit in (max(number // 4, 1), number):
+                        one = _round(cluster, database, [runner], before, limit)
+                        before += one.missions
+                cpu = (one.runner_cpu_s + one.database_cpu_s) / one.missions
+                fits = one.statements / one.missions <= 25 and cpu <= 0.025
+                aim = _met("<= 25 statements and 25 ms of CPU", fits) if under_way > 1 else ""
+                rows.append(one.row(f"{under_way} under way", aim))
+    world.table("few: one runner, 100 ms a call, two calls", HEADS, rows)
 
 
 def _runners(cluster: Cluster, scale: Scale) -> None:

@@ -273,6 +273,32 @@ async def test_the_same_run_once_more_in_one_runner(database: Database) -> None:
         await each_once(made, 1)
 
 
+async def test_what_comes_due_beside_a_run_is_run(database: Database) -> None:
+    """What becomes due by the clock alone, while another run is under way, does not wait for it."""
+    stuck, other = Stuck("mission-0"), asyncio.Event()
+
+    async def act(text: str) -> None:
+        if "title of mission-1;" in text:
+            other.set()
+        await stuck.act(text)
+
+    async with world(database) as made:
+        await many(made, 2)
+        async with connected(database.owner_url) as owner:
+            await owner.execute(
+                "update mana_ai.occurrences set due_at = now() + interval '1 second'"
+                " where mission_id = 'mission-1'"
+            )
+        async with (
+            made.runner(doing(act), concurrency=8, heartbeat_s=600) as runner,
+            under_way(made, runner, stuck.reached) as tick,
+        ):
+            await asyncio.wait_for(other.wait(), 20)
+            await stopped(made)
+            await asyncio.wait_for(tick, 20)
+        assert (await ends(made))["mission-1"] == ("done", "")
+
+
 class Deaf(InlineWorkers):
     """Workers that do not end a run when they are told to."""
 

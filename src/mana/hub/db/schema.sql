@@ -1490,6 +1490,19 @@ end
 $function$;
 -- execute: mana_app
 
+CREATE OR REPLACE FUNCTION mana_ai.used_by(p_space text, p_occurrence text)
+ RETURNS TABLE(tokens bigint, cost bigint, confirmed_tokens bigint, confirmed_cost bigint)
+ LANGUAGE sql
+ STABLE PARALLEL SAFE
+AS $function$
+  select coalesce(pg_catalog.sum(t.spent), 0)::bigint, coalesce(pg_catalog.sum(t.cost), 0)::bigint,
+         coalesce(pg_catalog.sum(t.confirmed_tokens), 0)::bigint,
+         coalesce(pg_catalog.sum(t.confirmed_cost), 0)::bigint
+    from mana_ai.token_usage t
+   where t.space_id = p_space and t.occurrence_id = p_occurrence
+$function$;
+-- execute: mana_runner
+
 CREATE OR REPLACE FUNCTION mana_ai.watch(p_space text, p_mission text)
  RETURNS void
  LANGUAGE sql

@@ -19,13 +19,13 @@ from mana.domain.clock import iso_ms
 from mana.domain.encoding import canonical_json
 from mana.domain.errors import Invalid
 from mana.domain.grants import GrantHeader
-from mana.domain.ids import AccountId, AgentId, MissionId, OccurrenceId, SpaceId
+from mana.domain.ids import AccountId, MissionId, OccurrenceId, SpaceId
 from mana.domain.missions import MISSIONS
 from mana.domain.spaces import SPACE_POLICY, SPACE_POLICY_ID
 from mana.hub.accounts.store import devices_answer
 from mana.hub.money.store import Run, caps_of
 from mana.hub.runner import endings, gates, scheduling
-from mana.hub.runner.batches import Batch, FoundRecords, WantedRecords, by_space
+from mana.hub.runner.batches import Batch, Facts, FoundRecords, Place, WantedRecords, by_space
 from mana.hub.runner.dialogue import GrantMaterial, Job, OpeningKey, Standing
 from mana.hub.runner.endings import STOPPED, Outcome
 from mana.hub.runner.ledger import AgentSnapshot, Lease, MissionSnapshot, RegisteredGrant
@@ -71,13 +71,11 @@ class _Candidate:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the database tells of the missions of a batch, their agents and their grants."""
+    """What the database tells of the missions of a batch, and of their agents and grants."""
 
     now_ms: int
-    role: str | None
     missions: Mapping[MissionId, MissionSnapshot]
-    agents: Mapping[AgentId, AgentSnapshot]
-    grants: Mapping[MissionId, RegisteredGrant]
+    facts: Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ class _Prepared:
         for name in self.header.record_ids:
             table, _, record = name.partition(":")
             refs.append((table, record))
-        return WantedRecords(self.run, lease.mission_id, refs)
+        return WantedRecords(lease.mission_id, refs)
 
 
 @dataclass(slots=True)
@@ -160,13 +158,10 @@ class Admission:
         now_ms, missions = await ledger.missions_locked(
             [(space, lease.mission_id) for lease in leases]
         )
-        held = await batch.held(leases, account)
+        facts = await batch.facts(leases, account)
+        held = facts.held
         known = _Known(
-            now_ms,
-            held.role,
-            {mission.mission_id: mission for mission in missions.values()},
-            await batch.agents(missions.values()),
-            await batch.grants(mission.mission_id for mission in missions.values()),
+            now_ms, {mission.mission_id: mission for mission in missions.values()}, facts
         )
         candidates: list[_Candidate] = []
         # A lease that stands for missed moments may be replaced by that of the newest one.
@@ -179,12 +174,19 @@ class Admission:
             if passed is not None:
                 origin[passed.lease.occurrence_id] = lease.occurrence_id
                 candidates.append(passed)
-        candidates = await self._with_room(batch, candidates, tally)
-        prepared = await self._prepared(ledger, candidates, tally)
+        if not candidates:
+            return {}
+        caps = await caps_of(
+            ledger.tx,
+            [Run(space, one.lease.mission_id, one.agent.agent_id) for one in candidates],
+        )
+        stands = await batch.standing(one.agent.agent_id for one in candidates)
+        judged_of = [
+            (one, self._prepared(one, its)) for one, its in zip(candidates, caps, strict=True)
+        ]
+        prepared = await self._with_room(batch, judged_of, tally)
         if not prepared:
             return {}
-        records = await batch.records([one.wanted for one in prepared], earlier=HISTORY_MAX)
-        stands = await batch.standing()
         standing, known_space = self._standings.of(space, stands.log, stands.devices)
         judged = self._words.judge_work(account, stands.work, known_space)
         refusal = judged.refusal
@@ -193,9 +195,8 @@ class Admission:
         if refusal is None:
             refusal = await self._words.lift_refusal(space, stands.policy, known_space)
         found: dict[OccurrenceId, Admitted] = {}
-        for one in prepared:
+        for one, rows in prepared:
             lease = one.candidate.lease
-            rows = records.get(one.run, FoundRecords())
             if refusal is not None:
                 tally.skip(lease, refusal)
             elif rows.named_at < self._setting.memory.named_at(space, lease.mission_id):
@@ -211,7 +212,7 @@ class Admission:
         """Ask the gates of mission, agent and grant; None if the occurrence ended."""
         mission = known.missions.get(lease.mission_id)
         refusal = gates.mission_refusal(mission)
-        if mission is None and known.role is None:
+        if mission is None and known.facts.held.role is None:
             refusal = "not-a-member"
         if mission is None or refusal is not None:
             tally.skip(lease, refusal or "mission-not-active")
@@ -228,9 +229,9 @@ class Admission:
         tally.missed += due.missed
         if due.lease is None:
             return None
-        agent = None if mission.agent_id is None else known.agents.get(mission.agent_id)
+        agent = None if mission.agent_id is None else known.facts.agents.get(mission.agent_id)
         refusal = gates.agent_refusal(agent)
-        grant = known.grants.get(lease.mission_id)
+        grant = known.facts.grants.get(lease.mission_id)
         if refusal is None:
             refusal = setting.grant_refusal(grant)
             if refusal == "expired" and grant is not None:
@@ -246,37 +247,38 @@ class Admission:
         return _Candidate(due.lease, mission, agent, grant)
 
     async def _with_room(
-        self, batch: Batch, candidates: Sequence[_Candidate], tally: _Tally
-    ) -> list[_Candidate]:
-        """Return those that their agents have room for; the others are queued again, uncounted."""
-        if not candidates:
-            return []
-        taken = await batch.admit([(one.lease, one.agent) for one in candidates])
-        waiting = [one.lease for one in candidates if one.lease.occurrence_id not in taken]
+        self, batch: Batch, asked: Sequence[tuple[_Candidate, _Prepared | str]], tally: _Tally
+    ) -> list[tuple[_Prepared, FoundRecords]]:
+        """Return those that their agents have room for, with their records, where they may run.
+
+        Those without room are queued again, uncounted.
+        """
+        found = await batch.admit(
+            [
+                Place(one.lease, one.agent, None if isinstance(its, str) else its.wanted)
+                for one, its in asked
+            ],
+            earlier=HISTORY_MAX,
+        )
+        prepared: list[tuple[_Prepared, FoundRecords]] = []
+        waiting: list[Lease] = []
+        for one, its in asked:
+            records = found.get(one.lease.occurrence_id)
+            if records is None:
+                waiting.append(one.lease)
+            elif isinstance(its, str):
+                tally.skip(one.lease, its)
+            else:
+                prepared.append((its, records))
         if waiting:
             tally.waiting += len(waiting)
             await batch.put_back(waiting, delay_ms=CONCURRENCY_DELAY_MS, counted=False)
-        return [one for one in candidates if one.lease.occurrence_id in taken]
-
-    async def _prepared(
-        self, ledger: Ledger, candidates: Sequence[_Candidate], tally: _Tally
-    ) -> list[_Prepared]:
-        """Return the candidates that are within their budgets and whose grants can be read."""
-        runs = [
-            Run(one.lease.space_id, one.lease.mission_id, one.agent.agent_id) for one in candidates
-        ]
-        caps = await caps_of(ledger.tx, runs) if runs else []
-        prepared: list[_Prepared] = []
-        for one, its in zip(candidates, caps, strict=True):
-            found: _Prepared | str | None = used_up(
-                its, metered=self._prices.metered, priced=self._prices.priced
-            )
-            found = found or self._read(one, its)
-            if isinstance(found, str):
-                tally.skip(one.lease, found)
-            else:
-                prepared.append(found)
         return prepared
+
+    def _prepared(self, one: _Candidate, caps: Sequence[Cap]) -> _Prepared | str:
+        """Return a candidate within its budgets with its grant read, or why it does not run."""
+        refusal = used_up(caps, metered=self._prices.metered, priced=self._prices.priced)
+        return refusal or self._read(one, caps)
 
     def _read(self, one: _Candidate, caps: Sequence[Cap]) -> _Prepared | str:
         """Return a candidate with its grant read, or why there is no work to give."""

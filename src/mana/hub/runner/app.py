@@ -93,21 +93,18 @@ class Runner:
         interval_s = self.settings.tick_interval_ms / 1_000
         awake = self.scheduler.awake
         while not self.scheduler.is_draining:
-            pause_s = interval_s
             try:
                 await self.scheduler.tick()
-                wait_ms = await self.store.wait_ms()
-                if wait_ms is not None:
-                    # Not sooner than a moment, so that what cannot run now is no busy loop.
-                    pause_s = min(interval_s, max(wait_ms / 1_000, 0.05))
             except ManaError as error:
                 _log.error("tick_failed", code=error.code)
+                self.scheduler.broke_down()
             except Exception as error:
                 # A defect must not end the runner; what a library says may quote a value.
                 _log.error("tick_failed", kind=type(error).__name__)
+                self.scheduler.broke_down()
             if not self.scheduler.is_draining:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    async with asyncio.timeout(pause_s):
+                    async with asyncio.timeout(interval_s):
                         await awake.wait()
 
 

@@ -125,7 +125,7 @@ class Auditing:
         async with self._store.work(account, space=space) as ledger:
             batch = Batch(ledger.tx, space)
             checked = [one.admitted.lease.mission_id for one in asked if one.ask.checked]
-            grants = await batch.grants(checked, lock=True) if checked else {}
+            grants = await batch.grants_locked(checked) if checked else {}
             held = await batch.held([one.admitted.lease for one in asked], account)
             judged = [
                 self._judged(one, grants.get(one.admitted.lease.mission_id), held)

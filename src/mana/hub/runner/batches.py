@@ -16,7 +16,7 @@ from mana.domain.errors import Invalid
 from mana.domain.ids import AccountId, AgentId, MissionId, OccurrenceId, SpaceId
 from mana.domain.spaces import SPACE_POLICY, SPACE_POLICY_ID
 from mana.hub.db import Row, Transaction, load_queries
-from mana.hub.runner.ledger import AgentSnapshot, Lease, MissionSnapshot, RegisteredGrant
+from mana.hub.runner.ledger import AgentSnapshot, Lease, RegisteredGrant
 from mana.hub.runner.queue import Queue
 from mana.hub.runner.rows import agent_of, limits_of, to_ms
 from mana.hub.runner.store import LIVE, registered_grant
@@ -40,12 +40,32 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """Leases that are the current ones, and what the hub knows of what they are about.
+
+    `grants`: the newest of each mission that was completed.
+    """
+
+    held: Held
+    agents: Mapping[AgentId, AgentSnapshot]
+    grants: Mapping[MissionId, RegisteredGrant]
+
+
+@dataclass(frozen=True, slots=True)
 class WantedRecords:
     """The records of one run: those that a job names, and what earlier runs of it wrote."""
 
-    run: int
     mission_id: MissionId
     refs: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A lease that asks for a place among its agent's runs, and what it reads if it gets one."""
+
+    lease: Lease
+    agent: AgentSnapshot
+    wanted: WantedRecords | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,46 +114,68 @@ class Batch:
     async def held(self, leases: Sequence[Lease], account: AccountId) -> Held:
         """Return which of these leases are the current ones, and keep them so."""
         rows = await self._tx.all(_QUERIES["held"], *_fenced(leases), self._space, account)
-        if not rows:
-            return Held(frozenset(), frozenset(), None, 0)
-        ids = frozenset(OccurrenceId(row["occurrence_id"]) for row in rows)
-        stopped = frozenset(OccurrenceId(row["occurrence_id"]) for row in rows if row["stopped"])
-        return Held(ids, stopped, rows[0]["role"], to_ms(rows[0]["now"]))
+        return _held(rows)
 
-    async def agents(self, missions: Iterable[MissionSnapshot]) -> dict[AgentId, AgentSnapshot]:
-        """Return what the hub knows of the missions' agents."""
-        ids = {mission.agent_id for mission in missions if mission.agent_id is not None}
-        rows = await self._tx.all(_QUERIES["agents"], self._space, sorted(ids))
-        found = [agent_of(row) for row in rows]
-        return {agent.agent_id: agent for agent in found}
-
-    async def grants(
-        self, missions: Iterable[MissionId], *, lock: bool = False
-    ) -> dict[MissionId, RegisteredGrant]:
-        """Return the newest grant of each mission that was completed.
-
-        `lock`: none of them can end before this transaction; the sealed parts are left out then.
+    async def facts(self, leases: Sequence[Lease], account: AccountId) -> Facts:
+        """Return which of these leases are the current ones, and keep them so; and what the hub
+        knows of their missions' agents and grants. Lock the missions first.
         """
-        name = "grants_locked" if lock else "grants"
-        rows = await self._tx.all(_QUERIES[name], self._space, sorted(set(missions)))
+        rows = await self._tx.all(_QUERIES["facts"], *_fenced(leases), self._space, account)
+        held = _held(rows)
+        agents = [agent_of(row["agent"]) for row in rows if row["agent"] is not None]
+        grants = [
+            registered_grant(
+                {**row["granted"], "expired": row["granted"]["expires_at"] <= row["now"]}
+            )
+            for row in rows
+            if row["granted"] is not None
+        ]
+        return Facts(
+            held,
+            {agent.agent_id: agent for agent in agents},
+            {grant.mission_id: grant for grant in grants},
+        )
+
+    async def grants_locked(
+        self, missions: Iterable[MissionId]
+    ) -> dict[MissionId, RegisteredGrant]:
+        """Return the newest grant of each mission that was completed, without its sealed parts.
+
+        None of them can end before this transaction.
+        """
+        rows = await self._tx.all(_QUERIES["grants_locked"], self._space, sorted(set(missions)))
         found = [registered_grant(row) for row in rows]
         return {grant.mission_id: grant for grant in found}
 
-    async def admit(self, asked: Sequence[tuple[Lease, AgentSnapshot]]) -> frozenset[OccurrenceId]:
+    async def admit(
+        self, places: Sequence[Place], *, earlier: int
+    ) -> dict[OccurrenceId, FoundRecords]:
         """Count runs as their agents' in this order, as far as each agent may do so many at once.
 
-        Raises nothing for those that may not: they are not in the answer.
+        Returns the records of those that were counted, sealed, and those of the `earlier` runs of
+        each mission; the others may not run now. Ask `standing` of their agents first.
         """
-        agents = sorted({f"{self._space}:{agent.agent_id}" for _, agent in asked})
-        await self._tx.execute(_QUERIES["lock_agents"], agents)
+        wanted = [(number, one.wanted) for number, one in enumerate(places, 1) if one.wanted]
+        refs = [(number, ref) for number, one in wanted for ref in dict.fromkeys(one.refs)]
         rows = await self._tx.all(
             _QUERIES["admit"],
             self._space,
-            [lease.occurrence_id for lease, _ in asked],
-            [agent.agent_id for _, agent in asked],
-            [agent.concurrent_max for _, agent in asked],
+            [one.lease.occurrence_id for one in places],
+            [one.agent.agent_id for one in places],
+            [one.agent.concurrent_max for one in places],
+            [number for number, _ in refs],
+            [table for _, (table, _) in refs],
+            [record_id for _, (_, record_id) in refs],
+            [number for number, _ in wanted],
+            [one.mission_id for _, one in wanted],
+            earlier,
         )
-        return frozenset(OccurrenceId(row["occurrence_id"]) for row in rows)
+        return {
+            OccurrenceId(row["occurrence_id"]): FoundRecords(
+                row["records"], row["earlier"], row["named_at"] or ""
+            )
+            for row in rows
+        }
 
     async def put_back(self, leases: Sequence[Lease], *, delay_ms: int, counted: bool) -> None:
         """Queue leased occurrences again. `counted`: the attempt was one."""
@@ -144,26 +186,6 @@ class Batch:
             0 if counted else 1,
         )
         await Queue(self._tx).wake()
-
-    async def records(
-        self, wanted: Sequence[WantedRecords], *, earlier: int
-    ) -> dict[int, FoundRecords]:
-        """Return the records of runs, sealed, and those of the `earlier` runs of each mission."""
-        refs = [(one.run, ref) for one in wanted for ref in dict.fromkeys(one.refs)]
-        rows = await self._tx.all(
-            _QUERIES["records"],
-            self._space,
-            [run for run, _ in refs],
-            [table for _, (table, _) in refs],
-            [record_id for _, (_, record_id) in refs],
-            [one.run for one in wanted],
-            [one.mission_id for one in wanted],
-            earlier,
-        )
-        return {
-            row["run"]: FoundRecords(row["records"], row["earlier"], row["named_at"] or "")
-            for row in rows
-        }
 
     async def audit_head(self, account: AccountId, start: str) -> tuple[int, str]:
         """Return the head of the account's audit, made with `start` if new, and lock it."""
@@ -207,10 +229,17 @@ class Batch:
         )
         return written == len(rows)
 
-    async def standing(self) -> Stands:
-        """Return who may decide in the space, what it lifts, and what holds for the account."""
+    async def standing(self, agents: Iterable[AgentId]) -> Stands:
+        """Return who may decide in the space, what it lifts, and what holds for the account.
+
+        Nobody else admits runs of these agents until the transaction ends.
+        """
         row = await self._tx.one(
-            _QUERIES["standing"], self._space, SPACE_POLICY.name, SPACE_POLICY_ID
+            _QUERIES["standing"],
+            self._space,
+            SPACE_POLICY.name,
+            SPACE_POLICY_ID,
+            sorted({f"{self._space}:{agent}" for agent in agents}),
         )
         if row is None:
             return Stands()
@@ -252,6 +281,14 @@ def by_space(leases: Iterable[Lease]) -> Mapping[SpaceId, list[Lease]]:
     for lease in leases:
         found.setdefault(lease.space_id, []).append(lease)
     return found
+
+
+def _held(rows: Sequence[Row]) -> Held:
+    if not rows:
+        return Held(frozenset(), frozenset(), None, 0)
+    ids = frozenset(OccurrenceId(row["occurrence_id"]) for row in rows)
+    stopped = frozenset(OccurrenceId(row["occurrence_id"]) for row in rows if row["stopped"])
+    return Held(ids, stopped, rows[0]["role"], to_ms(rows[0]["now"]))
 
 
 def _fenced(leases: Sequence[Lease]) -> tuple[list[str], list[int]]:

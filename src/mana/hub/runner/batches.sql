@@ -10,16 +10,25 @@ select o.occurrence_id, clock_timestamp() as now,
  where o.state = 'leased'
  order by o.occurrence_id for update of o
 
--- name: agents
-select * from mana_ai.agent_snapshots where space_id = $1 and agent_id = any ($2::text[])
-
--- name: grants
-select g.*, g.expires_at <= clock_timestamp() as expired
-  from unnest($2::text[]) as k (mission_id)
- cross join lateral (
-   select * from mana_ai.grants
-    where space_id = $1 and mission_id = k.mission_id and completed_at is not null
-    order by completed_at desc limit 1) g
+-- name: facts
+-- After the missions were locked, in a statement of its own: so it sees what had ended before.
+select o.occurrence_id, clock_timestamp() as now,
+  (select m.role from mana.memberships m where m.space_id = $3 and m.account_id = $4) as role,
+  exists (select from mana_ai.stops s where s.occurrence_id = o.occurrence_id)
+    or exists (select from mana_ai.hub_limits l where l.stopped_at is not null)
+    or exists (select from mana_ai.account_work w
+                where w.account_id = $4 and w.stopped_at is not null) as stopped,
+  (select a from mana_ai.agent_snapshots a
+    where a.space_id = $3 and a.agent_id = (
+      select m.agent_id from mana_ai.mission_snapshots m
+       where m.space_id = $3 and m.mission_id = o.mission_id)) as agent,
+  (select g from mana_ai.grants g
+    where g.space_id = $3 and g.mission_id = o.mission_id and g.completed_at is not null
+    order by g.completed_at desc limit 1) as granted
+  from unnest($1::text[], $2::bigint[]) as k (occurrence_id, fence)
+  join mana_ai.occurrences o on o.occurrence_id = k.occurrence_id and o.fence = k.fence
+ where o.state = 'leased'
+ order by o.occurrence_id for update of o
 
 -- name: grants_locked
 select g.grant_id, g.account_id, g.space_id, g.mission_id, g.agent_id, g.header, g.suite,
@@ -34,11 +43,16 @@ select g.grant_id, g.account_id, g.space_id, g.mission_id, g.agent_id, g.header,
     where space_id = $1 and mission_id = k.mission_id and completed_at is not null
     order by completed_at desc limit 1 for update) g
 
--- name: lock_agents
-select pg_advisory_xact_lock(hashtextextended(k.agent, 1835101793))
-  from unnest($1::text[]) as k (agent)
+-- name: put_back
+update mana_ai.occurrences o
+   set state = 'queued', due_at = clock_timestamp() + $3, lease_until = null, worker = null,
+       admitted = false, phase = null, round = 0, calls = 0, steps = 0, heard = 0,
+       attempts = greatest(o.attempts - $4, 0)
+  from unnest($1::text[], $2::bigint[]) as k (occurrence_id, fence)
+ where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'
 
 -- name: admit
+-- In a statement of its own after `standing`, which locked the agents.
 with asked as (
   select * from unnest($2::text[], $3::text[], $4::integer[]) with ordinality
     as a (occurrence_id, agent_id, most, place)
@@ -49,50 +63,40 @@ with asked as (
      and o.occurrence_id <> all ($2::text[])
    group by o.agent_id
 ), chosen as (
-  select a.occurrence_id from (
+  select a.occurrence_id, a.place from (
     select a.*, coalesce(w.number, 0)
         + row_number() over (partition by a.agent_id order by a.place) as rank
       from asked a left join working w on w.agent_id = a.agent_id) a
    where a.rank <= a.most
-)
-update mana_ai.occurrences o set admitted = true
-  from chosen c where o.occurrence_id = c.occurrence_id
-returning o.occurrence_id
-
--- name: put_back
-update mana_ai.occurrences o
-   set state = 'queued', due_at = clock_timestamp() + $3, lease_until = null, worker = null,
-       admitted = false, phase = null, round = 0, calls = 0, steps = 0, heard = 0,
-       attempts = greatest(o.attempts - $4, 0)
-  from unnest($1::text[], $2::bigint[]) as k (occurrence_id, fence)
- where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'
-
--- name: records
-with earlier as (
-  select r.run, o.iteration_id
-    from unnest($5::integer[], $6::text[]) as r (run, mission_id)
+), taken as (
+  update mana_ai.occurrences o set admitted = true
+    from chosen c where o.occurrence_id = c.occurrence_id
+  returning o.occurrence_id, c.place
+), earlier as (
+  select r.place, o.iteration_id
+    from unnest($8::integer[], $9::text[]) as r (place, mission_id)
    cross join lateral (
      select iteration_id from mana_ai.occurrences
       where space_id = $1 and mission_id = r.mission_id and state = 'done'
         and iteration_id is not null
-      order by scheduled_for desc limit $7) o
-), found as (
-  select k.run, false as past, e.*
-    from unnest($2::integer[], $3::text[], $4::text[]) as k (run, table_name, record_id)
+      order by scheduled_for desc limit $10) o
+), found as materialized (
+  select k.place, false as past, e.*
+    from unnest($5::integer[], $6::text[], $7::text[]) as k (place, table_name, record_id)
    cross join lateral (
      select * from mana.records
       where space_id = $1 and table_name = k.table_name and record_id = k.record_id offset 0) e
   union all
-  select n.run, true, e.* from earlier n cross join lateral (
+  select n.place, true, e.* from earlier n cross join lateral (
     select * from mana.records
      where space_id = $1 and table_name = 'aiIterations' and record_id = n.iteration_id offset 0) e
   union all
-  select n.run, true, e.* from earlier n cross join lateral (
+  select n.place, true, e.* from earlier n cross join lateral (
     select * from mana.records
      where space_id = $1 and table_name = 'aiSteps' and record_id = any (array(
        select n.iteration_id || '-' || place from generate_series(0, 24) as place)) offset 0) e
 )
-select f.run,
+select t.occurrence_id,
   convert_to('[' || coalesce(string_agg(concat(
     '{"table":"', f.table_name, '","id":"', f.record_id, '","authorId":"', f.author_id,
     '","visibility":"', f.visibility, '","seq":', f.seq, ',"fields":', f.fields, ',"proofs":',
@@ -103,7 +107,7 @@ select f.run,
     '","visibility":"', f.visibility, '","fields":', f.fields, '}'), ',')
     filter (where f.past), '') || ']', 'UTF8') as earlier,
   max(case when f.table_name = 'aiMissions' then f.fields #>> '{grantId,at}' end) as named_at
-  from found f group by f.run
+  from taken t left join found f on f.place = t.place group by t.occurrence_id
 
 -- name: audit_head
 insert into mana_ai.audit_heads as h (account_id, seq, hash) values ($1, 0, $2)
@@ -126,7 +130,12 @@ select $1, $2, r.* from moved, unnest($3::bigint[], $4::text[], $5::text[], $6::
   $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[]) as r
 
 -- name: standing
-select
+-- Whoever admits runs of these agents next waits, and counts what is admitted here.
+with turns as materialized (
+  select pg_advisory_xact_lock(hashtextextended(k.agent, 1835101793))
+    from unnest($4::text[]) as k (agent)
+)
+select (select count(*) from turns) as turns,
   (select coalesce(json_agg(json_build_object('entry', e.entry, 'signature', e.signature)
                             order by e.number), '[]')::text
      from mana.membership_entries e where e.space_id = $1) as log,

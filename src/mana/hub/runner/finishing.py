@@ -13,8 +13,6 @@ from typing import Final
 
 from mana.domain.ids import (
     AccountId,
-    AgentId,
-    MissionId,
     OccurrenceId,
     SpaceId,
     derived_id,
@@ -23,18 +21,18 @@ from mana.domain.ids import (
 )
 from mana.domain.iterations import ITERATIONS, STEPS
 from mana.domain.policy import DECISIONS
-from mana.hub.runner import endings, gates
+from mana.hub.runner import endings, gates, spending
 from mana.hub.runner.admission import Admitted
-from mana.hub.runner.batches import Batch, Held, by_space
+from mana.hub.runner.batches import Batch, Facts, by_space
 from mana.hub.runner.dialogue import Counts, Finished, Stopped
 from mana.hub.runner.endings import STOPPED, Outcome
-from mana.hub.runner.ledger import AgentSnapshot, RegisteredGrant
 from mana.hub.runner.metrics import Metrics
 from mana.hub.runner.prices import RULES
 from mana.hub.runner.progress import NUMBER_MAX
 from mana.hub.runner.queue import End
 from mana.hub.runner.scheduling import Locked
 from mana.hub.runner.shared import Append, Setting
+from mana.hub.runner.spending import Settle
 from mana.hub.runner.store import Ledger, RunnerStore
 from mana.hub.runner.warm import plain_tables, plain_tools
 from mana.planning.reminders import PRODUCERS, SEVERITIES
@@ -53,21 +51,15 @@ _REFUSED: Final[Mapping[str, Outcome]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A run and what it came to. `provider`: a word for the model that it called last."""
+    """A run and what it came to. `provider`: a word for the model that it called last.
+
+    `settled`: calls that ended and are not settled yet.
+    """
 
     admitted: Admitted
     said: Finished | Stopped
     provider: str = RULES
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """What the database tells of the runs of a batch when they end."""
-
-    held: Held
-    locked: Locked
-    agents: Mapping[AgentId, AgentSnapshot]
-    grants: Mapping[MissionId, RegisteredGrant]
+    settled: Sequence[Settle] = ()
 
 
 class Finishing:
@@ -94,27 +86,41 @@ class Finishing:
         for space, leases in by_space(one.admitted.lease for one in ends).items():
             some = [by_lease[lease.occurrence_id] for lease in leases]
             account = leases[0].account_id
-            found = await self._store.again(partial(self._commit, account, space, some))
+            settles = [settled for one in some for settled in one.settled]
+            found, tokens = await self._store.again(
+                partial(self._commit, account, space, some, settles)
+            )
             self._reach("after_commit")
+            spending.count(self._metrics, settles, tokens)
             outcomes.update(found)
         for one in ends:
             self._count(one, outcomes[one.admitted.lease.occurrence_id])
         return [outcomes[one.admitted.lease.occurrence_id] for one in ends]
 
     async def _commit(
-        self, account: AccountId, space: SpaceId, ends: Sequence[Ending]
-    ) -> dict[OccurrenceId, Outcome]:
-        """Write what the runs of one space came to, in one transaction."""
+        self,
+        account: AccountId,
+        space: SpaceId,
+        ends: Sequence[Ending],
+        settles: Sequence[Settle],
+    ) -> tuple[dict[OccurrenceId, Outcome], int]:
+        """Write what the runs of one space came to, in one transaction.
+
+        Returns what became of each, and the tokens of the calls that were settled with them.
+        """
+        tokens = 0
         writes = any(isinstance(one.said, Finished) for one in ends)
         # The log's head is locked before the missions, as a push does, so that neither waits for
         # the other.
         async with self._store.work(account, space=space, locked=writes) as ledger:
-            facts = await self._facts(ledger, account, space, ends)
+            leases = [one.admitted.lease for one in ends]
+            locked = await ledger.missions_locked([(space, lease.mission_id) for lease in leases])
+            facts = await Batch(ledger.tx, space).facts(leases, account)
             outcomes: dict[OccurrenceId, Outcome] = {}
             finished: list[tuple[Ending, Finished]] = []
             for one in ends:
                 lease = one.admitted.lease
-                against = self._against(one, facts)
+                against = self._against(one, facts, locked)
                 if against is not None:
                     outcomes[lease.occurrence_id] = against
                 elif isinstance(one.said, Finished):
@@ -124,30 +130,20 @@ class Finishing:
             ended = await endings.end_all(
                 ledger,
                 [_end(one, outcomes[one.admitted.lease.occurrence_id]) for one in ending],
-                locked=facts.locked,
+                locked=locked,
             )
             for one, outcome in zip(ending, ended, strict=True):
                 outcomes[one.admitted.lease.occurrence_id] = outcome
+            if settles:
+                # Money comes last: what it locks is held until the end. The rows are ours by then.
+                tokens = await spending.settle(ledger.tx, settles)
+                mine = {one.admitted.lease.occurrence_id for one in settles}
+                await ledger.sum_up([one for one in mine if outcomes[one].took])
             if writes:
                 self._reach("before_commit")
-        return outcomes
+        return outcomes, tokens
 
-    async def _facts(
-        self, ledger: Ledger, account: AccountId, space: SpaceId, ends: Sequence[Ending]
-    ) -> _Facts:
-        batch = Batch(ledger.tx, space)
-        leases = [one.admitted.lease for one in ends]
-        locked = await ledger.missions_locked([(space, lease.mission_id) for lease in leases])
-        held = await batch.held(leases, account)
-        missions = locked[1].values()
-        return _Facts(
-            held,
-            locked,
-            await batch.agents(missions),
-            await batch.grants(mission.mission_id for mission in missions),
-        )
-
-    def _against(self, one: Ending, facts: _Facts) -> Outcome | None:
+    def _against(self, one: Ending, facts: Facts, locked: Locked) -> Outcome | None:
         """Return how a run ends that does not end as done; None: it does, if the log takes it."""
         lease = one.admitted.lease
         if lease.occurrence_id not in facts.held.ids:
@@ -155,21 +151,21 @@ class Finishing:
         is_stopped = isinstance(one.said, Stopped) and one.said.reason == STOPPED
         if is_stopped or lease.occurrence_id in facts.held.stopped:
             # What a run was stopped for, where it is more than a word to stop, is the better reason.
-            refusal = self._refusal(one.admitted, facts)
+            refusal = self._refusal(one.admitted, facts, locked)
             return Outcome("skipped", refusal) if refusal else Outcome("failed", STOPPED)
         if isinstance(one.said, Stopped):
             if one.said.outcome == "skipped" and endings.is_skip(one.said.reason):
                 return Outcome("skipped", one.said.reason)
             return Outcome("failed", endings.failure_of(one.said.reason))
-        refusal = self._refusal(one.admitted, facts)
+        refusal = self._refusal(one.admitted, facts, locked)
         return None if refusal is None else Outcome("skipped", refusal)
 
-    def _refusal(self, admitted: Admitted, facts: _Facts) -> str | None:
+    def _refusal(self, admitted: Admitted, facts: Facts, locked: Locked) -> str | None:
         """Return why what was allowed when the run began is not allowed any more."""
         if facts.held.role in (None, "viewer"):
             return "not-a-member"
         lease = admitted.lease
-        mission = facts.locked[1].get((lease.space_id, lease.mission_id))
+        mission = locked[1].get((lease.space_id, lease.mission_id))
         refusal = gates.mission_refusal(mission)
         if refusal is not None or mission is None:
             return refusal

@@ -241,7 +241,10 @@ class Lane:
                 span.note(
                     rounds=said.counts.rounds, tool_calls=sum(said.counts.tool_calls.values())
                 )
-            outcome = await self._ends.ask(Ending(admitted, said, port.provider))
+            outcome = await self._ends.ask(
+                Ending(admitted, said, port.provider, tuple(port.settled))
+            )
+            port.settled.clear()
             span.note(state=outcome.state, reason=outcome.reason)
             return outcome
         finally:
@@ -252,6 +255,13 @@ class Lane:
                 del lanes.ports[occurrence]
                 crew.progress.forget(occurrence)
             crew.metrics.run_seconds.observe(time.monotonic() - began_s)
+            await self._settle(port)
+
+    async def _settle(self, port: Port) -> None:
+        """Settle the calls of a run that came to no end and reserved nothing after them."""
+        with contextlib.suppress(ManaError):
+            for one in port.settled:
+                await self._tokens.ask(one)
 
     async def _seat(self, admitted: Admitted) -> Port:
         """Return a place in the lane's worker, or in one of its own for a suspect."""
@@ -321,13 +331,15 @@ class Lane:
             if granted is None or not 0 <= ask.seconds <= SECONDS_MAX:
                 raise _misbehaved(port, "a reservation that is not its run's, or no time")
             released = ask.released and port.may_release()
-            answer = await self._tokens.ask(Settle(port.admitted, ask, granted, released))
-        else:
-            call = self._crew.prices.call_of(ask, port.admitted.header.endpoints)
-            if call is None or not is_sane(ask.prompt_tokens, ask.completion_tokens_max):
-                raise _misbehaved(port, "what cannot be a call of its run")
-            port.provider = self._crew.prices.provider_of(call.endpoint)
-            answer = await self._tokens.ask(Reserve(port.admitted, ask, call))
+            port.settled.append(Settle(port.admitted, ask, granted, released))
+            return Granted(port.run, ask.reservation)
+        call = self._crew.prices.call_of(ask, port.admitted.header.endpoints)
+        if call is None or not is_sane(ask.prompt_tokens, ask.completion_tokens_max):
+            raise _misbehaved(port, "what cannot be a call of its run")
+        port.provider = self._crew.prices.provider_of(call.endpoint)
+        settled = tuple(port.settled)
+        answer = await self._tokens.ask(Reserve(port.admitted, ask, call, settled))
+        port.settled.clear()
         if isinstance(answer, Reserved):
             port.granted[answer.granted.reservation] = answer.granted
             return answer.answer

@@ -303,6 +303,10 @@ class Queue:
         )
         return {OccurrenceId(row["occurrence_id"]) for row in rows}
 
+    async def sum_up(self, occurrences: Sequence[OccurrenceId]) -> None:
+        """Write into lines of the ledger what their runs used, as it is settled by now."""
+        await self.tx.execute(_Q["sum_up"], occurrences)
+
     async def lease_at(
         self,
         lease: Lease,
@@ -367,7 +371,7 @@ class Turns:
     async def wait_ms(self) -> int | None:
         """Return how long until something is due or a lease ends; None: nothing is.
 
-        What is due already and was not leased waits for a limit: a quarter of a second.
+        0: something is due already, and waits for a limit if it was not leased.
         """
         async with self._tenancy.lease() as tx:
             found: int | None = await tx.value(_Q["wait"])

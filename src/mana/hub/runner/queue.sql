@@ -69,8 +69,14 @@ with k as materialized (
     from k cross join mana_ai.hub_limits l
    order by k.account_id, k.place
   on conflict (space_id, mission_id, scheduled_for) do nothing
-  returning space_id, mission_id, scheduled_for)
-select coalesce(o.state, 'new') as state, pg_notify('mana_due', '') from k
+  returning due_at
+), soonest as materialized (
+  select greatest(ceil(extract(epoch from min(due_at) - clock_timestamp()) * 1000), 0)::bigint as ms
+    from put having count(*) > 0
+), told as materialized (
+  select pg_notify('mana_due', s.ms::text) from soonest s
+)
+select coalesce(o.state, 'new') as state, (select count(*) from told) as told from k
   left join mana_ai.occurrences o on o.space_id = k.space_id and o.mission_id = k.mission_id
    and o.scheduled_for = k.scheduled_for
  order by k.place
@@ -149,10 +155,7 @@ with back as (
          admitted = false, phase = null, attempts = greatest(attempts - $4, 0), round = 0,
          calls = 0, steps = 0, heard = 0,
          (tokens, cost, confirmed_tokens, confirmed_cost) = (
-           select coalesce(sum(t.spent), 0), coalesce(sum(t.cost), 0),
-                  coalesce(sum(t.confirmed_tokens), 0), coalesce(sum(t.confirmed_cost), 0)
-             from mana_ai.token_usage t
-            where t.space_id = o.space_id and t.occurrence_id = o.occurrence_id)
+           select u.* from mana_ai.used_by(o.space_id, o.occurrence_id) u)
    where occurrence_id = $1 and fence = $2 and state = 'leased'
   returning true)
 select pg_notify('mana_due', '') from back
@@ -164,10 +167,7 @@ with back as (
          phase = null, attempts = 0, tries = o.tries + 1, last_reason = k.reason, round = 0,
          calls = 0, steps = 0, heard = 0,
          (tokens, cost, confirmed_tokens, confirmed_cost) = (
-           select coalesce(sum(t.spent), 0), coalesce(sum(t.cost), 0),
-                  coalesce(sum(t.confirmed_tokens), 0), coalesce(sum(t.confirmed_cost), 0)
-             from mana_ai.token_usage t
-            where t.space_id = o.space_id and t.occurrence_id = o.occurrence_id)
+           select u.* from mana_ai.used_by(o.space_id, o.occurrence_id) u)
     from unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[])
       as k (occurrence_id, fence, due_at, reason)
    where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'
@@ -185,12 +185,7 @@ with ended as (
          cost = u.cost, confirmed_tokens = u.confirmed_tokens, confirmed_cost = u.confirmed_cost
     from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[])
       as k (occurrence_id, fence, state, reason, iteration_id, space_id)
-   cross join lateral (
-     select coalesce(sum(t.spent), 0) as tokens, coalesce(sum(t.cost), 0) as cost,
-            coalesce(sum(t.confirmed_tokens), 0) as confirmed_tokens,
-            coalesce(sum(t.confirmed_cost), 0) as confirmed_cost
-       from mana_ai.token_usage t
-      where t.space_id = k.space_id and t.occurrence_id = k.occurrence_id) u
+   cross join lateral mana_ai.used_by(k.space_id, k.occurrence_id) u
    where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'
   returning o.occurrence_id, o.space_id, o.mission_id
 ), cleared as (
@@ -200,6 +195,12 @@ select e.occurrence_id,
        pg_notify('mana_live',
                  json_build_object('spaceId', e.space_id, 'missionId', e.mission_id)::text)
   from ended e
+
+-- name: sum_up
+update mana_ai.occurrences o
+   set (tokens, cost, confirmed_tokens, confirmed_cost) = (
+         select u.* from mana_ai.used_by(o.space_id, o.occurrence_id) u)
+ where o.occurrence_id = any ($1::text[])
 
 -- name: lease_at
 insert into mana_ai.occurrences
@@ -238,10 +239,9 @@ select o.*, true as stop from mana_ai.occurrences o
  order by o.occurrence_id
 
 -- name: wait
--- What is due and was not leased waits for a limit: to look again soon is all that can be done.
-select case when min(at) > clock_timestamp()
-            then (extract(epoch from min(at) - clock_timestamp()) * 1000)::bigint
-            when min(at) is not null then 250 end from (
+select case when min(at) is not null
+            then greatest(ceil(extract(epoch from min(at) - clock_timestamp()) * 1000), 0)::bigint
+       end from (
   (select next_due as at from mana_ai.account_work
     where stopped_at is null and next_due is not null order by next_due limit 1)
   union all

@@ -35,6 +35,41 @@ from mana.hub.runner.workers import Workers
 SWEEP_S: Final = 1.0
 """How often a pass looks at what ended by time: grants, and leases that nobody renewed."""
 BURIED_MAX: Final = 20
+HELD_S: Final = 0.25
+"""How soon what is due and waits for a limit is looked at again, where no run here is under way."""
+HELD_S_BESIDE: Final = 1.0
+"""The same beside runs: each that ends makes room, and is looked after at once."""
+SOON_S: Final = 0.05
+"""No look comes sooner after another, so that what cannot run now is no busy loop."""
+AGAIN_S: Final = 1.0
+"""How soon a pass comes after one that broke down."""
+AHEAD_S_MAX: Final = 86_400.0
+
+
+class Alarm:
+    """Sets an event at the soonest of the moments that it was given."""
+
+    def __init__(self, event: asyncio.Event) -> None:
+        self._event = event
+        self._timer: asyncio.TimerHandle | None = None
+
+    def within(self, seconds: float) -> None:
+        """Set the event in so many seconds, if nothing does so sooner."""
+        loop = asyncio.get_running_loop()
+        at_s = loop.time() + min(max(seconds, SOON_S), AHEAD_S_MAX)
+        if self._timer is None or at_s < self._timer.when():
+            self.clear()
+            self._timer = loop.call_at(at_s, self._sound)
+
+    def clear(self) -> None:
+        """Forget the moments that were given."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _sound(self) -> None:
+        self._timer = None
+        self._event.set()
 
 
 class Scheduler:
@@ -72,6 +107,8 @@ class Scheduler:
             )
         )
         self._awake = asyncio.Event()
+        self._alarm = Alarm(self._awake)
+        self._has_more = False
         self._stops = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -89,9 +126,17 @@ class Scheduler:
         """Say whether nothing new is taken any more."""
         return self._is_draining
 
-    def wake(self, _payload: str = "") -> None:
-        """Say that something may be due."""
-        self._awake.set()
+    def wake(self, payload: str = "") -> None:
+        """Say that something may be due; `payload`: in how many milliseconds, if not yet."""
+        if payload.isascii() and payload.isdecimal() and payload.strip("0"):
+            self._alarm.within(float(payload) / 1_000)
+        else:
+            self._awake.set()
+
+    def broke_down(self) -> None:
+        """Have the pass after one that failed come in a moment, and not at once."""
+        self._awake.clear()
+        self._alarm.within(AGAIN_S)
 
     def stop_soon(self, _payload: str = "") -> None:
         """Say that somebody may have stopped what runs."""
@@ -142,23 +187,41 @@ class Scheduler:
         ]
         try:
             while True:
+                is_told = self._awake.is_set()
                 self._awake.clear()
-                for lease in await self._leased(self._setting.concurrency - len(running), stats):
-                    stats.due_mission_count += 1
-                    running.add(asyncio.create_task(self._lanes.work(lease, stats)))
+                if is_told or self._has_more or not running:
+                    for lease in await self._leased(len(running), stats):
+                        stats.due_mission_count += 1
+                        running.add(asyncio.create_task(self._lanes.work(lease, stats)))
                 if not running:
                     return
                 running -= await self._something(running)
         finally:
             await _ended([*running, *beside])
 
-    async def _leased(self, free: int, stats: TickStats) -> list[Lease]:
-        """Return what is taken now, after what ended by time was looked at."""
+    async def _leased(self, running: int, stats: TickStats) -> list[Lease]:
+        """Return what is taken now beside so many runs, after what ended by time was looked at.
+
+        Where all that is due was taken, nothing is asked again before a notice, the moment at which
+        something else is due, or the next heartbeat; else as soon as there is room.
+        """
+        free = self._setting.concurrency - running
+        self._has_more = True
         if free <= 0 or self._is_draining:
             return []
         if time.monotonic() - self._swept_s >= SWEEP_S:
             await self._look(await self._store.end_grants(), stats)
-        return await self._store.lease(self._setting.name, free, lease_s=self._setting.lease_s)
+        # What is queued from here on tells of itself.
+        self._alarm.clear()
+        found = await self._store.lease(self._setting.name, free, lease_s=self._setting.lease_s)
+        if len(found) < free:
+            wait_ms = await self._store.wait_ms()
+            self._has_more = wait_ms == 0
+            if self._has_more:
+                self._alarm.within(HELD_S_BESIDE if running or found else HELD_S)
+            elif wait_ms is not None:
+                self._alarm.within(wait_ms / 1_000)
+        return found
 
     async def _look(self, ended: EndedGrants, stats: TickStats) -> None:
         """Take in what ended by time: grants, and leases that nobody renewed."""
@@ -198,6 +261,8 @@ class Scheduler:
                         port = self._lanes.ports.get(lease.occurrence_id)
                         if lease.occurrence_id not in held and port is not None:
                             port.interrupt("lost")
+                # However long runs take, what ends by time beside them is looked at.
+                self.wake()
 
     async def _hear(self) -> None:
         """End what somebody stopped, whenever a notice says that somebody did."""

@@ -24,6 +24,7 @@ from mana.hub.runner.dialogue import (
     WorkerLost,
 )
 from mana.hub.runner.prices import RULES
+from mana.hub.runner.spending import Settle
 from mana.hub.runner.workers import Worker
 
 RUNS_MAX: Final = 256
@@ -72,6 +73,8 @@ class Port:
         """A word for whoever answers the call of a model that was asked for last."""
         self.granted: Final[dict[str, Granted]] = {}
         """The reservations of the run that are not settled, by their ids."""
+        self.settled: Final[list[Settle]] = []
+        """Calls that ended and go along with what the run commits next."""
         self._releases = 0
 
     async def receive(self) -> Message:

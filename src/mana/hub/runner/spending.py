@@ -1,4 +1,8 @@
-"""Reservations of tokens and their settlement, committed before and after each call of a model."""
+"""Reservations of tokens and their settlement, committed before and after each call of a model.
+
+What a call came to goes along with the next reservation of its run, or with the run's end; until
+then the reservation counts in full.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,9 @@ from mana.hub.runner.batches import Batch, by_space
 from mana.hub.runner.dialogue import Granted, Refused, ReserveAsk, SettleAsk
 from mana.hub.runner.endings import STOPPED
 from mana.hub.runner.metrics import Metrics
-from mana.hub.runner.store import RunnerStore
+from mana.hub.runner.store import RunnerStore, Transaction
 from mana.planning.budget import is_sane
 from mana.planning.ports import ModelCall, Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Reserve:
-    """A call that a run is about to make, at a price that the runner knows."""
-
-    admitted: Admitted
-    ask: ReserveAsk
-    call: ModelCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +33,19 @@ class Settle:
     ask: SettleAsk
     granted: money.Granted
     released: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """A call that a run is about to make, at a price that the runner knows.
+
+    `settled`: calls of the run that ended before it.
+    """
+
+    admitted: Admitted
+    ask: ReserveAsk
+    call: ModelCall
+    settled: Sequence[Settle] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +67,11 @@ class Spending:
         self, asked: Sequence[Reserve | Settle]
     ) -> list[Reserved | Granted | Refused | None]:
         """Return an answer for each; None: its lease is another's by now."""
-        settles = [one for one in asked if isinstance(one, Settle)]
         reserves = [one for one in asked if isinstance(one, Reserve)]
+        settles = [one for one in asked if isinstance(one, Settle)]
+        settles += [settled for one in reserves for settled in one.settled]
         tokens, by_run = await self._store.again(partial(self._commit, settles, reserves))
-        self._metrics.tokens.inc(tokens)
-        for settled in settles:
-            self._metrics.call_seconds.observe(max(settled.ask.seconds, 0.0))
+        count(self._metrics, settles, tokens)
         return [
             Granted(one.ask.run, one.ask.reservation)
             if isinstance(one, Settle)
@@ -87,13 +94,7 @@ class Spending:
                 stopped |= found.stopped
             # Money comes last: what it locks is held until the end.
             if settles:
-                tokens = await money.settle(
-                    ledger.tx,
-                    [
-                        money.Settlement(one.granted, _usage(one.ask), one.released)
-                        for one in settles
-                    ],
-                )
+                tokens = await settle(ledger.tx, settles)
             current = [one for one in reserves if one.admitted.lease.occurrence_id in held]
             answers: Sequence[money.Granted | money.Refusal] = []
             if current:
@@ -104,6 +105,20 @@ class Spending:
                 # After a stop nothing is begun any more that costs something.
                 told[one.ask.run] = money.Refusal(STOPPED)
         return tokens, told
+
+
+async def settle(tx: Transaction, settles: Sequence[Settle]) -> int:
+    """Replace reservations by what was used; return the tokens that count. See `money.settle`."""
+    return await money.settle(
+        tx, [money.Settlement(one.granted, _usage(one.ask), one.released) for one in settles]
+    )
+
+
+def count(metrics: Metrics, settles: Sequence[Settle], tokens: int) -> None:
+    """Count calls that are settled, and what they came to together."""
+    metrics.tokens.inc(tokens)
+    for one in settles:
+        metrics.call_seconds.observe(max(one.ask.seconds, 0.0))
 
 
 def _heard(

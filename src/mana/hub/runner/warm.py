@@ -12,7 +12,7 @@ from typing import Final
 from mana.crypto.runners import RunnerPrivateKey
 from mana.domain.cadences import zone
 from mana.domain.encoding import canonical_json
-from mana.models.connections import authorities
+from mana.models import connections
 from mana.registry.catalogue import Catalogue, load_catalogue
 
 KEYS_MAX: Final = 4
@@ -53,6 +53,6 @@ def key_id(key: RunnerPrivateKey) -> str:
 
 def warm_up() -> None:
     """Load what the first run would load otherwise. Opens nothing that stays open."""
-    authorities()
+    connections.warm_up()
     canonical_json([tool.name for tool in catalogue().tools])
     zone("Europe/Berlin")
