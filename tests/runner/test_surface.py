@@ -28,7 +28,7 @@ from mana.hub.runner.settings import RunnerSettings
 from mana.hub.runner.workers import ProcessWorkers
 from mana.hub.runner.writeback import run_digest
 from mana.protocol.messages import StateRecord
-from mana.testing.postgres import Database
+from mana.testing.postgres import Database, connected
 from tests.runner.world import World, world
 
 pytest_plugins = ["mana.testing.plugin"]
@@ -160,6 +160,23 @@ async def test_surface(database: Database) -> None:
             rows = (await http.get("/api/v1/me/ai-audit?limit=2", headers=token)).json()
             assert len(rows["rows"]) == 2
             assert rows["headSeq"] == 3
+
+
+@pytest.mark.postgres
+@pytest.mark.anyio
+async def test_a_session_that_ended_is_told_nothing(database: Database) -> None:
+    """The runner tells the audit to whoever's session stands, however long their token would hold."""
+    async with world(database) as made, made.runner() as runner, client(runner) as http:
+        token = {"authorization": f"Bearer {made.ada.tokens.access_token}"}
+        assert (await http.get("/api/v1/me/ai-audit", headers=token)).status_code == 200
+        for column, wants in (
+            ("ended_at = now()", "SESSION_ENDED"),
+            ("revoked = true", "DEVICE_REVOKED"),
+        ):
+            async with connected(database.owner_url) as owner:
+                await owner.execute(f"update mana.sessions set {column}")
+            answer = await http.get("/api/v1/me/ai-audit", headers=token)
+            assert (answer.status_code, answer.json()["code"]) == (401, wants)
 
 
 def settings(home: Path, **options: str) -> RunnerSettings:

@@ -131,7 +131,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "mana.resets": Rule(own, runner=nobody),
     "mana.second_factors": Rule(own, runner=nobody),
     "mana.security_events": Rule(own, runner=nobody),
-    "mana.sessions": Rule(own, runner=nobody),
+    "mana.sessions": Rule(own),
     "mana.space_heads": Rule(in_space),
     "mana.space_keys": Rule(own, inserts=in_own_space, updates=in_own_space, runner=nobody),
     "mana.spaces": Rule(in_space),

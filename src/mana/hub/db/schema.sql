@@ -1969,8 +1969,10 @@ alter table mana.sessions enable row level security;
 alter table mana.sessions force row level security;
 create policy door on mana.sessions as permissive for all to postgres using ((current_setting('app.door'::text, true) = 'open'::text)) with check ((current_setting('app.door'::text, true) = 'open'::text));
 create policy own on mana.sessions as permissive for all to mana_app using ((account_id = mana.current_account())) with check ((account_id = mana.current_account()));
+create policy runner_looks on mana.sessions as permissive for select to mana_runner using ((account_id = mana.current_account()));
 CREATE TRIGGER tell_ended AFTER DELETE OR UPDATE OF ended_at, revoked ON mana.sessions FOR EACH ROW EXECUTE FUNCTION mana.tell_ended_session();
 grant insert, select, update(ended_at), update(seen_at), update(name), update(device_id), update(revoked) on mana.sessions to mana_app;
+grant select(session_id), select(account_id), select(ended_at), select(revoked) on mana.sessions to mana_runner;
 
 create table mana.space_heads (
   space_id text not null,

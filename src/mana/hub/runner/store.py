@@ -113,6 +113,11 @@ class RunnerStore(Turns):
         pool = Pool(url, role=role, size=size)
         return cls(Tenancy(pool), pool)
 
+    @property
+    def tenancy(self) -> Tenancy:
+        """Return what opens its transactions."""
+        return self._tenancy
+
     async def open(self) -> None:
         """Connect."""
         if self._pool is not None:
