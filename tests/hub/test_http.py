@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import Any
 
@@ -10,10 +11,14 @@ import httpx
 import msgspec
 import pytest
 import structlog
+from litestar.types import ASGIApp
 
 from mana.domain.errors import Conflict, Invalid, ManaError, NotFound, Unavailable
+from mana.domain.ids import AccountId
 from mana.hub.app import build, serve
+from mana.hub.http.endpoints import Call, Document, Endpoint, Session
 from mana.hub.http.problems import problem_for, status_of
+from mana.hub.http.server import serve_endpoints
 from mana.hub.settings import HubSettings
 from mana.modules.todo.manifest import MANIFEST as TODO
 from mana.protocol.codec import check_value, decode, encode
@@ -161,6 +166,35 @@ def _references(node: Any) -> list[str]:
     if isinstance(node, list):
         return [found for value in node for found in _references(value)]
     return []
+
+
+async def test_applications_of_one_process_are_apart() -> None:
+    """Two applications with the same paths each answer with what is their own, and let in whom
+    they know, also when both are asked at once."""
+
+    def served(name: str) -> ASGIApp:
+        async def answer(call: Call) -> Document:
+            await asyncio.sleep(0)
+            return Document(f"{name} {call.path['word']} {call.session.session_id}".encode())
+
+        return serve_endpoints(
+            [Endpoint("GET", "/own/{word}", answer, "What is its own")],
+            authenticate=lambda token: Session(AccountId("a"), f"{name} knows {token}", 0),
+            lifespan=contextlib.nullcontext,
+        )
+
+    async def asked(app: ASGIApp, word: str) -> str:
+        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://own") as http:
+            told = await http.get(f"/own/{word}", headers={"authorization": "Bearer t"})
+        return told.text
+
+    first, second = served("first"), served("second")
+    assert await asyncio.gather(*(asked(app, "x") for app in (first, second, first))) == [
+        "first x first knows t",
+        "second x second knows t",
+        "first x first knows t",
+    ]
 
 
 async def test_taken_port(database: Database, tmp_path: Any) -> None:

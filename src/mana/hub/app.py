@@ -21,7 +21,6 @@ from typing import Final
 import msgspec
 import structlog
 import uvicorn
-from litestar import Litestar
 from litestar.types import ASGIApp
 
 from mana.crypto.work import hub_id
@@ -226,13 +225,10 @@ def build(
                 await asyncio.gather(*aside, return_exceptions=True)
                 await live.close()
 
-    def lifespan(_app: Litestar) -> AbstractAsyncContextManager[None]:
-        return opened()
-
     asgi = serve_endpoints(
         endpoints,
         authenticate=accounts.authenticate,
-        lifespan=[lifespan],
+        lifespan=opened,
         admit=gate.admit,
         sockets={SOCKET_PATH: live.socket},
     )

@@ -2,17 +2,23 @@
 
 Every error leaves as a problem document, those of the framework included. The log names the
 route, not the address that was asked for: paths hold ids and queries hold cursors.
+
+The routes are made once for a process and its sets of paths: each request brings along what it is
+answered with.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import structlog
 from litestar import Litestar, Request
+from litestar.enums import HttpMethod
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Response, Stream
@@ -29,9 +35,10 @@ Authenticate: TypeAlias = Callable[[str], Session]
 """From an access token to its session; raises Unauthenticated."""
 Admit: TypeAlias = Callable[[Session], Awaitable[None]]
 """Raises Unauthenticated for a session that has ended before its token."""
-Lifespan: TypeAlias = Callable[[Litestar], AbstractAsyncContextManager[None]]
+Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[None]]
 """What is open while the application runs."""
 
+BROUGHT: Final = "mana.brought"
 ROUTE: Final = "mana.route"
 _HEADERS: Final = {
     "cache-control": "no-store",
@@ -46,7 +53,7 @@ def serve_endpoints(
     endpoints: Sequence[Endpoint],
     *,
     authenticate: Authenticate,
-    lifespan: Sequence[Lifespan],
+    lifespan: Lifespan,
     admit: Admit | None = None,
     sockets: Mapping[str, Run] | None = None,
     served: str = "hub",
@@ -59,28 +66,59 @@ def serve_endpoints(
     paths: dict[str, dict[str, Endpoint]] = {}
     for endpoint in endpoints:
         paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint
-    app = Litestar(
-        route_handlers=[_handler(methods, authenticate, admit) for methods in paths.values()],
+    routing = _routing(tuple(_Path.of(methods) for methods in paths.values()))
+    brought = _Brought(paths, authenticate, admit)
+    return _logged(routing, brought, lifespan, dict(sockets or {}), served)
+
+
+@dataclass(frozen=True, slots=True)
+class _Brought:
+    """What answers the requests of one application."""
+
+    paths: Mapping[str, Mapping[str, Endpoint]]
+    authenticate: Authenticate
+    admit: Admit | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """What the framework knows of one path."""
+
+    path: str
+    parameters: tuple[str, ...]
+    methods: tuple[str, ...]
+    bytes_max: int
+
+    @classmethod
+    def of(cls, methods: Mapping[str, Endpoint]) -> _Path:
+        first = next(iter(methods.values()))
+        bytes_max = max(endpoint.bytes_max for endpoint in methods.values())
+        return cls(first.path, tuple(first.parameters), tuple(methods), bytes_max)
+
+
+@functools.cache
+def _routing(paths: tuple[_Path, ...]) -> Litestar:
+    """Return the framework's application for these paths; it keeps nothing of any request."""
+    return Litestar(
+        route_handlers=[_handler(path) for path in paths],
         exception_handlers={HTTPException: _failed, Exception: _failed},
-        lifespan=list(lifespan),
         openapi_config=None,
         # The framework would set up the root logger, and with it what libraries say of URLs.
         logging_config=None,
-        request_max_body_size=max(endpoint.bytes_max for endpoint in endpoints),
+        request_max_body_size=max(path.bytes_max for path in paths),
         debug=False,
     )
-    return _logged(app, dict(sockets or {}), served)
 
 
-def _handler(
-    methods: Mapping[str, Endpoint], authenticate: Authenticate, admit: Admit | None
-) -> HTTPRouteHandler:
+def _handler(served: _Path) -> HTTPRouteHandler:
     """Return the handler of one path, so that the framework knows all of its methods."""
 
     async def handle(request: Request[Any, Any, Any]) -> Response[Any]:
-        endpoint = methods[str(request.method)]
-        request.scope["state"][ROUTE] = endpoint.path
-        call = await _call(request, endpoint, authenticate, admit)
+        state: dict[str, Any] = request.scope["state"]
+        brought: _Brought = state[BROUGHT]
+        endpoint = brought.paths[served.path][str(request.method)]
+        state[ROUTE] = endpoint.path
+        call = await _call(request, endpoint, brought)
         reply = await endpoint.run(call)
         if isinstance(reply, EventStream):
             return Stream(
@@ -98,31 +136,29 @@ def _handler(
 
     # As types and not as texts, which the framework would compile again for every path.
     handle.__annotations__ = {"request": Request[Any, Any, Any], "return": Response[Any]}
-    first = next(iter(methods.values()))
-    path = first.path
-    for name in first.parameters:
+    path = served.path
+    for name in served.parameters:
         path = path.replace(f"{{{name}}}", f"{{{name}:str}}")
     return HTTPRouteHandler(
         path,
-        http_method=[endpoint.method for endpoint in methods.values()],
+        http_method=[HttpMethod(method) for method in served.methods],
         status_code=200,  # each response brings its own; the framework checks this one
-        request_max_body_size=max(endpoint.bytes_max for endpoint in methods.values()),
+        request_max_body_size=served.bytes_max,
         include_in_schema=False,
-        name=first.path,
+        name=served.path,
     )(handle)
 
 
 async def _call(
     request: Request[Any, Any, Any],
     endpoint: Endpoint,
-    authenticate: Authenticate,
-    admit: Admit | None,
+    brought: _Brought,
 ) -> Call:
     session = None
     if endpoint.signed_in:
-        session = authenticate(_bearer(request.headers.get("authorization")))
-        if admit is not None:
-            await admit(session)
+        session = brought.authenticate(_bearer(request.headers.get("authorization")))
+        if brought.admit is not None:
+            await brought.admit(session)
     asked = request.query_params
     known = {query.name for query in endpoint.query}
     if not set(asked) <= known:
@@ -191,11 +227,13 @@ def _place(error: BaseException) -> str:
     return f"{trace.tb_frame.f_globals.get('__name__', '')}:{trace.tb_lineno}"
 
 
-def _logged(app: ASGIApp, sockets: Mapping[str, Run], served: str) -> ASGIApp:
+def _logged(
+    app: ASGIApp, brought: _Brought, lifespan: Lifespan, sockets: Mapping[str, Run], served: str
+) -> ASGIApp:
     async def logged(scope: Scope, receive: Receive, send: Send) -> None:
         kind = str(scope["type"])
         if kind == "lifespan":
-            await app(scope, receive, send)
+            await _live(lifespan, receive, send)
             return
         started = time.perf_counter()
         status: int | None = 0
@@ -215,6 +253,7 @@ def _logged(app: ASGIApp, sockets: Mapping[str, Run], served: str) -> ASGIApp:
                 socket = Socket(scope, receive, send)
                 await serve_socket(socket, run)
             else:
+                scope.setdefault("state", {})[BROUGHT] = brought
                 await app(scope, receive, sending)
         finally:
             if socket is not None:
@@ -229,3 +268,12 @@ def _logged(app: ASGIApp, sockets: Mapping[str, Run], served: str) -> ASGIApp:
             )
 
     return logged
+
+
+async def _live(lifespan: Lifespan, receive: Any, send: Any) -> None:
+    """Be open as the server asks; where that fails, the server hears it as the error it is."""
+    await receive()
+    async with lifespan():
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+    await send({"type": "lifespan.shutdown.complete"})

@@ -19,7 +19,6 @@ from typing import Final
 
 import structlog
 import uvicorn
-from litestar import Litestar
 from litestar.types import ASGIApp
 
 from mana.crypto.primitives import b64
@@ -40,6 +39,8 @@ from mana.hub.runner.store import RunnerStore, Transaction
 from mana.hub.runner.tracing import Tracing
 from mana.hub.runner.workers import ProcessWorkers, Workers
 from mana.hub.secrets import load_public_keys
+from mana.hub.security.gate import SessionGate
+from mana.hub.security.store import SecurityStore
 from mana.hub.sync.store import ChangeLog
 from mana.hub.sync.validate import Writer, WriterKind
 from mana.protocol.messages import ChangeMessage
@@ -166,7 +167,7 @@ def build(
     runner: Runner
 
     @contextlib.asynccontextmanager
-    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+    async def opened() -> AsyncIterator[None]:
         await runner.open()
         try:
             yield
@@ -174,7 +175,12 @@ def build(
             await runner.close()
 
     asgi = serve_endpoints(
-        endpoints, authenticate=authenticate, lifespan=[lifespan], served="runner"
+        endpoints,
+        authenticate=authenticate,
+        lifespan=opened,
+        # It hears of no session that ends, so it looks each time.
+        admit=SessionGate(SecurityStore(store.tenancy)).admit,
+        served="runner",
     )
     runner = Runner(settings, keys, store, made_by, scheduler, metrics, asgi, endpoints, tracing)
     return runner
