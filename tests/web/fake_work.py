@@ -25,6 +25,7 @@ class FakeWork:
 
     def _init_work(self, first: FakeDevice | None) -> None:
         self.work = GOING
+        self.time_zone = "Europe/Vienna"
         self.days: tuple[UsageDay, ...] = ()
         self.letters = NotifyState(available=True)
         self._own: dict[str, OwnModelView] = {}
@@ -39,7 +40,7 @@ class FakeWork:
             raise Offline("the hub cannot be reached")
 
     async def zone(self) -> str:
-        return "Europe/Vienna"
+        return str(self._account.time_zone)
 
     async def work_state(self) -> WorkView:
         self._account._check()

@@ -15,7 +15,8 @@ from mana.device.names import FLAGS
 from mana.device.views import CapWait, OnChange, RunView
 from mana.domain.cadences import Cadence
 from tests.web.conftest import Served
-from tests.web.fake_device import HOUR, MINUTE, FakeDevice, FakeHost, now
+from tests.web.fake_device import HOUR, MINUTE, FakeDevice, FakeHost, now, seed
+from tests.web.fake_spaces import seed_family
 from tests.web.journey import Hands
 from tests.web.test_requests import NASTY, app_of, in_demo, post, token, visitor
 
@@ -273,6 +274,115 @@ async def test_a_mission_on_change_says_when_it_would_run() -> None:
         assert re.search(
             r"\d\d:\d\d, at the earliest An input was changed", said(await client.get(path))
         )
+
+
+@pytest.mark.anyio
+async def test_the_list_tells_of_each_mission_on_change_when_it_runs() -> None:
+    """A change that waits, a rest, or the last change stand in the list as on the mission's page."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        mission = await one_of(device)
+        cadence = Cadence("onChange", debounce_minutes=5, spacing_minutes=60)
+        device._set(mission, cadence=cadence, next_ms=())
+        for waits, words in (
+            (OnChange(now(), now() + 5 * MINUTE, None), r"next .*\d\d:\d\d, at the earliest"),
+            (OnChange(None, None, now() + HOUR), r"not before .*\d\d:\d\d"),
+            (OnChange(now() - 3 * HOUR, None, None), r"last change 3 hours ago"),
+            (OnChange(None, None, None), r"no change yet"),
+        ):
+            device._set(mission, on_change=waits)
+            assert re.search(words, said(await client.get("/missions"))), words
+        await device.stop_work()
+        assert "no change yet" not in said(await client.get("/missions"))
+
+
+@pytest.mark.anyio
+async def test_every_moment_is_by_the_accounts_clocks() -> None:
+    """No page mixes the account's zone with the machine's; another's, of a mission, is named."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        device.time_zone = "Asia/Kolkata"
+        mission = await one_of(device)
+        await device.run_now(mission)
+        for path in ("/", "/missions", f"/missions/{mission}", "/timeline", "/data-access"):
+            moments = re.findall(r'<time datetime="([^"]*T[^"]*)"', (await client.get(path)).text)
+            assert moments, path
+            assert {one[-6:] for one in moments} == {"+05:30"}, path
+        words = said(await client.get(f"/missions/{mission}"))
+        assert "by the clocks of Asia/Kolkata, your time zone" in words
+        data = {"csrf": await token(client), **await typed(device, cadence="daily")}
+        answer = await client.post("/missions/new", data=data)
+        assert ", by the clocks of Asia/Kolkata." in said(answer)
+        device.time_zone = "Europe/Vienna"
+        assert "by the clocks of" not in said(await client.get(f"/missions/{mission}"))
+
+
+@pytest.mark.anyio
+async def test_a_limit_that_somebody_else_granted_is_told_to_hold_later() -> None:
+    """Whoever raises a cap under another's grant reads that it waits for them; lowering says nothing."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        mission = await one_of(device)
+        await device.edit_mission(mission, runs_on="hub", tokens_per_day_max=500)
+        grant = await device.grant(mission)
+        agent = (await device.mission(mission)).agent_id
+        later = "the higher limit holds only once whoever granted “Weekly review” grants again"
+
+        async def told(path: str, **values: str) -> str:
+            assert (await post(client, path, **values)).status_code == 303
+            return said(await client.get(path))
+
+        path = f"/missions/{mission}"
+        low = {**await typed(device, tokens="100", runs_on="hub"), "title": "Weekly review"}
+        high = {**low, "tokens": "900"}
+        assert later not in await told(path, **high)
+        device._grants[grant.grant_id] = replace(grant, own=False)
+        assert later not in await told(path, **low)
+        assert later in await told(path, **high)
+        assert later in await told(path, **{**high, "tokens": ""})
+        fields = {"name": "Mira", "concurrent_max": "1"}
+        await device.edit_agent(agent, tokens_per_day_max=50)
+        assert later in await told(f"/agents/{agent}", **fields, tokens_per_day_max="60")
+        assert later not in await told(f"/agents/{agent}", **fields, tokens_per_day_max="60")
+
+
+@pytest.mark.anyio
+async def test_a_grant_that_works_says_what_it_does_not_allow() -> None:
+    """A limit that was raised since stands beside the grant, which is not said to have ended."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        mission = await one_of(device)
+        await device.edit_mission(mission, runs_on="hub")
+        grant = await device.grant(mission)
+        device._grants[grant.grant_id] = replace(grant, stale_reason="Bob raised a limit.")
+        words = said(await client.get(f"/missions/{mission}"))
+        assert "days left" in words
+        assert "Bob raised a limit." in words
+        assert "Grant again" in words
+        assert "no longer fits" not in words
+
+
+@pytest.mark.anyio
+async def test_a_cap_is_told_of_in_all_spaces_at_once() -> None:
+    """The usage page names what waits in every space, as all of it draws on the same caps."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        family = await seed_family(device)
+        await seed(family)
+        theirs = (await family.missions())[0].mission_id
+        wait = CapWait("account", "tokens", 500, "Your budget is used up.", None)
+        family._set(theirs, cap_wait=wait)
+        for path in ("/usage", f"/s/{family.space_id}/usage"):
+            page = await client.get(path)
+            assert "1 mission waits for room" in said(page), path
+            assert f'href="/s/{family.space_id}/missions/{theirs}"' in page.text, path
+            assert "The Lindens : Your budget is used up." in said(page), path
+        assert "waits for room" not in said(await client.get("/missions"))
 
 
 @pytest.mark.anyio

@@ -130,7 +130,6 @@ class Missions:
             await self._news.mission(mission_id),
             await self._grants.of_mission(mission_id),
             await self._past(),
-            alone=True,
         )
 
     async def create(
@@ -296,10 +295,8 @@ class Missions:
         status: MissionStatus | None,
         grant: GrantView | None,
         past: _Past,
-        *,
-        alone: bool = False,
     ) -> MissionView:
-        """Return a mission as it is shown. `alone`: in full, which a list has no place for."""
+        """Return a mission as it is shown."""
         mission, broken = _readable(view)
         agent = await self._opened.agent_or_none(mission.agent_id)
         cited = await self._cited(mission.inputs)
@@ -312,7 +309,7 @@ class Missions:
         is_followed = mission.state == "active" and not self._opened.book.keys.former
         change, cap = None, None
         if is_followed and not hold:
-            change = await self._on_change(mission, view, runs) if alone else None
+            change = await self._on_change(mission, view, runs)
             cap = await self._cap_wait(mission, agent, runs)
         return MissionView(
             mission_id=mission.id,

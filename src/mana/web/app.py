@@ -22,7 +22,7 @@ from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
 
 from mana.domain.errors import ManaError
-from mana.web import doors, running, showing
+from mana.web import doors, running, showing, words
 from mana.web.places import within
 from mana.web.problems import (
     ForeignHost,
@@ -171,7 +171,16 @@ async def _enter(web: Web, request: Asked) -> Page | None:
         web.host.person_here(session.account_id)
     if posts and not session.holds(str((await request.form()).get("csrf", ""))):
         raise ForeignRequest(NOT_OURS)
+    await _set_clocks(web, session)
     return None
+
+
+async def _set_clocks(web: Web, session: Session) -> None:
+    """Show moments as the account has its clocks, on this machine wherever it is."""
+    if session.account_id is None or session.locked:
+        return
+    with contextlib.suppress(ManaError):
+        words.set_clocks(await web.host.device(session.account_id).zone())
 
 
 def _is_by_a_person(request: Asked) -> bool:

@@ -17,7 +17,7 @@ from mana.web.visits import now_ms
 from mana.web.words import counted, t
 
 if TYPE_CHECKING:
-    from mana.device.views import ModelView, OwnModelView, RunView
+    from mana.device.views import MissionView, ModelView, OwnModelView, RunView
 
 _RETRIED: Final = {
     "timeout": "a time-out",
@@ -123,6 +123,26 @@ def price_words(model: ModelView | OwnModelView, currency: str) -> Markup:
         "{sent} sent, {replied} replied, for a million tokens",
         sent=amount_words(prompt, currency),
         replied=amount_words(completion, currency),
+    )
+
+
+def raises(now: Sequence[int | None], before: Sequence[int | None]) -> bool:
+    """Say whether a cap is higher than it was, or gone."""
+    return any(
+        was is not None and (one is None or one > was) for one, was in zip(now, before, strict=True)
+    )
+
+
+def saved_words(raised: Sequence[MissionView]) -> Markup:
+    """Return that something is saved, and where a cap that was raised does not hold yet."""
+    others = [
+        one for one in raised if one.grant and one.grant.state == "active" and not one.grant.own
+    ]
+    if not others:
+        return t("Saved.")
+    return t(
+        "Saved. On the hub the higher limit holds only once whoever granted {title} grants again.",
+        title=Markup(", ").join(Markup("“{}”").format(one.title) for one in others),
     )
 
 

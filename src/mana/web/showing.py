@@ -117,6 +117,8 @@ def equip(templates: Environment) -> None:
         "counted": counted,
         "icon": icon,
         "clock": words.clock,
+        "clocks": words.clocks,
+        "is_clock_here": words.is_clock_here,
         "iso": words.iso,
         "exact": words.exact,
         "zones": zones,

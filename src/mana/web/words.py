@@ -1,23 +1,28 @@
 """The page's words: one place where text is chosen, and times as people say them.
 
 `t` looks a text up by its English form, so a second language is one more catalogue, and fills
-named places with escaped values. Pure, apart from the zone of this machine for clock times.
+named places with escaped values. Pure, apart from the clocks by which a request shows moments: those
+of the account's time zone, and of this machine where nobody is signed in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
+from zoneinfo import ZoneInfo
 
 from markupsafe import Markup
 
 from mana.domain.cadences import zone
+from mana.domain.errors import Invalid
 
 CATALOGUES: Final[Mapping[str, Mapping[str, str]]] = {"en": {}}
 """By language, the text for each English one; a text that is missing stays English."""
 
 LANGUAGE: Final = "en"
+_CLOCKS: Final[ContextVar[ZoneInfo | None]] = ContextVar("clocks", default=None)
 MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 60 * MINUTE_MS
 DAY_MS: Final = 24 * HOUR_MS
@@ -50,9 +55,23 @@ def counted(number: int, one: str, many: str) -> Markup:
     return t(one if number == 1 else many, n=f"{number:,}")
 
 
+def set_clocks(zone_name: str) -> None:
+    """Show moments by the clocks of a time zone from here on, in this request; by UTC if unknown."""
+    try:
+        _CLOCKS.set(zone(zone_name))
+    except Invalid:
+        _CLOCKS.set(zone("UTC"))
+
+
+def clocks() -> str:
+    """Return the time zone by whose clocks moments are shown; empty for this machine's."""
+    where = _CLOCKS.get()
+    return "" if where is None else where.key
+
+
 def local(ms: int) -> datetime:
-    """Return the moment on the wall clock of this machine."""
-    return datetime.fromtimestamp(ms / 1_000, tz=UTC).astimezone()
+    """Return the moment on the wall clocks by which it is shown."""
+    return datetime.fromtimestamp(ms / 1_000, tz=UTC).astimezone(_CLOCKS.get())
 
 
 def iso(ms: int) -> str:
@@ -72,7 +91,7 @@ def clock(ms: int) -> str:
 
 
 def is_clock_here(zone_name: str, ms: int) -> bool:
-    """Say whether the clocks of a time zone show what this machine's shows at a moment."""
+    """Say whether the clocks of a time zone show a moment as the page does."""
     where = zone(zone_name) if zone_name else None
     return where is None or local(ms).utcoffset() == local(ms).astimezone(where).utcoffset()
 

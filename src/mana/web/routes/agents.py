@@ -15,6 +15,7 @@ from mana.domain.policy import DECISIONS, EFFECTS, PRESETS, Decision, Policy
 from mana.domain.tools import PROPOSE_MEMORY, TASK, Effect
 from mana.registry.catalogue import load_catalogue
 from mana.web.amounts import amount_of
+from mana.web.running import raises, saved_words
 from mana.web.visits import Named, Page, Visit, Visiting, record_id, text_of
 from mana.web.words import t
 
@@ -105,19 +106,24 @@ async def create_agent(visit: Visiting) -> Page:
 @post("/agents/{agent_id:str}")
 async def save_agent(visit: Visiting, agent_id: Named) -> Page:
     """Write who an agent is and its budget."""
-    form = await visit.form()
-    await visit.device.edit_agent(
-        record_id(agent_id),
+    form, device = await visit.form(), visit.device
+    found = await device.agent(record_id(agent_id))
+    tokens, cost = _tokens(form), amount_of(text_of(form, "cost_per_day_max"))
+    await device.edit_agent(
+        found.agent_id,
         name=_name(form),
         avatar=text_of(form, "avatar").strip(),
         role=text_of(form, "role").strip(),
         system_prompt=text_of(form, "system_prompt").strip(),
-        tokens_per_day_max=_tokens(form),
-        cost_per_day_max=amount_of(text_of(form, "cost_per_day_max")),
+        tokens_per_day_max=tokens,
+        cost_per_day_max=cost,
         concurrent_max=_at_once(form),
         model=text_of(form, "model"),
     )
-    return visit.go(visit.to(f"/agents/{agent_id}"), t("Saved."))
+    is_raised = raises((tokens, cost), (found.tokens_per_day_max, found.cost_per_day_max))
+    theirs = [one for one in await device.missions() if one.agent_id == found.agent_id]
+    said = saved_words(theirs if is_raised else [])
+    return visit.go(visit.to(f"/agents/{agent_id}"), said)
 
 
 @post("/agents/{agent_id:str}/memory")

@@ -13,7 +13,7 @@ from mana.domain.missions import RUNS_ON_HUB, InputRef
 from mana.web import sentence as sentences
 from mana.web.forms import NOT_ACCEPTED
 from mana.web.problems import Problem, problem_of
-from mana.web.running import at_work, shown, waiting
+from mana.web.running import at_work, raises, saved_words, shown, waiting
 from mana.web.sentence import RUNS_HERE, Sentence
 from mana.web.visits import Named, Page, Visit, Visiting, now_ms, record_id, text_of
 from mana.web.words import DAYS, is_clock_here, t
@@ -28,9 +28,13 @@ DAYS_PRESET: Final = 7
 @get("/missions")
 async def missions(visit: Visiting) -> Page:
     """List the missions."""
-    device = visit.device
+    device, home = visit.device, await visit.place()
+    found = await device.missions()
     return await visit.page(
-        "missions.html", missions=await device.missions(), agents=await device.agents()
+        "missions.html",
+        missions=found,
+        agents=await device.agents(),
+        waiting=[(home, one) for one in found if one.cap_wait is not None],
     )
 
 
@@ -163,7 +167,10 @@ async def save_mission(visit: Visiting, mission_id: Named) -> Page:
         await device.edit_mission(found.mission_id, **fields)
     except ManaError as error:
         return await _refused(visit, sentence, found, error)
-    return visit.go(visit.to(f"/missions/{mission_id}"), t("Saved."))
+    now = (fields.get("tokens_per_day_max"), fields.get("cost_per_day_max"))
+    is_raised = raises(now, (found.tokens_per_day_max, found.cost_per_day_max))
+    said = saved_words([found] if is_raised else [])
+    return visit.go(visit.to(f"/missions/{mission_id}"), said)
 
 
 async def _refused(

@@ -20,7 +20,8 @@ from mana.web.visits import Page, Visit, Visiting, now_ms
 from mana.web.words import t
 
 if TYPE_CHECKING:
-    from mana.device.views import WorkView
+    from mana.device.views import MissionView, WorkView
+    from mana.web.places import Place
 
 DAYS: Final = (7, 30, 90)
 DAYS_PRESET: Final = 30
@@ -67,7 +68,7 @@ async def _page(visit: Visit, typed: Typed | None, problem: Problem | None) -> P
         days_shown=DAYS,
         agents=sums(found.days, "agent"),
         missions=sums(found.days, "mission"),
-        waiting=await device.missions(),
+        waiting=await _waiting(visit),
         account=sums(found.days, "account"),
         caps=caps,
         typed=typed or _of_work(work),
@@ -77,6 +78,16 @@ async def _page(visit: Visit, typed: Typed | None, problem: Problem | None) -> P
     if again:
         page.headers["HX-Push-Url"] = "false"
     return page
+
+
+async def _waiting(visit: Visit) -> list[tuple[Place, MissionView]]:
+    """Return the missions of all spaces that wait for room under a cap."""
+    return [
+        (home, one)
+        for home in await visit.places()
+        for one in await visit.account.in_space(home.space_id).missions()
+        if one.cap_wait is not None
+    ]
 
 
 async def _zone(visit: Visit) -> ZoneInfo:
