@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import httpx
 import msgspec
 import pytest
 
+from mana.device.caps import CapWithheld, note_caps
 from mana.device.desk import Device
 from mana.device.grants import ConsentStale, HeaderRefused
 from mana.domain.clock import parse_iso_ms
 from mana.domain.grants import GrantCaps, GrantHeader
 from mana.domain.money import FREE
+from mana.domain.settings import SETTINGS, SETTINGS_ID
 from mana.planning.ports import BudgetExceeded, ModelCall
+from mana.protocol.messages import PullAnswer
+from mana.testing.accounts import PASSWORD
 from mana.testing.postgres import Database
 from tests.device.household import (
     Household,
@@ -106,6 +111,84 @@ async def test_a_hub_that_leaves_out_the_caps_is_refused(home: Household) -> Non
         with pytest.raises(HeaderRefused):
             await ada.grant(mission)
     assert await headers(ada) == {}
+
+
+async def test_a_new_device_knows_of_a_cap_that_is_kept_from_it(home: Household) -> None:
+    """A hub that shows a new device the space as it was before the person's last word on a cap gets
+    no grant at the older one, neither by itself nor by the person; all of it shown, it goes on."""
+    ada, _ = await team(home)
+    mission, _, _ = await planned_mission(ada, tokens_per_day_max=60_000)
+    await ada.sync_now()
+    before: dict[str, bytes] = {}
+
+    async def keep(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        if not request.url.path.endswith(f"{ada.space_id}/records"):
+            return None
+        answer = await under.handle_async_request(request)
+        before[str(request.url)] = await answer.aread()
+        return httpx.Response(200, content=before[str(request.url)], request=request)
+
+    async def withhold(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        if str(request.url) in before:
+            return httpx.Response(200, content=before[str(request.url)], request=request)
+        if request.method == "GET" and request.url.path.endswith(f"{ada.space_id}/changes"):
+            answer = await under.handle_async_request(request)
+            shown = msgspec.json.decode(await answer.aread(), type=PullAnswer)
+            after = int(request.url.params["after"])
+            nothing = msgspec.structs.replace(shown, changes=[], cursor=after, more=False)
+            return httpx.Response(200, content=msgspec.json.encode(nothing), request=request)
+        return None
+
+    old, new = home.place(), home.place()
+    old.wire.on_request, new.wire.on_request = keep, withhold
+    await old.host.sign_in("ada", PASSWORD)
+    assert before
+    await ada.edit_mission(mission, tokens_per_day_max=5_000)
+    await ada.grant(mission)
+    granted = await active(ada)
+    assert caps(granted) == GrantCaps(5_000, None, None, None)
+    fresh = (await new.host.sign_in("ada", PASSWORD)).in_space(ada.space_id)
+    assert (await fresh.mission(mission)).tokens_per_day_max == 60_000
+    await fresh.sync_now()
+    with pytest.raises(CapWithheld):
+        await fresh.consent(mission)
+    with pytest.raises(CapWithheld):
+        await fresh.grant(mission)
+    assert await active(ada) == granted
+    new.wire.on_request = None
+    await fresh.sync_now()
+    await fresh.consent(mission)
+    await fresh.grant(mission)
+    assert caps(await active(ada)) == GrantCaps(5_000, None, None, None)
+
+
+async def test_a_cap_is_noted_once_the_hub_has_it(home: Household) -> None:
+    """What waits may be stamped anew, so it is noted after it was sent; a member's word never is."""
+    ada, bob = await team(home)
+    mission, _, _ = await planned_mission(ada, tokens_per_day_max=5_000)
+    opened = operations(ada).opened
+    await note_caps(opened)
+    assert await noted(ada) == set()
+    await ada.sync_now()
+    (first,) = await noted(ada)
+    assert first.split()[:2] == ["maxTokensPerDay", mission]
+    await bob.sync_now()
+    await edit(bob, ada, mission, 4_000)
+    assert await noted(ada) == {first}
+    await edit(ada, bob, mission, 3_000)
+    (second,) = await noted(ada)
+    assert second > first
+
+
+async def noted(device: Device) -> set[str]:
+    """Return what a person's settings say of when they set caps."""
+    view = await operations(device).opened.book.view(SETTINGS.name, SETTINGS_ID)
+    found = view.values.get("capsSet") if view is not None else None
+    return set(found) if isinstance(found, list) else set()
 
 
 async def test_alone_nobody_else_sets_a_cap(home: Household) -> None:

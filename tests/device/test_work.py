@@ -5,26 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import httpx
 import msgspec
 import pytest
 
 from mana.crypto.work import REVISION_MAX
 from mana.device.desk import Device
+from mana.device.known_hub import KEPT_HUB, HubChanged
 from mana.device.operations import Operations
 from mana.domain.cadences import Cadence
 from mana.domain.errors import Invalid
 from mana.domain.iterations import ITERATIONS
 from mana.domain.settings import SETTINGS
 from mana.protocol.errors import WorkNotSigned, WorkStopped
-from mana.protocol.messages import SetWork
+from mana.protocol.messages import SetWork, WorkState
 from mana.protocol.replication import HubDistrusted
+from mana.testing.accounts import PASSWORD
 from mana.testing.models import ScriptedModel
 from mana.testing.postgres import Database, connected
-from tests.device.household import Household, household, operations, planned_mission, still
+from tests.device.household import Household, household, operations, planned_mission
+from tests.device.rig import Handler
 from tests.device.test_foreground import HOUR_MS, Hanging, creating
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 HOURLY = Cadence("interval", every_minutes=60)
+SETTING = ("PUT", "/api/v1/me/ai-work")
 
 
 @pytest.fixture
@@ -245,7 +250,6 @@ async def test_a_count_that_moved_alone_asks_for_a_word(home: Household) -> None
 async def test_a_word_of_a_device_that_is_not_known_yet_is_not_undone(home: Household) -> None:
     """What the person's newest device signed stands, also with a device that has not heard of it."""
     ada = await home.person()
-    await still(ada)
     await ada.set_caps(tokens_per_day_max=5_000)
     phone = await home.second()
     await phone.sync_now()
@@ -257,6 +261,86 @@ async def test_a_word_of_a_device_that_is_not_known_yet_is_not_undone(home: Hous
     assert (await operations(ada).opened.hub.work()).tokens_per_day_max == 6_000
     state = await ada.work_state()
     assert (state.tokens_per_day_max, state.differs) == (6_000, False)
+
+
+def calls_itself(name: str) -> Handler:
+    """Return a hub in between that gives another hub's name for its own."""
+
+    async def lie(request: httpx.Request, under: httpx.AsyncBaseTransport) -> httpx.Response | None:
+        if (request.method, request.url.path) != ("GET", "/api/v1/me/ai-work"):
+            return None
+        answer = await under.handle_async_request(request)
+        said = msgspec.json.decode(await answer.aread(), type=WorkState)
+        lying = msgspec.structs.replace(said, hub=name)
+        return httpx.Response(200, content=msgspec.json.encode(lying), request=request)
+
+    return lie
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["known device", "new device"])
+async def test_no_word_is_signed_for_another_hub(home: Household, is_new: bool) -> None:
+    """A hub that calls itself another than before gets no word, from a new device neither; a stop
+    reaches it all the same, and lets nothing go on."""
+    ada = await home.person()
+    await ada.set_caps(tokens_per_day_max=5_000)
+    await ada.sync_now()
+    place = home.place() if is_new else home.places[0]
+    place.wire.on_request = calls_itself("0" * 64)
+    device = await place.host.sign_in("ada", PASSWORD) if is_new else ada
+    place.wire.seen.clear()
+    with pytest.raises(HubChanged):
+        await device.set_caps(tokens_per_day_max=9_000)
+    await device.stop_work()
+    assert (await operations(device).opened.hub.work()).stopped_at is not None
+    await device.start_work()
+    assert (await operations(device).opened.hub.work()).stopped_at is not None
+    sent = [body for method, path, body in place.wire.seen if (method, path) == SETTING]
+    assert len(sent) == 1
+    assert b'"signed":null' in sent[0]
+    place.wire.on_request = None
+    await operations(device).work.tell()
+    assert (await operations(device).opened.hub.work()).stopped_at is None
+
+
+async def test_another_hub_is_taken_by_its_name_alone(home: Household) -> None:
+    """Where the hub is meant to be another, the person names it as it was told to them; from then
+    on this device and new ones sign for it."""
+    ada = await home.person()
+    await ada.set_caps(tokens_per_day_max=5_000)
+    book = operations(ada).opened.book
+    await book.keep(KEPT_HUB, "0" * 64)
+    state = await ada.work_state()
+    assert (state.hub_changed, state.hub_known) == (True, "0" * 64)
+    with pytest.raises(HubChanged):
+        await ada.set_caps(tokens_per_day_max=4_000)
+    for name in ("", state.hub_said[:7], "0" * 8):
+        with pytest.raises(Invalid):
+            await ada.accept_hub(name)
+    assert not (await ada.accept_hub(state.hub_said[:8].upper())).hub_changed
+    assert (await ada.set_caps(tokens_per_day_max=4_000)).tokens_per_day_max == 4_000
+
+
+async def test_a_new_device_knows_of_a_word_that_is_kept_from_it(home: Household) -> None:
+    """A hub that shows a new device the word before the last gets none that builds on it."""
+    ada = await home.person()
+    await ada.set_caps(tokens_per_day_max=50_000)
+    older = await operations(ada).opened.hub.work()
+    assert older.signed is not None
+    await ada.set_caps(tokens_per_day_max=4_000)
+    await ada.sync_now()
+    await change(
+        home,
+        "word = $1, signature = $2, revision = $3, tokens_per_day_max = 50000",
+        msgspec.json.encode(older.signed.word, order="sorted").decode(),
+        older.signed.signature.value,
+        older.revision,
+    )
+    phone = await home.second()
+    assert (await phone.work_state()).tokens_per_day_max == 4_000
+    await phone.set_caps(cost_per_day_max=7)
+    held = await operations(phone).opened.hub.work()
+    assert (held.tokens_per_day_max, held.cost_per_day_max) == (4_000, 7)
+    assert held.revision > older.revision + 1
 
 
 async def change(home: Household, sql: str, *values: object) -> None:

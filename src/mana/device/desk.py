@@ -413,6 +413,14 @@ class Device:
         """
         return await self._of.work.set_caps(caps)
 
+    async def accept_hub(self, named: str) -> WorkView:
+        """Take the hub for another than it was, by the beginning of the id that it has now.
+
+        Only after whoever runs it has said that this is meant to be so. Raises Invalid for another
+        beginning, and Offline.
+        """
+        return await self._of.work.accept_hub(named)
+
     async def usage(self, days: int = 30) -> UsageView:
         """Return tokens and costs by day, for the account and each agent and mission."""
         return await self._of.usage.days(days)

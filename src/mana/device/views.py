@@ -466,8 +466,8 @@ class CapWait:
 class MissionView:
     """A mission with its schedule. `next_ms` are the next three due moments by the cadence;
     `hold_words` says why it waits, empty if it does not. `failures`: how often it failed in a row.
-    `on_change`: of a mission on change that is looked at by itself. `raised_words`: that another
-    member raised a cap, which this device's person has not agreed to.
+    `on_change`: of a mission on change. `raised_words`: that another member raised a cap, which
+    this device's person has not agreed to.
     """
 
     mission_id: str
@@ -542,8 +542,9 @@ class WorkView:
     `stopped_ms`: since when the person has stopped all work, None if it goes on. `hub_told`: the
     hub has the same word; it is told as soon as it can be. Costs are millionths of `currency`; the
     caps of the hub's operator stand beside the person's own, and the smaller counts. `differs`: the
-    hub says something else than the person signed last. The unconfirmed part of the use is reserved,
-    or the worst case of calls whose model never said.
+    hub says something else than the person signed last. `hub_known` is the hub that words on this
+    work are for, `hub_said` what it calls itself; where they differ, it gets none. The unconfirmed
+    part of the use is reserved, or the worst case of calls whose model never said.
     """
 
     stopped_ms: int | None
@@ -559,6 +560,13 @@ class WorkView:
     differs: bool = False
     unconfirmed_tokens_today: int = 0
     unconfirmed_cost_today: int = 0
+    hub_known: str = ""
+    hub_said: str = ""
+
+    @property
+    def hub_changed(self) -> bool:
+        """Say whether the hub calls itself another than the one that was met."""
+        return bool(self.hub_said) and self.hub_said != self.hub_known
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,11 @@ from mana.crypto.work import PURPOSE, REVISIONS_AHEAD_MAX, Limits, WorkWord, ver
 from mana.device.budgets import PATIENCE_S, Budgets
 from mana.device.editing import Editing
 from mana.device.hub_news import HubNews
+from mana.device.known_hub import KnownHub
 from mana.device.opened import Opened
 from mana.device.views import WorkView
 from mana.domain.clock import parse_iso_ms
+from mana.domain.encoding import Json
 from mana.domain.errors import (
     CryptoFailed,
     Forbidden,
@@ -44,6 +46,7 @@ from mana.protocol.replication import HubDistrusted
 
 STOPPED_AT: Final = "workStoppedAt"
 KEPT_WORD: Final = "work-word"
+SHARED_WORD: Final = "workWord"
 KEPT_LIFTED: Final = "work-lifted"
 """Since when work was stopped at the hub, as it says, where the person has let that go on."""
 _ROUNDS: Final = 3
@@ -71,6 +74,7 @@ class Work:
         self._records = records
         self._news = news
         self._budgets = budgets
+        self._hub = KnownHub(opened, records)
         self._telling = asyncio.Lock()
         self._told: bool | None = None
         self._differs = False
@@ -108,23 +112,38 @@ class Work:
         return await self.state()
 
     async def set_caps(self, caps: Caps) -> WorkView:
-        """Sign the named caps of the account, None to remove; raise Offline without the hub."""
+        """Sign the named caps of the account, None to remove.
+
+        Raises Offline without the hub, and HubChanged for another than was met before.
+        """
         for cap in (caps.get("tokens_per_day_max"), caps.get("cost_per_day_max")):
             if cap is not None and cap < 0:
                 raise Invalid("a cap is a whole number from 0, or none")
         async with self._telling:
+            if await self._opened.book.kept(KEPT_WORD) is None:
+                # What another device signed holds in full, so it is read before it is replaced.
+                await self._opened.book.sync_now()
             for left in reversed(range(_ROUNDS)):
                 said = await self._opened.hub.work()
+                word = await self._signed(said, lambda held: replace(held, **caps))
                 if await self._braked_ms(said) is not None:
                     # What is signed now holds in full, so that stop becomes the person's own.
                     await self._records.write_settings({STOPPED_AT: said.stopped_at})
-                word = await self._signed(said, lambda held: replace(held, **caps))
                 try:
                     await self._heard(await self._opened.hub.set_work(word))
                     break
                 except WorkMoved:
                     if not left:
                         raise
+            await self._share()
+        return await self.state()
+
+    async def accept_hub(self, named: str) -> WorkView:
+        """Take the hub for another from now on, by the beginning of its id; raise Offline, Invalid."""
+        said = await self._opened.hub.work()
+        await self._hub.accept(said.hub, named)
+        await self.tell()
+        self._news.moved()
         return await self.state()
 
     async def state(self) -> WorkView:
@@ -152,6 +171,8 @@ class Work:
             hub_tokens_per_day_max=known.hub_tokens_per_day_max,
             hub_cost_per_day_max=known.hub_cost_per_day_max,
             differs=self._differs,
+            hub_known=await self._hub.known(),
+            hub_said=said.hub if said is not None else "",
         )
 
     async def tell(self) -> None:
@@ -166,6 +187,10 @@ class Work:
                     async with asyncio.timeout(PATIENCE_S):
                         said = await self._opened.hub.work()
                     await self._heard(said)
+                    await self._share()
+                    if not await self._hub.meet(said.hub):
+                        await self._brake(said)
+                        return
                     if await self._is_told(said):
                         return
                     await self._opened.book.sync_now()
@@ -187,6 +212,19 @@ class Work:
             if not stopped:
                 raise Unavailable("the hub takes no word of this device") from None
             await hub.set_work(SetWork(stopped=True))
+
+    async def _brake(self, said: WorkState) -> None:
+        """Stop, where the person has, the work of a hub that gets no word of theirs."""
+        if said.stopped_at is None and await self._own_ms() is not None:
+            await self._opened.hub.set_work(SetWork(stopped=True))
+            self._told = True
+
+    async def _share(self) -> None:
+        """Let the person's other devices know of their hub and of the newest word, sealed."""
+        await self._hub.share()
+        known, shared = await self._kept_word(), await self._shared_word()
+        if known is not None and (shared is None or shared.revision < known.revision):
+            await self._records.write_settings({SHARED_WORD: known.to_wire()})
 
     async def _is_told(self, said: WorkState) -> bool:
         """Say whether the hub has the person's word, and what was signed of its caps."""
@@ -221,6 +259,10 @@ class Work:
     async def _judged(self, said: WorkState) -> WorkState:
         """Keep what the hub says, and return it no looser than the newest word that was seen."""
         limits = _limits(said)
+        before = await self._known()
+        if before is not None:
+            await self._hub.meet(before.hub)
+        is_met = await self._hub.meet(said.hub)
         try:
             word = None if said.signed is None else self._verified(said.signed)
         except CryptoFailed:
@@ -235,6 +277,7 @@ class Work:
                 # a device that is gone, asks so for one above it.
                 or (said.revision > known.revision and _limits(said) == known.limits)
             )
+        self._differs = self._differs or not is_met
         if known is not None:
             self._differs = self._differs or not known.limits.covers(limits)
             limits = known.limits.within(limits)
@@ -275,27 +318,41 @@ class Work:
         return False
 
     async def _known(self) -> WorkWord | None:
-        """Return the newest word that this device has seen, which was verified then."""
-        kept = await self._opened.book.kept(KEPT_WORD)
-        try:
-            return WorkWord.from_wire(kept) if isinstance(kept, dict) else None
-        except Malformed:
-            return None
+        """Return the newest word that a device of the person has seen, which was verified then.
+
+        Another device's counts too: the hub may keep it from this one.
+        """
+        kept, shared = await self._kept_word(), await self._shared_word()
+        if kept is None or (shared is not None and shared.revision > kept.revision):
+            return shared
+        return kept
+
+    async def _kept_word(self) -> WorkWord | None:
+        return _word(await self._opened.book.kept(KEPT_WORD))
+
+    async def _shared_word(self) -> WorkWord | None:
+        view = await self._opened.book.view(SETTINGS.name, SETTINGS_ID)
+        word = _word(view.values.get(SHARED_WORD)) if view is not None else None
+        is_own = word is not None and word.account_id == self._opened.account_id
+        return word if is_own else None
 
     async def _newest(self, word: WorkWord | None) -> WorkWord | None:
-        """Return the newer of a word and the one that is kept, and keep that."""
+        """Return the newer of a word and the one that is known, and keep that."""
         known = await self._known()
-        if word is None or (known is not None and word.revision <= known.revision):
-            return known
-        await self._opened.book.keep(KEPT_WORD, word.to_wire())
-        return word
+        if word is not None and (known is None or word.revision > known.revision):
+            known = word
+        if known is not None and known != await self._kept_word():
+            await self._opened.book.keep(KEPT_WORD, known.to_wire())
+        return known
 
     async def _signed(self, said: WorkState, change: Callable[[Limits], Limits]) -> SetWork:
         """Return a signed word: what the hub says, no looser than was signed, and what changes.
 
-        Raises HubDistrusted for a revision that nobody gets to: signed, nothing could follow it.
+        Raises HubDistrusted for a revision that nobody gets to: signed, nothing could follow it; and
+        HubChanged for another hub than the one that was met.
         """
         held = _limits(await self._judged(said))
+        await self._hub.require(said.hub)
         known = await self._known()
         before = known.revision if known is not None else 0
         if said.revision - before > REVISIONS_AHEAD_MAX:
@@ -311,6 +368,14 @@ class Work:
         )
         signature = self._opened.book.sign(PURPOSE, word.canonical())
         return SetWork(signed=SignedWork(word.to_wire(), signature), seen=said.revision)
+
+
+def _word(wire: Json) -> WorkWord | None:
+    """Return a word in the form in which it is kept; None if there is none, or it is malformed."""
+    try:
+        return WorkWord.from_wire(wire) if isinstance(wire, dict) else None
+    except Malformed:
+        return None
 
 
 def _limits(said: WorkState) -> Limits:
