@@ -34,12 +34,18 @@ MEETING = "Meeting with Bo\n\n- [ ] Send the offer by 2027-01-15\n- [ ] Book the
 
 
 class RealClock:
-    """The machine's time, which a test can move on; the database's clock is the same one."""
+    """The machine's time, which a test can move on; the database's clock is the same one.
+
+    `held_ms`: the moment at which it stands, where a second more or less would count.
+    """
 
     def __init__(self) -> None:
         self.ahead_ms = 0
+        self.held_ms: int | None = None
 
     def __call__(self) -> int:
+        if self.held_ms is not None:
+            return self.held_ms
         return time.time_ns() // 1_000_000 + self.ahead_ms
 
 
@@ -63,7 +69,11 @@ class Household:
     places: list[Place] = field(default_factory=list)
 
     def place(self, *, name: str = "", model: Model | None = None, **options: Any) -> Place:
-        """Return a new device process; nothing of it is started by itself."""
+        """Return a new device process, which does nothing by itself: a test says when it syncs.
+
+        With `background=True` it does, as soon as an account is open.
+        """
+        options.setdefault("background", False)
         home = self.folder / f"device-{len(self.places)}"
         home.mkdir(exist_ok=True)
         wire = Wire(httpx.ASGITransport(app=self.served.hub.asgi))
@@ -81,16 +91,12 @@ class Household:
         return made
 
     async def person(self, login: str = "ada", **options: Any) -> Device:
-        """Return a person at a new device; what runs by itself is left to the test."""
-        device = await self.place(**options).host.sign_up(login, PASSWORD, display_name="Ada")
-        await still(device)
-        return device
+        """Return a person at a new device."""
+        return await self.place(**options).host.sign_up(login, PASSWORD, display_name="Ada")
 
     async def second(self, login: str = "ada", **options: Any) -> Device:
         """Return the same person at another device."""
-        device = await self.place(**options).host.sign_in(login, PASSWORD)
-        await still(device)
-        return device
+        return await self.place(**options).host.sign_in(login, PASSWORD)
 
     @contextlib.asynccontextmanager
     async def runner(self, model: Callable[[], Model] = Rules) -> AsyncIterator[Runner]:
@@ -119,16 +125,6 @@ class Household:
 def operations(device: Device) -> Operations:
     """Return what stands behind a desk."""
     return device._of
-
-
-async def still(device: Device) -> None:
-    """Stop what a device does by itself, so that a test says when things happen."""
-    of = operations(device)
-    if of._serving is not None:
-        of._serving.cancel()
-        with contextlib.suppress(BaseException):
-            await of._serving
-        of._serving = None
 
 
 async def planned_mission(device: Device, **options: Any) -> tuple[str, list[str], list[str]]:

@@ -18,7 +18,7 @@ from mana.device.settings import DeviceSettings
 from mana.domain.errors import Invalid
 from mana.testing.accounts import PASSWORD
 from mana.testing.postgres import Database
-from tests.device.household import Household, household, operations, still
+from tests.device.household import Household, household, operations
 
 pytestmark = pytest.mark.anyio
 MINUTE_MS = 60_000
@@ -135,7 +135,8 @@ async def test_a_clock_that_is_set_back_keeps_nothing_open(home: Household, even
 @pytest.mark.postgres
 async def test_what_needs_keys_stops_and_says_so(home: Household, even: Even) -> None:
     """A lock ends what the device does by itself, and tells whoever listens."""
-    ada = await home.place(even_s=even).host.sign_up("ada", PASSWORD, display_name="Ada")
+    place = home.place(even_s=even, background=True)
+    ada = await place.host.sign_up("ada", PASSWORD, display_name="Ada")
     host = home.places[-1].host
     await host.set_auto_lock(ada.account_id, 1)
     serving = operations(ada)._serving
@@ -162,7 +163,7 @@ async def test_the_watch_locks_by_itself(
     """Nobody has to ask: a device that serves looks by itself."""
     monkeypatch.setattr("mana.device.app.LOOK_S", 0.0)
     locked = asyncio.Event()
-    host = home.place(even_s=even).host
+    host = home.place(even_s=even, background=True).host
     ada = await host.sign_up("ada", PASSWORD, display_name="Ada")
     host.on_lock(lambda account_id: locked.set())
     await host.set_auto_lock(ada.account_id, 1)
@@ -192,7 +193,6 @@ async def test_each_account_has_its_own_choice(home: Household, even: Even) -> N
     """One person's lock does not lock another's account on the same device."""
     ada, host = await ada_at(home, even)
     bob = await host.sign_up("bob", PASSWORD, display_name="Bob")
-    await still(bob)
     even.now_s += 5 * 60
     assert await host.lock_idle() == [ada.account_id]
     assert host.device(bob.account_id) is bob

@@ -13,7 +13,7 @@ from mana.device.errors import Locked, Offline, WrongPassword
 from mana.domain.errors import Invalid, NotFound
 from mana.testing.accounts import PASSWORD
 from mana.testing.postgres import Database
-from tests.device.household import Household, household, still
+from tests.device.household import Household, household
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
@@ -112,7 +112,6 @@ async def test_demo_is_seeded_once_and_removed(home: Household) -> None:
     """The demo has its agent, mission, notes and tasks, opens by a one-time link, and goes."""
     place = home.place()
     demo = await place.host.start_demo()
-    await still(demo)
     (mission,) = await demo.missions()
     assert (mission.title, mission.agent_name) == ("Weekly review", "Mira")
     assert mission.cadence_words == "every Sunday at 10:00"

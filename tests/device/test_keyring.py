@@ -21,7 +21,7 @@ from mana.device.vaults import NewPassword, Wish
 from mana.protocol.messages import Vault
 from mana.testing.accounts import CHEAP, PASSWORD
 from mana.testing.postgres import Database
-from tests.device.household import Household, Place, household, operations, still
+from tests.device.household import Household, Place, household, operations
 from tests.device.keyrings import (
     ForgetfulKeyring,
     LockedKeyring,
@@ -231,7 +231,6 @@ async def test_nobody_is_asked_unless_the_person_wanted_it(home: Household) -> N
         return MemoryKeyring()
 
     ada = await home.person(background=False, keyring=SystemKeyring(found))
-    await still(ada)
     host = home.places[0].host
     await host._open[ada.account_id].tidying
     await host.lock(ada.account_id)

@@ -20,7 +20,7 @@ from mana.domain.errors import ManaError
 from mana.protocol.errors import LinkEnded, SessionEnded
 from mana.testing.accounts import PASSWORD
 from mana.testing.postgres import Database
-from tests.device.household import Household, Place, household, operations, still
+from tests.device.household import Household, Place, household, operations
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
@@ -313,5 +313,4 @@ async def test_two_old_devices_do_not_hand_over_twice(home: Household) -> None:
     assert sum(one is None for one in outcomes) == 1
     await pending.poll()
     laptop = await pending.finish()
-    await still(laptop)
     assert len(await laptop.sessions.devices()) == 3

@@ -47,7 +47,6 @@ from tests.device.household import (
     let_in,
     operations,
     shared_space,
-    still,
 )
 
 pytestmark = pytest.mark.anyio
@@ -651,7 +650,6 @@ async def test_accounts_of_one_device_share_nothing(home: Household) -> None:
     """Under one account nothing of the other is read, sent or kept, whichever is unlocked."""
     place = home.place()
     ada = await place.host.sign_up("ada", PASSWORD, display_name="Ada")
-    await still(ada)
     team = ada.in_space(await shared_space(ada))
     await team.create("notes", {"title": "ADA-SHARED"})
     await ada.create("notes", {"title": "ADA-OWN"})
@@ -662,7 +660,6 @@ async def test_accounts_of_one_device_share_nothing(home: Household) -> None:
     place.wire.is_cut = False
     sent_before = len(place.wire.seen)
     bob = await place.host.sign_up("bob", PASSWORD, display_name="Bob")
-    await still(bob)
     await bob.create("notes", {"title": "BOB-OWN"})
     await bob.sync_now()
     with pytest.raises(Locked):
@@ -683,7 +680,6 @@ async def test_accounts_of_one_device_share_nothing(home: Household) -> None:
     await place.host.lock(bob.account_id)
     seen = len(place.wire.seen)
     again = await place.host.sign_in("ada", PASSWORD)
-    await still(again)
     await again.sync_now()
     assert await titles(again.in_space(team.space_id)) == {"ADA-SHARED"}
     sent = b"".join(path.encode() + body for _, path, body in place.wire.seen[seen:])
@@ -701,7 +697,6 @@ async def test_signing_out_removes_everything_of_the_account(home: Household) ->
     ada = await place.host.sign_up("ada", PASSWORD, display_name="Ada")
     bob = await place.host.sign_up("bob", PASSWORD, display_name="Bob")
     for device in (ada, bob):
-        await still(device)
         await device.create("notes", {"title": device.login})
     team = ada.in_space(await shared_space(ada))
     await team.create("notes", {"title": "x"})
@@ -738,6 +733,4 @@ async def _restarted(home: Household, device: Device) -> Device:
     """Lock a person's device and unlock it again."""
     (place,) = [one for one in home.places if device.account_id in one.host._open]
     await place.host.lock(device.account_id)
-    again = await place.host.sign_in(device.login, PASSWORD)
-    await still(again)
-    return again
+    return await place.host.sign_in(device.login, PASSWORD)

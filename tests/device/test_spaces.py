@@ -33,7 +33,7 @@ from mana.protocol.errors import AlreadyMember, SpaceUndeletable
 from mana.protocol.replication import HubDistrusted
 from mana.testing.accounts import PASSWORD, new_account
 from mana.testing.postgres import Database
-from tests.device.household import Household, Place, household, operations, still
+from tests.device.household import Household, Place, household, operations
 from tests.hub.client import START_MS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -653,7 +653,6 @@ async def restarted(party: Party) -> Party:
     party.honest()
     await host.lock(known.account_id)
     device = await host.sign_in(known.login, PASSWORD)
-    await still(device)
     return wired(device, party.place)
 
 

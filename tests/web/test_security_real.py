@@ -17,7 +17,7 @@ from mana.hub.factors.totp import code_at
 from mana.testing.accounts import PASSWORD
 from mana.testing.postgres import Database
 from mana.web.app import build
-from tests.device.household import Household, household, still
+from tests.device.household import Household, household
 from tests.web.test_requests import post, visitor
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -46,15 +46,13 @@ def host_of(home: Household) -> DeviceHost:
 async def signed_up(
     client: httpx.AsyncClient, host: DeviceHost, *, mode: str = "standard"
 ) -> Device:
-    """Make an account by the page; what its device does by itself is left to the test."""
+    """Make an account by the page; its device does nothing by itself."""
     answer = await post(
         client, "/sign-up", login="ada", password=PASSWORD, display_name="Ada", mode=mode
     )
     assert answer.status_code == 303, answer.text
     (known,) = host.accounts()
-    device = host.device(known.account_id)
-    await still(device)
-    return device
+    return host.device(known.account_id)
 
 
 async def signed_in(client: httpx.AsyncClient, password: str = PASSWORD, **more: str) -> str:
@@ -198,8 +196,6 @@ async def test_a_new_device_is_let_in_by_digits(home: Household) -> None:
         assert "let you in" in text_of(await at_new.get("/sign-in/device"))
         assert (await post(at_new, "/sign-in/device/finish")).headers["location"] == "/"
         assert "Kept" in text_of(await at_new.get("/notes"))
-        (known,) = new.accounts()
-        await still(new.device(known.account_id))
         shown = text_of(await at_old.get("/security/devices"))
         assert "this one" in shown
 
@@ -258,7 +254,6 @@ async def test_devices_and_sessions_are_ended(home: Household) -> None:
         assert await signed_in(other) == "/"
         (known,) = second.accounts()
         away = second.device(known.account_id)
-        await still(away)
         await away.sync_now()
         ends = re.findall(
             r'action="(/security/sessions/[^"]+/end)"', (await client.get("/security/devices")).text
@@ -285,7 +280,6 @@ async def test_a_device_that_was_overtaken_follows(home: Household) -> None:
         await signed_in(other)
         (known,) = second.accounts()
         away = second.device(known.account_id)
-        await still(away)
         await device.security.rotate_master(PASSWORD)
         with pytest.raises(ManaError):
             await away.sync_now()
@@ -304,7 +298,6 @@ async def test_an_ended_session_asks_for_password_and_factor(home: Household) ->
         assert await signed_in(other) == "/"
         (known,) = second.accounts()
         away = second.device(known.account_id)
-        await still(away)
         await away.sync_now()
         secret = await with_authenticator(home, client)
         page = (await client.get("/security/devices")).text
