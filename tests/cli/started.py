@@ -46,3 +46,9 @@ def up(home: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str], list[st
 def address(lines: list[str]) -> str:
     """Return the address of the page that was printed."""
     return next(line.split()[1] for line in lines if line.startswith("Open "))
+
+
+def hub_address(lines: list[str]) -> str:
+    """Return the address of the hub that was printed; a hub that starts again has it, too."""
+    said = "mana: hub on "
+    return next(line.removeprefix(said) for line in lines if line.startswith(said))

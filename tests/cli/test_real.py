@@ -38,8 +38,8 @@ async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
 @pytest.mark.timeout(300)
 async def test_the_main_job_from_the_terminal(shell: Shell) -> None:
     """A granted mission runs on the hub; what it proposes is approved, reverted and redone."""
-    await shell.ok("account", "create", "ada", "--name", "Ada", "--zone", "Europe/Berlin")
-    await shell.ok("note", "add", "Diary", "--content", "-", stdin="- [ ] Call the dentist\n")
+    await shell.cold.ok("account", "create", "ada", "--name", "Ada", "--zone", "Europe/Berlin")
+    await shell.cold.ok("note", "add", "Diary", "--content", "-", stdin="- [ ] Call the dentist\n")
     await shell.ok("agent", "create", "Mira")
     mission = ("mission", "create", "Review", "--agent", "Mira", "--objective", "Find what to do")
     await shell.ok(*mission, "--input", "notes:Diary", "--every", "weekly sunday 10:00")
@@ -75,7 +75,7 @@ async def test_the_main_job_from_the_terminal(shell: Shell) -> None:
 
     offline = Shell({**shell.environ, "MANA_HUB_URL": "http://127.0.0.1:1"})
     assert "Kept here" in await offline.ok("note", "add", "On the train")
-    wrong = await Shell({**shell.environ, "MANA_PASSWORD": "wrong"}).run("note", "list")
+    wrong = await Shell({**shell.environ, "MANA_PASSWORD": "wrong"}).cold.run("note", "list")
     assert (wrong.returncode, wrong.stdout) == (4, "")
     await shell.ok("account", "sign-out", "--yes")
     await shell.ok("account", "sign-in", "ada")

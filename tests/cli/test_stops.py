@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -13,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_up import MANA, address, environment, processes_of, up
+from tests.cli.started import MANA, address, environment, hub_address, up
+from tests.cli.test_up import processes_of
 
 pytestmark = pytest.mark.slow
 
@@ -21,9 +21,8 @@ pytestmark = pytest.mark.slow
 def test_a_database_that_dies_is_started_again(tmp_path: Path) -> None:
     """A killed PostgreSQL is back by itself, and the hub works with it again; nothing is lost."""
     home = tmp_path / "home"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    with up(home, MANA_HUB_PORT=port) as (process, lines):
+    with up(home) as (process, lines):
+        health = f"{hub_address(lines)}/health"
         pid_file = home / "postgres" / "data" / "postmaster.pid"
         pid = int(pid_file.read_text().split()[0])
         os.kill(pid, signal.SIGKILL)
@@ -31,7 +30,6 @@ def test_a_database_that_dies_is_started_again(tmp_path: Path) -> None:
         while True:
             with suppress(OSError, ValueError, IndexError):
                 if int(pid_file.read_text().split()[0]) != pid:
-                    health = f"http://127.0.0.1:{port}/health"
                     with urllib.request.urlopen(health, timeout=5) as answer:
                         assert answer.status == 200
                         break

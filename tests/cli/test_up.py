@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.started import MANA, address, environment, up
+from tests.cli.started import MANA, address, environment, hub_address, up
 
 pytestmark = pytest.mark.slow
 
@@ -110,9 +110,8 @@ def test_parts_end_with_a_killed_supervisor_and_the_next_start_goes_on(tmp_path:
 def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:
     """A killed hub is back by itself, at the same address."""
     home = tmp_path / "home"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    with up(home, MANA_HUB_PORT=port) as (_, lines):
+    with up(home) as (_, lines):
+        health = f"{hub_address(lines)}/health"
         pids = [
             int(folder.name) for folder in Path("/proc").glob("[0-9]*") if _is_hub_of(folder, home)
         ]
@@ -121,7 +120,7 @@ def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:
         deadline = time.monotonic() + 30
         while True:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                with urllib.request.urlopen(health, timeout=5) as answer:
                     assert answer.status == 200
                     if not Path(f"/proc/{pids[0]}").exists():
                         break
