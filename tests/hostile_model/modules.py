@@ -19,7 +19,6 @@ from mana.domain.manifest import InputKind, ModuleManifest
 from mana.domain.records import Records
 from mana.domain.tables import DELETED_AT, Table, Text, sealed
 from mana.domain.tools import Call, Effect, Outcome, Tool
-from mana.hub.runner import warm
 from mana.registry import catalogue as registry
 from mana.registry.catalogue import BUILT_IN, Catalogue, build_catalogue
 
@@ -126,6 +125,6 @@ class _EntryPoint:
 def with_post(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Install the module as an outside package does, for hub, runner and devices."""
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [_EntryPoint()])
-    warm.catalogue.cache_clear()
+    registry.load_catalogue.cache_clear()
     yield
-    warm.catalogue.cache_clear()
+    registry.load_catalogue.cache_clear()

@@ -271,7 +271,12 @@ def test_modules_from_outside_are_installed(monkeypatch: pytest.MonkeyPatch) -> 
     points = [EntryPoint("trial", f"{__name__}:MANIFEST", registry.ENTRY_POINTS)]
     monkeypatch.setattr(EntryPoint, "load", lambda self: MANIFEST)
     monkeypatch.setattr(registry, "entry_points", lambda *, group: points)
-    assert load_catalogue().tool("try_it").module == "trial"
-    monkeypatch.setattr(EntryPoint, "load", lambda self: "no manifest")
-    with pytest.raises(ManifestRefused):
-        load_catalogue()
+    load_catalogue.cache_clear()
+    try:
+        assert load_catalogue().tool("try_it").module == "trial"
+        load_catalogue.cache_clear()
+        monkeypatch.setattr(EntryPoint, "load", lambda self: "no manifest")
+        with pytest.raises(ManifestRefused):
+            load_catalogue()
+    finally:
+        load_catalogue.cache_clear()

@@ -19,10 +19,10 @@ from mana.hub.runner import standing
 from mana.hub.runner.dialogue import Finished, Message, Standing, WorkerLost
 from mana.hub.runner.opening import GrantedKey, KeyRotated, MissionKey, open_record
 from mana.hub.runner.standing import Space
-from mana.hub.runner.warm import catalogue
 from mana.hub.runner.worker import work
 from mana.planning.past import PAST_FIELDS
 from mana.protocol.messages import DeviceRevocation, StateRecord
+from mana.registry.catalogue import load_catalogue
 from mana.testing.runs import Instant, Missions, answer
 
 pytestmark = pytest.mark.anyio
@@ -102,7 +102,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standing, "OBEYED_MAX", 2)
     space = Space(told(missions))
     for record in missions.records[0][:3] * 2:
-        space.require_obeyed(record, catalogue().table(record.table))
+        space.require_obeyed(record, load_catalogue().table(record.table))
     with pytest.raises(SignatureRejected):
         space.require_obeyed(with_state(agent_of(missions), "paused"), AGENTS)
 

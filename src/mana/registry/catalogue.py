@@ -1,8 +1,8 @@
 """The catalogue: every installed table and tool, checked once, then frozen.
 
-Built by an explicit call when a process starts. Modules come with Mana or from the entry
-point group `mana.modules`; one that breaks a rule stops the start, named, rather than being
-found out by a person's data.
+Built by an explicit call when a process starts, and once in its life: what is installed later
+needs a new process. Modules come with Mana or from the entry point group `mana.modules`; one that
+breaks a rule stops the start, named, rather than being found out by a person's data.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Final
@@ -138,6 +139,7 @@ class Catalogue:
         return self._schema_sizes[self.tool(tool).name]
 
 
+@cache
 def load_catalogue() -> Catalogue:
     """Return the catalogue of what is installed; raise ManifestRefused where a rule is broken."""
     found: list[ModuleManifest] = []

@@ -54,7 +54,7 @@ from mana.hub.runner.opening import (
     read_grant,
 )
 from mana.hub.runner.standing import Space, by_stamp
-from mana.hub.runner.warm import UNKNOWN_TABLE, catalogue, key_id
+from mana.hub.runner.warm import UNKNOWN_TABLE, key_id
 from mana.hub.runner.writeback import Draft, RunFacts, seal_run
 from mana.models.choose import ModelUnknown
 from mana.planning.budget import budget_reason
@@ -65,7 +65,7 @@ from mana.planning.ports import BudgetExceeded, Candidate, ModelFailed, PriceUnk
 from mana.planning.prompt import PastIteration, PlanInput, PlannedInput
 from mana.protocol.messages import StateRecord
 from mana.protocol.replication import apply_state
-from mana.registry.catalogue import Catalogue
+from mana.registry.catalogue import Catalogue, load_catalogue
 
 PROPOSAL_LIFE_MS: Final = 14 * 24 * 60 * 60 * 1_000
 REFUSALS_BYTES_MAX: Final = 16_384
@@ -112,7 +112,7 @@ class Run:
         self._runner = runner
         self._hub = hub
         self._space = space
-        self._catalogue: Catalogue = catalogue()
+        self._catalogue: Catalogue = load_catalogue()
         self._records: dict[str, StateRecord] = {}
         self._opened: Counter[str] = Counter()
         self._head: AuditDone | None = None

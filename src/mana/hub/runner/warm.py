@@ -13,7 +13,7 @@ from mana.crypto.runners import RunnerPrivateKey
 from mana.domain.cadences import zone
 from mana.domain.encoding import canonical_json
 from mana.models import connections
-from mana.registry.catalogue import Catalogue, load_catalogue
+from mana.registry.catalogue import load_catalogue
 
 KEYS_MAX: Final = 4
 """A runner has at most its current pair and those before it whose grants still open."""
@@ -22,21 +22,15 @@ UNKNOWN_TABLE: Final = "unknown"
 
 
 @cache
-def catalogue() -> Catalogue:
-    """Return the catalogue of what is installed; what is installed later needs a new process."""
-    return load_catalogue()
-
-
-@cache
 def plain_tables() -> frozenset[str]:
     """Return the names of tables that may stand in the audit and in figures."""
-    return frozenset(table.name for table in catalogue().tables)
+    return frozenset(table.name for table in load_catalogue().tables)
 
 
 @cache
 def plain_tools() -> frozenset[str]:
     """Return the names of tools that may stand in figures."""
-    return frozenset(tool.name for tool in catalogue().tools)
+    return frozenset(tool.name for tool in load_catalogue().tools)
 
 
 @lru_cache(maxsize=KEYS_MAX)
@@ -54,5 +48,5 @@ def key_id(key: RunnerPrivateKey) -> str:
 def warm_up() -> None:
     """Load what the first run would load otherwise. Opens nothing that stays open."""
     connections.warm_up()
-    canonical_json([tool.name for tool in catalogue().tools])
+    canonical_json([tool.name for tool in load_catalogue().tools])
     zone("Europe/Berlin")
