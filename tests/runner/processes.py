@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -31,6 +32,12 @@ def has_ended(pid: int) -> bool:
         return status(pid, "State")[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+async def gone(*pids: int) -> None:
+    """Return when these processes have ended; orphans are reaped by the system, or not at all."""
+    while not all(has_ended(pid) for pid in pids):  # noqa: ASYNC110 - of others' children nobody tells
+        await asyncio.sleep(0.01)
 
 
 def born(pid: int) -> tuple[int, str]:

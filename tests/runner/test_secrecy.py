@@ -25,7 +25,7 @@ from mana.protocol.messages import AuditRow
 from mana.testing.models import ScriptedModel
 from mana.testing.postgres import Database, connected, database_text
 from tests.device.household import Household, household, operations
-from tests.runner.processes import OPEN_PROGRAM
+from tests.runner.processes import OPEN_PROGRAM, gone
 from tests.runner.world import CANARY, World, world
 
 pytest_plugins = ["mana.testing.plugin"]
@@ -81,9 +81,8 @@ class Remaining:
                 self.port = int(found[1])
 
     async def listening(self) -> None:
-        async with asyncio.timeout(60):
-            while not self.port:  # noqa: ASYNC110 - another process can set no event here
-                await asyncio.sleep(0.05)
+        while not self.port:  # noqa: ASYNC110 - another process can set no event here
+            await asyncio.sleep(0.05)
 
     async def tick(self) -> None:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}") as http:
@@ -108,9 +107,8 @@ class Remaining:
 
     async def at_rest(self) -> list[int]:
         """Return runner and warm parent, once no worker is left."""
-        async with asyncio.timeout(30):
-            while len(found := self.family()) > 2:  # noqa: ASYNC110 - of others' children nobody tells
-                await asyncio.sleep(0.05)
+        while len(found := self.family()) > 2:  # noqa: ASYNC110 - of others' children nobody tells
+            await asyncio.sleep(0.05)
         assert len(found) == 2
         return found
 
@@ -278,9 +276,7 @@ async def test_a_worker_serves_one_account_and_ends(database: Database) -> None:
             stats = await runner.scheduler.tick()
         assert (stats.errors, stats.plans_written_back) == ([], 2)
     assert len(set(pids)) == 2
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    await gone(*pids)
 
 
 async def test_exceptions_carry_no_text(

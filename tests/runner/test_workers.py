@@ -45,7 +45,7 @@ from tests.runner.processes import (
     children,
     descriptors,
     end_all,
-    has_ended,
+    gone,
     is_there,
     owner,
     private_kib,
@@ -128,13 +128,6 @@ async def test_a_test_that_fails_leaves_no_process() -> None:
     await gone(*pids)
 
 
-async def gone(*pids: int) -> None:
-    """Return when these processes have ended; orphans are reaped by the system, or not at all."""
-    async with asyncio.timeout(20):
-        while not all(has_ended(pid) for pid in pids):  # noqa: ASYNC110 - of others' children nobody tells
-            await asyncio.sleep(0.01)
-
-
 def parent_pid(workers: ProcessWorkers) -> int:
     assert workers.parent_pid is not None
     return workers.parent_pid
@@ -180,9 +173,8 @@ async def test_a_worker_holds_its_pipe_and_nothing_else(monkeypatch: pytest.Monk
 
 async def at_rest(worker: ProcessWorker) -> None:
     """Return when a worker waits for its first message."""
-    async with asyncio.timeout(20):
-        while "anon_inode:[eventpoll]" not in descriptors(worker.pid).values():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # it says nothing before it is asked
+    while "anon_inode:[eventpoll]" not in descriptors(worker.pid).values():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)  # it says nothing before it is asked
 
 
 async def test_the_parent_is_one_thread_and_knows_no_secret() -> None:
@@ -298,9 +290,8 @@ async def test_who_stopped_waiting_gets_no_worker() -> None:
             await asked
         os.kill(parent, signal.SIGCONT)
         kept = await workers.start()
-        async with asyncio.timeout(20):
-            while children(parent) != [kept.pid]:  # noqa: ASYNC110 - another process's children
-                await asyncio.sleep(0.01)
+        while children(parent) != [kept.pid]:  # noqa: ASYNC110 - another process's children
+            await asyncio.sleep(0.01)
 
 
 async def test_nothing_can_be_forked_from_a_parent_that_does_not_start() -> None:
