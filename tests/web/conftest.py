@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from mana.device.settings import DeviceSettings
 from mana.web.app import serve
 from tests.web.fake_device import FakeDevice, FakeHost
 
 T = TypeVar("T")
+WAIT_MS = 30_000
+"""A test waits for what happens, not for how fast the machine is that makes keys and draws pages.
+Shorter than the minute after which a page looks by itself, which would hide what it missed."""
+expect.set_options(timeout=WAIT_MS)
 BROWSER_ARGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -91,7 +95,7 @@ def browser(browser_path: str) -> Iterator[Browser]:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """Open a browser's profile that knows nothing, and see that nothing in it complains."""
     fresh = browser.new_context(viewport={"width": 1280, "height": 860})
-    fresh.set_default_timeout(15_000)
+    fresh.set_default_timeout(WAIT_MS)
     yield fresh
     fresh.close()
 

@@ -52,7 +52,7 @@ class Held:
     def lose(self) -> None:
         """Let all that wait go unanswered, and hold none any more."""
         self._waiting.clear()
-        self.let_go()
+        self._wanted = lambda _: False
 
     def let_go(self) -> None:
         """Let all that wait be answered, the oldest first, and hold none any more."""
@@ -263,9 +263,9 @@ def test_what_a_request_pushed_aside_is_asked_again(still_page: Page, served: Se
     held = Held(still_page, by_itself)
     served.run(served.device.create("tasks", {"title": "From the phone", "isCompleted": False}))
     held.wait()
+    held.lose()
     still_page.keyboard.press("Control+k")
     expect(still_page.locator("#palette-list [role=option]").first).to_contain_text("Go to Home")
-    held.lose()
     expect(still_page.locator("#main")).to_contain_text("From the phone")
 
 
@@ -414,3 +414,106 @@ def test_back_asks_about_unsaved_words(demo_page: Page, served: Served) -> None:
     expect(demo_page.locator("#note-title")).to_have_value("Half a thought")
     assert set(asked) == {"What you typed is not saved. Leave it?"}
     assert demo_page.url.endswith("/notes/new")
+
+
+@pytest.fixture
+def own_page(page: Page, served: Served) -> Page:
+    """Open the page of an account with a password, on a new note."""
+    page.goto(served.url)
+    page.fill("#sign-up-login", "ada")
+    page.fill("#sign-up-password", "four quiet herons walking")
+    page.click("#sign-up")
+    expect(page).to_have_title("Home · Mana")
+    page.goto(f"{served.url}/notes/new")
+    return page
+
+
+def test_words_outlive_a_lock_out_of_sight(own_page: Page, served: Served) -> None:
+    """An account that locks itself takes no unsaved words: they are back after the password."""
+    hands = Hands(own_page)
+    hands.fill("#note-title", "Half a thought")
+    served.run(served.host.lock(served.device.account_id))
+    expect(own_page).to_have_title("Locked · Mana")
+    expect(own_page.locator("body")).not_to_contain_text("thought")
+    assert "Half a thought" not in own_page.content()
+    hands.fill("#unlock-password", "four quiet herons walking")
+    own_page.keyboard.press("Enter")
+    expect(own_page.locator("#note-title")).to_have_value("Half a thought")
+    expect(own_page.locator("[data-dirty-words]")).to_be_visible()
+
+
+def test_words_outlive_a_lock_that_another_tab_ended(own_page: Page, served: Served) -> None:
+    """A page that opens because another tab has the password brings the words back too."""
+    Hands(own_page).fill("#note-title", "Half a thought")
+    served.run(served.host.lock(served.device.account_id))
+    expect(own_page).to_have_title("Locked · Mana")
+    other = own_page.context.new_page()
+    other.goto(f"{served.url}/notes")
+    Hands(other).fill("#unlock-password", "four quiet herons walking")
+    other.keyboard.press("Enter")
+    expect(other).to_have_title("Notes · Mana")
+    other.close()
+    own_page.evaluate("window.dispatchEvent(new Event('focus'))")
+    expect(own_page.locator("#note-title")).to_have_value("Half a thought")
+
+
+def test_laid_aside_words_are_for_the_same_page_alone(own_page: Page, served: Served) -> None:
+    """Whoever goes elsewhere from a locked page, as another account, meets nobody's words."""
+    Hands(own_page).fill("#note-title", "Half a thought")
+    served.run(served.host.lock(served.device.account_id))
+    expect(own_page).to_have_title("Locked · Mana")
+    own_page.get_by_role("button", name="Another account").click()
+    expect(own_page.locator("#sign-up-login")).to_be_visible()
+    own_page.fill("#sign-up-login", "bob")
+    own_page.fill("#sign-up-password", "six loud geese walking")
+    own_page.click("#sign-up")
+    expect(own_page).to_have_title("Home · Mana")
+    Hands(own_page).command("Write a note")
+    expect(own_page.locator("#note-title")).to_be_focused()
+    expect(own_page.locator("#note-title")).to_have_value("")
+
+
+def test_whoever_types_is_here(own_page: Page, served: Served) -> None:
+    """Words that are typed and not sent keep the account from locking itself."""
+    served.host.people.clear()
+    with own_page.expect_response("**/here"):
+        own_page.keyboard.type("a long note")
+    assert served.host.people == [served.device.account_id]
+
+
+def test_a_page_that_nobody_sees_holds_no_connection(still_page: Page, served: Served) -> None:
+    """A hidden tab listens to nothing, so that many tabs do not stop each other; seen again, it is
+    brought up to date.
+    """
+    hide = """(hidden) => {
+      Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    listeners = served.device._listeners
+    still_page.evaluate(hide, True)
+    while listeners:
+        served.run(tell(served))
+        still_page.wait_for_timeout(5)
+    served.run(served.device.create("tasks", {"title": "From the phone", "isCompleted": False}))
+    still_page.evaluate(hide, False)
+    expect(still_page.locator("#main")).to_contain_text("From the phone")
+
+
+def test_nothing_that_changes_around_it_closes_the_palette(
+    still_page: Page, served: Served
+) -> None:
+    """A banner, a badge and a card that come meanwhile leave words, focus and list as they are."""
+    still_page.keyboard.press("Control+k")
+    still_page.keyboard.type("Create a mission")
+    expect(still_page.locator('#palette-list[data-words="Create a mission"]')).to_be_visible()
+    mission = served.run(served.device.missions())[0].mission_id
+    served.device.overwrite("tasks", "one", "other")
+    served.run(served.device.run_now(mission))
+    served.device.online = False
+    served.run(tell(served))
+    expect(still_page.locator(".nav-inbox .count")).to_have_text("4")
+    expect(still_page.locator(".status")).to_contain_text("offline")
+    expect(still_page.locator("#see-conflicts")).to_have_count(1)
+    expect(still_page.locator("#palette-text")).to_be_focused()
+    still_page.keyboard.press("Enter")
+    expect(still_page).to_have_title("New mission · Mana")

@@ -38,6 +38,11 @@ async def live(visit: Visiting) -> Response[object] | ServerSentEvent:
     return ServerSentEvent(_messages(visit.web, stream))
 
 
+@get("/here", status_code=204)
+async def here() -> None:
+    """Take note that a person types on an open page: that they ask says it."""
+
+
 async def _messages(
     web: Web, stream: AsyncIterator[Notice]
 ) -> AsyncIterator[ServerSentEventMessage]:
@@ -74,4 +79,4 @@ async def _messages(
             await close()
 
 
-ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (live,)
+ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (live, here)

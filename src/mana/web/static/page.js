@@ -3,6 +3,7 @@
 "use strict";
 
 (() => {
+  const HERE_MS = 20000;
   const $ = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const typing = (element) =>
@@ -81,6 +82,7 @@
     const ctx = event.detail.ctx;
     prepare();
     if (ctx.refresh) return;
+    if (isPage(ctx.target)) bringBack();
     ctx.open?.forEach((id) => openDialog(id, ctx.words));
     ctx.typed?.focus({ preventScroll: true });
     if (ctx.target instanceof Element && ctx.target.matches(".editing")) {
@@ -125,7 +127,8 @@
   let refreshing = null;
   let timer = 0;
   const listen = () => {
-    const wanted = Boolean($("#page[data-live]"));
+    // A browser opens few connections to one place: pages that nobody sees leave them to the others.
+    const wanted = Boolean($("#page[data-live]")) && !document.hidden;
     if (!wanted) { stream?.close(); stream = null; return; }
     if (stream && stream.readyState !== EventSource.CLOSED) return;
     stream = new EventSource("/live");
@@ -158,6 +161,7 @@
       if (token) all('input[name="csrf"]').forEach((input) => { input.value = token; });
       if (answer.ok && !text.includes("data-live")) { signedOut(); return; }
       if ($("#signed-out")) $("#alert").replaceChildren();
+      if (answer.status === 423) layAside();
       const meant = card();
       await htmx.swap({ text, target: "#page", select: "#page", swap: "outerMorph", sourceElement: document.body, refresh: true });
       if (card() !== meant) unseen = true;
@@ -177,13 +181,15 @@
   const unlocked = async () => {
     if (!$("#page.locked") || document.hidden || underWay.size) return;
     const answer = await fetch(location.href, { headers: { "Mana-Refresh": "1" }, credentials: "same-origin" }).catch(() => null);
-    if (answer && answer.status !== 423 && $("#page.locked")) location.reload();
+    if (!answer || answer.status === 423 || !$("#page.locked")) return;
+    if (aside) htmx.ajax("GET", location.href, { target: "#page", select: "#page", swap: "outerHTML" });
+    else location.reload();
   };
   let stale = false;
   let morphing = false;
   document.addEventListener("htmx:before:swap", (event) => { morphing = Boolean(event.detail.ctx.refresh); });
   document.addEventListener("htmx:finally:swap", () => { morphing = false; });
-  document.addEventListener("visibilitychange", () => { if (!document.hidden && stale) soon(); unlocked(); });
+  document.addEventListener("visibilitychange", () => { listen(); if (!document.hidden && stale) soon(); unlocked(); });
   window.addEventListener("focus", () => { unlocked(); if ($("#signed-out") || stream?.readyState === EventSource.CLOSED) soon(0); });
   setInterval(() => { if (!document.hidden) soon(0); unlocked(); }, 60000);
   htmx.registerExtension("keep", {
@@ -197,6 +203,14 @@
       !(morphing && detail.attrName === "class" && node.matches(".later")),
   });
 
+  /* Whoever types is here, though nothing is sent: the account does not lock itself meanwhile. */
+  let saidAt = -HERE_MS;
+  const sayHere = () => {
+    if (!$("#page[data-live]") || performance.now() - saidAt < HERE_MS) return;
+    saidAt = performance.now();
+    fetch("/here", { credentials: "same-origin" }).catch(() => {});
+  };
+
   /* Typed and not yet sent. */
   const dirty = (form) => {
     form.dataset.dirty = "1";
@@ -204,6 +218,7 @@
     if (words) words.hidden = false;
   };
   document.addEventListener("input", (event) => {
+    sayHere();
     const form = event.target.closest("form");
     if (!form) return;
     dirty(form);
@@ -211,7 +226,7 @@
     if (event.target.dataset.strength) strength(event.target);
   });
   window.addEventListener("beforeunload", (event) => {
-    if ($("form[data-leave][data-dirty]")) event.preventDefault();
+    if (aside || $("form[data-leave][data-dirty]")) event.preventDefault();
   });
   /* Back and forward are no requests that could be held up; before htmx, which would follow them. */
   window.navigation?.addEventListener("navigate", (event) => {
@@ -249,19 +264,39 @@
     if (!other) return;
     if (held && !held.id) ctx.typed = twinField(held, form, other);
     if (!typed) return;
+    handOver(form, other, (field) => before(field, form, ctx), form === ctx.request.form);
+    ctx.kept = true;
+  });
+  const handOver = (form, other, was, isSent = false) => {
     fields(form).forEach((field) => {
-      const sent = before(field, form, ctx);
       const now = given(field);
-      const to = now !== sent && twinField(field, form, other);
+      const to = now !== was(field) && twinField(field, form, other);
       if (!to) return;
       if (ticks(to)) to.checked = now;
       // A field that is empty again took what was sent: what was typed behind it is left.
-      else to.value = form === ctx.request.form && !to.value && now.startsWith(sent) ? now.slice(sent.length) : now;
+      else to.value = isSent && !to.value && now.startsWith(was(field)) ? now.slice(was(field).length) : now;
       for (let part = to.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
     });
     dirty(other);
-    ctx.kept = true;
-  });
+  };
+
+  /* A page that is locked shows nothing; words that were not saved wait out of sight, and are in
+     their form again if the same page comes next. */
+  let aside = null;
+  const layAside = () => {
+    const forms = all("form[data-leave][data-dirty]");
+    if (forms.length) aside = { path: location.pathname, forms };
+  };
+  const bringBack = () => {
+    if (!aside || $("#page.locked")) return;
+    const { path, forms } = aside;
+    aside = null;
+    if (path !== location.pathname) return;
+    forms.forEach((form) => {
+      const other = alike(form, document)[0];
+      if (other) handOver(form, other, atFirst);
+    });
+  };
 
   const filter = (input) => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
