@@ -316,7 +316,7 @@ async def test_ending_grants_and_working_take_turns(database: Database) -> None:
             revoking = asyncio.create_task(made.revoke(header))
             await asyncio.wait({revoking}, timeout=0.5)
             batch = Batch(running.tx, lease.space_id)
-            grants = await batch.grants([lease.mission_id], lock=True)
+            grants = await batch.grants_locked([lease.mission_id])
             assert grants[lease.mission_id].state == "active"
             assert not revoking.done()
         await revoking
