@@ -46,7 +46,7 @@ def session_of(person: Person, served: Served) -> Session:
 async def take(events: AsyncIterator[bytes]) -> tuple[str, Any]:
     """Return the next event, comments passed over."""
     while True:
-        piece = (await asyncio.wait_for(anext(events), 10)).decode()
+        piece = (await anext(events)).decode()
         if piece.startswith("event: "):
             name, _, data = piece.partition("\n")
             return name.removeprefix("event: "), msgspec.json.decode(data[6:].strip())
@@ -139,28 +139,30 @@ async def test_streams_are_limited(database: Database) -> None:
 async def test_stop_with_open_streams(database: Database, tmp_path: Path) -> None:
     """A hub that is told to stop ends its streams with a goodbye, without waiting for their time."""
     clock = Clock()
-    settings = HubSettings(home=tmp_path, database_url=database.app_url, kdf_floor=CHEAP)
+    settings = HubSettings(
+        home=tmp_path,
+        database_url=database.app_url,
+        kdf_floor=CHEAP,
+        # Without being told, the stream would sleep until its next comment.
+        heartbeat_s=1_000.0,
+    )
     hub = build(settings, clock=clock)
     ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     serving = asyncio.create_task(
         serve(hub, host="127.0.0.1", port=0, ready=ready.set_result, stop=stop)
     )
-    port = await asyncio.wait_for(ready, 10)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{await ready}", timeout=None) as http:
         ada = await Served(hub, clock, http).sign_up("ada")
         headers = {"authorization": f"Bearer {ada.tokens.access_token}"}
         async with http.stream("GET", "/api/v1/live", headers=headers) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             lines = answer.aiter_lines()
             assert await anext(lines) == "event: hello"
-            started = time.monotonic()
             stop.set()
             rest = [line async for line in lines]
             assert "event: bye" in rest
-        await asyncio.wait_for(serving, 10)
-        # Without being told, the stream would sleep until its next comment, after 15 s.
-        assert time.monotonic() - started < 10
+        await serving
 
 
 SCRIPT = """
@@ -191,7 +193,7 @@ async def hub_process(
     )
     try:
         assert child.stdout is not None
-        line = await asyncio.wait_for(child.stdout.readline(), 30)
+        line = await child.stdout.readline()
         yield child, f"127.0.0.1:{int(line.split()[1])}"
     finally:
         if child.returncode is None:
@@ -205,7 +207,7 @@ async def test_sigterm(database: Database, tmp_path: Path) -> None:
         async with httpx.AsyncClient(base_url=f"http://{address}") as http:
             assert (await http.get("/health")).status_code == 200
             child.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(child.wait(), 5)
+            await child.wait()
         assert child.returncode in (0, -signal.SIGTERM)
 
 
@@ -237,7 +239,7 @@ class Wire:
     async def __aexit__(self, *_: object) -> None:
         self.incoming.put_nowait({"type": "websocket.disconnect", "code": 1001})
         self.readable.set()
-        await asyncio.wait_for(self.task, 10)
+        await self.task
 
     async def _send(self, message: Any) -> None:
         await self.readable.wait()
@@ -248,7 +250,7 @@ class Wire:
 
     async def take(self) -> Any:
         """Return what comes next: a message as JSON, a close code, or the status of a refusal."""
-        message = await asyncio.wait_for(self.outgoing.get(), 10)
+        message = await self.outgoing.get()
         match message["type"]:
             case "websocket.send":
                 return msgspec.json.decode(message["text"])
@@ -584,10 +586,10 @@ async def test_processes_of_one_hub(database: Database, tmp_path: Path) -> None:
             assert msgspec.json.decode(await socket.recv())["type"] == "hello"
             change = sealed_change(ada.account, TASKS, "t1", {"title": "x"}, now_ms=clock.now_ms)
             await ada.push([change])
-            told = await asyncio.wait_for(socket.recv(), 10)
+            told = await socket.recv()
             assert msgspec.json.decode(told) == {"type": "space", "spaceId": ada.space, "seq": 1}
             two.send_signal(signal.SIGTERM)
             rest = [msgspec.json.decode(text) async for text in socket]
             assert rest == [{"type": "bye", "reason": "stopped"}]
             assert socket.close_code == 1000
-        await asyncio.wait_for(two.wait(), 10)
+        await two.wait()

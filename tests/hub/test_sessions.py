@@ -62,10 +62,9 @@ async def refresh(person: Person) -> str:
 
 async def until(person: Person, wants: str) -> None:
     """Wait for another process to say so, which hears of it a moment later."""
-    async with asyncio.timeout(10):
-        said = ""
-        while said != wants:
-            said = await me(person)
+    said = ""
+    while said != wants:
+        said = await me(person)
 
 
 def revocation(
@@ -373,13 +372,11 @@ async def test_streams_end_with_their_session(database: Database) -> None:
                 assert b"hello" in await anext(events)
             path = f"{SESSIONS}/{there.session_id}"
             assert code(await ada.call("DELETE", path)) == "204"
-            async with asyncio.timeout(10):
-                assert await anext(ended) == b'event: bye\ndata: {"reason":"expired"}\n\n'
+            assert await anext(ended) == b'event: bye\ndata: {"reason":"expired"}\n\n'
             await ada.push(
                 [sealed_change(ada.account, TASKS, "t", {"title": "x"}, now_ms=START_MS)]
             )
-            async with asyncio.timeout(10):
-                assert b"event: space" in await anext(kept)
+            assert b"event: space" in await anext(kept)
         async with contextlib.aclosing(live.events(_session_of(there))) as late:
             assert b"bye" in await anext(late)
 

@@ -159,7 +159,7 @@ async def until_waiting(database: Database, number: int = 1, *tasks: asyncio.Tas
         "select count(*) from pg_stat_activity"
         " where wait_event_type = 'Lock' and datname = current_database()"
     )
-    async with connected(database.owner_url) as owner, asyncio.timeout(20):
+    async with connected(database.owner_url) as owner:
         waiting = 0
         while waiting < number and not any(task.done() for task in tasks):
             await asyncio.sleep(0.01)
