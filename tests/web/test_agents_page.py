@@ -21,6 +21,7 @@ from mana.web.amounts import amount_field, amount_of
 from mana.web.showing import marked_up
 from tests.web.conftest import Served
 from tests.web.fake_device import HOUR, FakeDevice, FakeHost, now
+from tests.web.fitting import NARROW, require_fit
 from tests.web.journey import Hands
 from tests.web.test_requests import NASTY, app_of, in_demo, post, visitor
 
@@ -288,10 +289,9 @@ def test_a_policy_is_lifted_by_keys(demo_page: Page, served: Served) -> None:
     hands.see("asks first", within=f"#tool-{TOOL}")
 
 
-@pytest.mark.parametrize("width", [390, 820, 1440])
-def test_pages_of_deciding_fit_their_width(browser: Browser, served: Served, width: int) -> None:
+def test_pages_of_deciding_fit_their_width(browser: Browser, served: Served) -> None:
     """No page of this part scrolls sideways, and each control has a name."""
-    context = browser.new_context(viewport={"width": width, "height": 844})
+    context = browser.new_context(viewport=NARROW)
     page = context.new_page()
     page.goto(f"{served.url}/demo/{served.host.demo_link_token()}")
     step = served.run(served.device.inbox())[0].step_id
@@ -309,12 +309,5 @@ def test_pages_of_deciding_fit_their_width(browser: Browser, served: Served, wid
         page.goto(served.url + path)
         for details in page.locator("main details").all():
             details.evaluate("(one) => { one.open = true; }")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
-        unnamed = page.evaluate(
-            """[...document.querySelectorAll("main :is(button, a, input, select, textarea)")]
-            .filter((one) => one.type !== "hidden" && one.getClientRects().length)
-            .filter((one) => !(one.textContent.trim() || one.ariaLabel || one.labels?.length))
-            .map((one) => one.outerHTML)"""
-        )
-        assert unnamed == [], path
+        require_fit(page, path)
     context.close()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
-import pytest
 from playwright.sync_api import Browser, Dialog, Page, Request, expect
 
 from mana.domain.errors import Conflict
 from tests.web.conftest import Served
+from tests.web.fitting import NARROW, SCHEMES, require_fit
 from tests.web.journey import Hands
 
 PATHS = ("/", "/notes", "/tasks", "/inbox", "/agents", "/missions", "/missions/new", "/timeline")
@@ -170,33 +169,21 @@ def test_nothing_is_asked_of_elsewhere(page: Page, served: Served) -> None:
     assert all(url.startswith(served.url + "/") for url in asked)
 
 
-@pytest.mark.parametrize("width", [390, 820, 1440])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_fits_its_width(
-    browser: Browser, served: Served, width: int, scheme: Literal["light", "dark"]
-) -> None:
+def test_every_page_fits_its_width(browser: Browser, served: Served) -> None:
     """No page scrolls sideways, and its words stand out from its paper, in both lights."""
-    context = browser.new_context(
-        viewport={"width": width, "height": 844}, color_scheme=scheme, reduced_motion="reduce"
-    )
+    context = browser.new_context(viewport=NARROW)
     page = context.new_page()
     page.goto(served.url)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    require_fit(page, "the door")
     page.goto(f"{served.url}/demo/{served.host.demo_link_token()}")
     mission = served.run(served.device.missions())[0]
     more = (f"/missions/{mission.mission_id}", f"/missions/{mission.mission_id}/grant")
     for path in (*PATHS, *MORE_PATHS, *more, f"/agents/{mission.agent_id}"):
         page.goto(served.url + path)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
-        unnamed = page.evaluate(
-            """[...document.querySelectorAll("button, a, input, select, textarea")]
-            .filter((one) => one.type !== "hidden" && one.getClientRects().length)
-            .filter((one) => !(one.textContent.trim() || one.ariaLabel || one.title
-                               || one.labels?.length || one.getAttribute("aria-labelledby")))
-            .map((one) => one.outerHTML)"""
-        )
-        assert unnamed == [], path
-    assert page.evaluate(CONTRASTS) == []
+        require_fit(page, path)
+    for scheme in SCHEMES:
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(CONTRASTS) == [], scheme
     context.close()
 
 

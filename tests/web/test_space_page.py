@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
-import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.web.conftest import Served
 from tests.web.fake_device import FakeDevice
 from tests.web.fake_spaces import LINK, seed_family
+from tests.web.fitting import NARROW, require_fit
 from tests.web.journey import Hands
 
 PATHS = ("", "/notes", "/tasks", "/notes/new", "/space", "/inbox")
@@ -100,14 +99,9 @@ def test_the_secret_of_a_link_stays_here(demo_page: Page, served: Served) -> Non
     assert "s" * 43 not in demo_page.content()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (820, "light"), (1280, "light")])
-def test_every_page_of_a_space_fits_its_width(
-    browser: Browser, served: Served, width: int, scheme: Literal["light", "dark"]
-) -> None:
+def test_every_page_of_a_space_fits_its_width(browser: Browser, served: Served) -> None:
     """No name, however long, makes a page scroll sideways, and each control has a name."""
-    context = browser.new_context(
-        viewport={"width": width, "height": 844}, color_scheme=scheme, reduced_motion="reduce"
-    )
+    context = browser.new_context(viewport=NARROW)
     page = context.new_page()
     page.goto(f"{served.url}/demo/{served.host.demo_link_token()}")
     family = family_of(served)
@@ -122,15 +116,7 @@ def test_every_page_of_a_space_fits_its_width(
     for path in (*paths, "/spaces", "/spaces/new", "/join"):
         page.goto(served.url + path)
         page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
-        unnamed = page.evaluate(
-            """[...document.querySelectorAll("button, a, input, select, textarea, summary")]
-            .filter((one) => one.type !== "hidden" && one.getClientRects().length)
-            .filter((one) => !(one.textContent.trim() || one.ariaLabel || one.title
-                               || one.labels?.length || one.getAttribute("aria-labelledby")))
-            .map((one) => one.outerHTML)"""
-        )
-        assert unnamed == [], path
+        require_fit(page, path)
     context.close()
 
 
