@@ -17,7 +17,6 @@ from mana.hub.postgres import Instance, find_binaries
 from mana.testing.postgres import Database
 
 ROOT = Path(__file__).parents[2]
-FULL_S = 30.0
 
 
 class Postgres:
@@ -63,9 +62,8 @@ class HubProcess:
 
     async def start(self) -> None:
         """Start it and return when it listens; while the database is away it may end at once."""
-        async with asyncio.timeout(FULL_S):
-            while not await self._started():  # noqa: ASYNC110
-                await asyncio.sleep(0.1)  # another process has to come up first
+        while not await self._started():  # noqa: ASYNC110
+            await asyncio.sleep(0.1)  # another process has to come up first
 
     async def _started(self) -> bool:
         environ = {
@@ -110,9 +108,8 @@ class HubProcess:
         if self.process is None or self.process.returncode is not None:
             return
         self.process.terminate()
-        async with asyncio.timeout(FULL_S):
-            await self.process.wait()
-            await self._drained
+        await self.process.wait()
+        await self._drained
 
 
 @contextlib.contextmanager

@@ -24,13 +24,13 @@ from mana.registry.catalogue import load_catalogue
 from mana.testing.accounts import CHEAP, PASSWORD
 from tests.device.rig import titles
 from tests.faults.device_process import COUNTER, accounts_of
-from tests.faults.processes import FULL_S, ROOT, HubProcess, installation
+from tests.faults.processes import ROOT, HubProcess, installation
 from tests.hub.client import served_hub
 from tests.runner.world import now_ms
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres, pytest.mark.slow]
 
-ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "2"))
 SEED = int(os.environ.get("FAULT_SEED", "1"))
 
 
@@ -69,11 +69,10 @@ class DeviceProcess:
 
     async def grown_by(self, count: int) -> None:
         wanted = self.lines + count
-        async with asyncio.timeout(FULL_S):
-            while self.lines < wanted:
-                assert self.process.returncode is None, "the device ended by itself"
-                self.moved.clear()
-                await self.moved.wait()
+        while self.lines < wanted:
+            assert self.process.returncode is None, "the device ended by itself"
+            self.moved.clear()
+            await self.moved.wait()
 
     async def kill(self) -> None:
         self.process.kill()
@@ -81,8 +80,7 @@ class DeviceProcess:
 
     async def drained(self) -> None:
         await self.start("drain")
-        async with asyncio.timeout(FULL_S):
-            await self.reading
+        await self.reading
         assert self.process.returncode == 0
 
 
@@ -110,7 +108,7 @@ async def device() -> AsyncIterator[DeviceProcess]:
                     await made.kill()
 
 
-@pytest.mark.timeout(60 + 15 * ROUNDS)
+@pytest.mark.timeout(120 + 15 * ROUNDS)
 async def test_what_a_device_kept_is_not_lost(tmp_path: Path) -> None:
     """Each write that a device had kept before it was killed stands on the hub exactly once and
     at another device as it was written, whenever the device and the hub died."""

@@ -60,7 +60,7 @@ async def killing(
     await ledger.grown_by(20)
 
 
-@pytest.mark.timeout(60 + 15 * ROUNDS)
+@pytest.mark.timeout(120 + 15 * ROUNDS)
 async def test_what_was_acknowledged_stays() -> None:
     """With two hubs on one PostgreSQL, each of the three killed under load, no change is lost,
     doubled or torn, and no reader sees a gap."""
