@@ -306,6 +306,7 @@ async def test_every_moment_is_by_the_accounts_clocks() -> None:
         device.time_zone = "Asia/Kolkata"
         mission = await one_of(device)
         await device.run_now(mission)
+        assert "at 10:00 (Europe/Vienna)" in said(await client.get("/missions"))
         for path in ("/", "/missions", f"/missions/{mission}", "/timeline", "/data-access"):
             moments = re.findall(r'<time datetime="([^"]*T[^"]*)"', (await client.get(path)).text)
             assert moments, path
@@ -364,6 +365,36 @@ async def test_a_grant_that_works_says_what_it_does_not_allow() -> None:
         assert "Bob raised a limit." in words
         assert "Grant again" in words
         assert "no longer fits" not in words
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("model", "words", "named"),
+    [("", "", "rules"), ("big", "big", "big"), ("own:m1", "Kitchen box", "Kitchen box")],
+)
+async def test_a_call_that_failed_names_its_model(model: str, words: str, named: str) -> None:
+    """Where the model is the trouble, the mission's page says which one its agent is given."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        mission = await one_of(device)
+        agent = (await device.mission(mission)).agent_id
+        device._agents[agent] = replace(device._agents[agent], model=model, model_words=words)
+        path = f"/missions/{mission}"
+        wanted = f"The model that Mira is given: {named}"
+        run = RunView("r1", now(), "scheduled", "failed", "auth", "It takes no key.", None, 0)
+        for one, is_told in (
+            (run, True),
+            (replace(run, state="queued", reason="", last_reason="provider", tries=1), True),
+            (replace(run, reason="stopped"), False),
+            (replace(run, state="done", reason=""), False),
+        ):
+            device._set(mission, runs=(one,))
+            assert (wanted in said(await client.get(path))) is is_told, one
+        device._set(mission, hold="errored", failures=5, failure="auth")
+        assert wanted in said(await client.get(path))
+        device._agents[agent] = replace(device._agents[agent], model_words=NASTY, model="x")
+        assert "<script>alert" not in (await client.get(path)).text
 
 
 @pytest.mark.anyio

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from mana.device import names
 from mana.device.words import spent_words
 from mana.domain.money import amount_words
+from mana.domain.occurrences import ERRORED
 from mana.web import words
 from mana.web.visits import now_ms
 from mana.web.words import counted, t
@@ -25,6 +26,10 @@ _RETRIED: Final = {
     "rate-limit": "too many calls at the model’s endpoint",
     "refused-reply": "an answer that could not be used",
 }
+_OF_MODELS: Final = frozenset(
+    {"auth", "model", "no-model", "provider", "rate-limit", "refused-reply", "timeout"}
+)
+"""Ways to fail in which a person asks which model it was."""
 
 
 def equip(templates: Environment) -> None:
@@ -124,6 +129,13 @@ def price_words(model: ModelView | OwnModelView, currency: str) -> Markup:
         sent=amount_words(prompt, currency),
         replied=amount_words(completion, currency),
     )
+
+
+def failed_by_model(mission: MissionView) -> bool:
+    """Say whether the last run of a mission, or its last try, failed by its model."""
+    last = mission.runs[0] if mission.runs else None
+    why = "" if last is None else last.last_reason if last.state == "queued" else last.reason
+    return why in _OF_MODELS or (mission.hold == ERRORED and mission.failure in _OF_MODELS)
 
 
 def raises(now: Sequence[int | None], before: Sequence[int | None]) -> bool:

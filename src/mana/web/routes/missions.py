@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Final
 from litestar import get, post
 from litestar.types import ControllerRouterHandler
 
-from mana.domain.errors import Invalid, ManaError
+from mana.domain.errors import Invalid, ManaError, NotFound
+from mana.domain.ids import RecordId
 from mana.domain.missions import RUNS_ON_HUB, InputRef
 from mana.web import sentence as sentences
 from mana.web.forms import NOT_ACCEPTED
 from mana.web.problems import Problem, problem_of
-from mana.web.running import at_work, raises, saved_words, shown, waiting
+from mana.web.running import at_work, failed_by_model, raises, saved_words, shown, waiting
 from mana.web.sentence import RUNS_HERE, Sentence
 from mana.web.visits import Named, Page, Visit, Visiting, now_ms, record_id, text_of
 from mana.web.words import DAYS, is_clock_here, t
 
 if TYPE_CHECKING:
-    from mana.device.views import MissionView
+    from mana.device.views import MissionView, Status
 
 DAYS_SHOWN: Final = (1, 7, 30)
 DAYS_PRESET: Final = 7
@@ -107,7 +108,21 @@ async def mission(visit: Visiting, mission_id: Named) -> Page:
         run=run,
         retry=None if run else waiting(found.runs),
         phase=found.phase or (run.phase if run else "") or "queued",
+        asks=await _asks(visit, found, status) if failed_by_model(found) else "",
     )
+
+
+async def _asks(visit: Visit, mission: MissionView, status: Status) -> str:
+    """Return the model that a mission's agent is given; empty where the agent is gone."""
+    try:
+        agent = await visit.device.agent(RecordId(mission.agent_id))
+    except NotFound:
+        return ""
+    if agent.model:
+        return agent.model_words or agent.model
+    on_hub = mission.runs_on == RUNS_ON_HUB and status.runner is not None and status.runner.models
+    first = on_hub[0] if on_hub else status.device_model
+    return first.model or first.endpoint
 
 
 @get("/missions/{mission_id:str}/edit")

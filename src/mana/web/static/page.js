@@ -182,7 +182,7 @@
     if (!$("#page.locked") || document.hidden || underWay.size) return;
     const answer = await fetch(location.href, { headers: { "Mana-Refresh": "1" }, credentials: "same-origin" }).catch(() => null);
     if (!answer || answer.status === 423 || !$("#page.locked")) return;
-    if (aside) htmx.ajax("GET", location.href, { target: "#page", select: "#page", swap: "outerHTML" });
+    if (aside.length) htmx.ajax("GET", location.href, { target: "#page", select: "#page", swap: "outerHTML" });
     else location.reload();
   };
   let stale = false;
@@ -226,7 +226,7 @@
     if (event.target.dataset.strength) strength(event.target);
   });
   window.addEventListener("beforeunload", (event) => {
-    if (aside || $("form[data-leave][data-dirty]")) event.preventDefault();
+    if (aside.length || $("form[data-leave][data-dirty]")) event.preventDefault();
   });
   /* Back and forward are no requests that could be held up; before htmx, which would follow them. */
   window.navigation?.addEventListener("navigate", (event) => {
@@ -281,17 +281,13 @@
   };
 
   /* A page that is locked shows nothing; words that were not saved wait out of sight, and are in
-     their form again if the same page comes next. */
-  let aside = null;
-  const layAside = () => {
-    const forms = all("form[data-leave][data-dirty]");
-    if (forms.length) aside = { path: location.pathname, forms };
-  };
+     their form again if it comes with the next page. They wait for no other: it may be another's. */
+  let aside = [];
+  const layAside = () => { aside = all("form[data-leave][data-dirty]"); };
   const bringBack = () => {
-    if (!aside || $("#page.locked")) return;
-    const { path, forms } = aside;
-    aside = null;
-    if (path !== location.pathname) return;
+    if ($("#page.locked")) return;
+    const forms = aside;
+    aside = [];
     forms.forEach((form) => {
       const other = alike(form, document)[0];
       if (other) handOver(form, other, atFirst);
