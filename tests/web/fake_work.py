@@ -65,6 +65,14 @@ class FakeWork:
         self._account.work = replace(self._account.work, **caps)  # type: ignore[arg-type]
         return await self.work_state()
 
+    async def accept_hub(self, named: str) -> WorkView:
+        self._need_hub()
+        found: WorkView = self._account.work
+        if not found.hub_said.startswith(named):
+            raise Invalid("the hub's name is another")
+        self._account.work = replace(found, hub_known=found.hub_said)
+        return await self.work_state()
+
     async def usage(self, days: int = 30) -> UsageView:
         self._account._check()
         if not 1 <= days <= 92:

@@ -104,6 +104,27 @@ async def test_the_operators_stop_is_told() -> None:
 
 
 @pytest.mark.anyio
+async def test_another_hub_is_said_and_taken_only_by_its_name() -> None:
+    """A hub that calls itself otherwise is told on every page of work; its name is to be typed."""
+    host = FakeHost()
+    async with visitor(app_of(host)) as client:
+        device = await in_demo(client, host)
+        device.work = replace(device.work, hub_known="aa" * 32, hub_said="aa" * 32)
+        assert 'id="hub-changed"' not in (await client.get("/missions")).text
+        device.work = replace(device.work, hub_said="bc" * 32, differs=True)
+        for path in ("/missions", "/usage"):
+            words = said(await client.get(path))
+            assert f"The hub calls itself {'bc' * 8}" in words, path
+            assert f"signed for before is {'aa' * 8}." in words, path
+            assert "says something else of your limits" not in words, path
+        assert (await post(client, "/all-work/hub", hub="aa" * 4)).status_code == 400
+        assert device.work.hub_changed
+        answer = await post(client, "/all-work/hub", hub="bc" * 4, back="/usage")
+        assert answer.headers["location"] == "/usage"
+        assert 'id="hub-changed"' not in (await client.get("/usage")).text
+
+
+@pytest.mark.anyio
 async def test_a_key_is_written_and_never_shown() -> None:
     """A model of one's own is added, edited and removed; its key stands on no page."""
     host = FakeHost()

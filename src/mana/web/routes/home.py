@@ -10,7 +10,7 @@ from litestar.types import ControllerRouterHandler
 from mana.domain.errors import NotFound
 from mana.web.routes.notes import sorted_notes
 from mana.web.routes.tasks import task_lists
-from mana.web.visits import Named, Page, Visit, Visiting, record_id
+from mana.web.visits import Named, Page, Visit, Visiting, record_id, text_of
 from mana.web.words import t
 
 
@@ -55,6 +55,15 @@ async def start_work(visit: Visiting) -> Page:
     return visit.go(visit.back(form, "/"), said)
 
 
+@post("/all-work/hub")
+async def accept_hub(visit: Visiting) -> Page:
+    """Take the hub for another than it was, because whoever runs it says so."""
+    form = await visit.form()
+    await visit.device.accept_hub(text_of(form, "hub"))
+    said = t("What you sign is for this hub from now on.")
+    return visit.go(visit.back(form, "/"), said)
+
+
 @get("/menu")
 async def menu(visit: Visiting) -> Page:
     """Show the parts that have no place in a phone's bottom bar."""
@@ -70,4 +79,10 @@ async def peek(visit: Visiting, table: Named, wanted: Named) -> Page:
     return visit.rendered("peek.html", 200, {"record": found})
 
 
-ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (stop_work, start_work, menu, peek)
+ROUTES: Final[tuple[ControllerRouterHandler, ...]] = (
+    stop_work,
+    start_work,
+    accept_hub,
+    menu,
+    peek,
+)
