@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Dialog, Page, Request, Route, expect
 
+from mana.domain.errors import Conflict
 from tests.web.conftest import Served
 from tests.web.journey import Hands
 
@@ -319,6 +320,26 @@ def test_a_new_note_is_written_on_while_it_is_saved(demo_page: Page, served: Ser
     demo_page.keyboard.press("Control+s")
     expect(demo_page.locator("[data-dirty-words]")).to_be_hidden()
     expect(demo_page.locator("#note-content")).to_have_value("One thought, and another")
+
+
+def test_a_refusal_takes_no_letters_from_whoever_types_on(demo_page: Page, served: Served) -> None:
+    """A save that is refused late is said above the form; the focus stays where words are typed."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise Conflict("the disk is full")
+
+    served.device.create = refuse  # type: ignore[method-assign, assignment]
+    demo_page.goto(f"{served.url}/notes/new")
+    hands = Hands(demo_page)
+    hands.fill("#note-title", "Diary")
+    held = Held(demo_page, posts)
+    demo_page.keyboard.press("Control+s")
+    held.wait()
+    demo_page.keyboard.type(" of")
+    held.let_go()
+    hands.see("The disk is full.", within="#alert")
+    demo_page.keyboard.type(" cats")
+    expect(demo_page.locator("#note-title")).to_have_value("Diary of cats")
 
 
 def test_letters_for_a_field_are_never_commands(demo_page: Page, served: Served) -> None:

@@ -3,6 +3,7 @@
 "use strict";
 
 (() => {
+  /* How often it is said that somebody types; far less than the minute after which an account may lock. */
   const HERE_MS = 20000;
   const $ = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -93,7 +94,9 @@
     }
     const problem = $("#problem");
     if (problem && ctx.response?.status >= 400) {
-      problem.focus();
+      const held = document.activeElement;
+      const goesOn = typing(held) && (!held.form || held.form !== ctx.request.form || isTyped(held.form, ctx));
+      if (!goesOn) problem.focus();
       problem.scrollIntoView({ block: "nearest" });
       soon();
       return;
@@ -338,7 +341,7 @@
     if (!dialog || dialog.open) return;
     dialog.showModal();
     if (id !== "palette") return;
-    if (words === undefined) { wanted = null; moved = ""; }
+    if (words === undefined) { entered = null; moved = ""; }
     $("#palette-text").value = words ?? "";
     askPalette();
   };
@@ -387,7 +390,7 @@
   };
 
   /* The palette: typed words choose, arrows move, Enter does; never what the words did not find. */
-  let wanted = null;
+  let entered = null;
   let moved = "";
   const options = () => all("#palette-list [role=option]");
   const select = (index) => {
@@ -408,13 +411,13 @@
     const again = options().findIndex((option) => option.textContent === moved);
     if (again < 0) moved = "";
     select(Math.max(0, again));
-    if (isFound() && wanted === $("#palette-text").value) choose();
+    if (isFound() && entered === $("#palette-text").value) choose();
   });
   // It was opened before htmx listened.
   document.addEventListener("htmx:after:process", (event) => { if (event.target === document.body && $("#palette")?.open) askPalette(); });
   const choose = () => {
     const option = options()[Math.max(0, selected())];
-    wanted = null;
+    entered = null;
     if (!option) return;
     $("#palette").close();
     option.click();
@@ -425,10 +428,10 @@
   };
   const enter = () => {
     if (moved || isFound()) { choose(); return; }
-    wanted = $("#palette-text").value;
+    entered = $("#palette-text").value;
     askPalette();
   };
-  document.addEventListener("input", (event) => { if (event.target.id === "palette-text") { wanted = null; moved = ""; } });
+  document.addEventListener("input", (event) => { if (event.target.id === "palette-text") { entered = null; moved = ""; } });
 
   /* Proposals. */
   const cards = () => all("[data-proposal]");
