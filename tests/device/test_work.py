@@ -277,12 +277,20 @@ def calls_itself(name: str) -> Handler:
     return lie
 
 
-@pytest.mark.parametrize("is_new", [False, True], ids=["known device", "new device"])
-async def test_no_word_is_signed_for_another_hub(home: Household, is_new: bool) -> None:
+@pytest.mark.parametrize(
+    ("is_new", "is_signed"),
+    [(False, True), (True, True), (True, False)],
+    ids=["known device", "new device", "new device, nothing signed yet"],
+)
+async def test_no_word_is_signed_for_another_hub(
+    home: Household, is_new: bool, is_signed: bool
+) -> None:
     """A hub that calls itself another than before gets no word, from a new device neither; a stop
     reaches it all the same, and lets nothing go on."""
     ada = await home.person()
-    await ada.set_caps(tokens_per_day_max=5_000)
+    if is_signed:
+        await ada.set_caps(tokens_per_day_max=5_000)
+    await operations(ada).work.tell()
     await ada.sync_now()
     place = home.place() if is_new else home.places[0]
     place.wire.on_request = calls_itself("0" * 64)
@@ -335,8 +343,16 @@ async def test_a_new_device_knows_of_a_word_that_is_kept_from_it(home: Household
         older.signed.signature.value,
         older.revision,
     )
-    phone = await home.second()
-    assert (await phone.work_state()).tokens_per_day_max == 4_000
+    place = home.place()
+
+    async def away(request: httpx.Request, under: httpx.AsyncBaseTransport) -> None:
+        if request.url.path.endswith("/records"):
+            raise httpx.ConnectError("cut", request=request)
+
+    place.wire.on_request = away
+    phone = await place.host.sign_in("ada", PASSWORD)
+    assert (await phone.work_state()).tokens_per_day_max == 50_000, "it has read nothing yet"
+    place.wire.on_request = None
     await phone.set_caps(cost_per_day_max=7)
     held = await operations(phone).opened.hub.work()
     assert (held.tokens_per_day_max, held.cost_per_day_max) == (4_000, 7)

@@ -715,7 +715,7 @@ class Grants:
         pairs = [(table, record) for table, _, record in map(_split, header.record_ids)]
         titles = await self._opened.titles(pairs)
         state, reason = info.state, ""
-        title = ""
+        title, lower = "", ""
         if state == "active" and self._trust.ended(info, header):
             state = "revoked"
         if state == "active" and not await self._trust.verified(info, header):
@@ -730,7 +730,7 @@ class Grants:
                 if runner is not None:
                     reason = reason or await self._model_trouble(header, runner)
                 reason = reason or await self._sealed_since(pairs)
-                reason = reason or await self._raised(mission, header)
+                lower = await self._raised(mission, header)
         except (NotFound, Invalid):
             reason = "The mission is gone." if state == "active" else reason
         expires_ms = parse_iso_ms(header.expires_at)
@@ -745,7 +745,7 @@ class Grants:
             issued_ms=parse_iso_ms(header.issued_at),
             expires_ms=expires_ms,
             state="stale" if reason and state == "active" else state,
-            stale_reason=reason,
+            stale_reason=reason or (lower if state == "active" else ""),
             account_id=header.account_id,
             own=header.account_id == self._opened.account_id,
         )

@@ -368,7 +368,8 @@ class GrantView:
     """A grant, with the titles that the person granted.
 
     `state` as in the register, or `stale`, or `unverified`: no device of its grantor is known to
-    have signed it. `stale_reason` says why.
+    have signed it. `stale_reason` says why; of one that is active, that a limit in it is lower than
+    the one that another member set since.
     """
 
     grant_id: str

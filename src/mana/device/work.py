@@ -35,6 +35,7 @@ from mana.domain.errors import (
     CryptoFailed,
     Forbidden,
     Invalid,
+    ManaError,
     NotFound,
     Unauthenticated,
     Unavailable,
@@ -120,7 +121,7 @@ class Work:
             if cap is not None and cap < 0:
                 raise Invalid("a cap is a whole number from 0, or none")
         async with self._telling:
-            if await self._opened.book.kept(KEPT_WORD) is None:
+            with contextlib.suppress(ManaError):
                 # What another device signed holds in full, so it is read before it is replaced.
                 await self._opened.book.sync_now()
             for left in reversed(range(_ROUNDS)):
