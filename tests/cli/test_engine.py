@@ -57,6 +57,11 @@ def test_a_mission_takes_every_cadence_and_limit() -> None:
     assert (said["tokensPerDayMax"], said["costPerDayMax"]) == (5_000, None)
     for wrong in ("cron 7", "on-change soon", "on-change after"):
         assert terminal.run("mission", "edit", "weekly", "--every", wrong).status == 2
+    for wrong in ("on-change 2m", "on-change 2h after 2d"):
+        refused = terminal.run("mission", "edit", "weekly", "--every", wrong)
+        assert refused.status == 2
+        assert 'Write "on-change 30m"' in refused.err
+        assert "Minutes" not in refused.err
     assert terminal.device.mission_views[said["missionId"]].cadence == Cadence(
         "onChange", debounce_minutes=10, spacing_minutes=120
     )
@@ -189,8 +194,18 @@ def test_a_mission_is_stopped_and_one_that_failed_too_often_resumed() -> None:
     going = RunView("o1", NOW_MS, "scheduled", "leased", "", "", None, 0, phase="model", round=2)
     terminal.device.set_mission(mission.mission_id, runs=(going,))
     assert "Asking the model, round 2" in terminal.ok("mission", "show", "weekly")
-    after = terminal.json("mission", "stop", "weekly")["mission"]
-    assert (after["runs"][0]["reason"], after["state"]) == ("stopped", "active")
+    stopped = terminal.json("mission", "stop", "weekly")
+    after = stopped["mission"]
+    assert (after["runs"][0]["reason"], after["state"], stopped["stopped"]) == (
+        "stopped",
+        "active",
+        True,
+    )
+    assert "nothing to stop" in terminal.ok("mission", "stop", "weekly")
+    due = replace(going, state="queued")
+    for waits, is_stopped in ((due, False), (replace(due, tries=1), True)):
+        terminal.device.set_mission(mission.mission_id, runs=(waits,))
+        assert terminal.json("mission", "stop", "weekly")["stopped"] is is_stopped
     terminal.device.set_mission(
         mission.mission_id, hold="errored", failures=5, failure="auth", state="paused",
         failure_words="The provider refused the key.",
@@ -204,6 +219,7 @@ def test_a_mission_is_stopped_and_one_that_failed_too_often_resumed() -> None:
     shown = terminal.ok("mission", "show", "weekly")
     assert f"Bob raised a limit of a day. mana mission agree {mission.mission_id}" in shown
     assert terminal.json("mission", "agree", "weekly")["mission"]["raisedWords"] == ""
+    assert "nothing to agree to" in terminal.ok("mission", "agree", "weekly")
     terminal.device.online = False
     assert terminal.run("mission", "stop", "weekly").status == 6
 
@@ -225,6 +241,40 @@ def test_all_work_stops_and_goes_on() -> None:
     assert terminal.json("work", "go-on")["work"]["stoppedAt"] is None
     terminal.ok("mission", "run", "weekly")
     assert "stopped" not in terminal.ok("status")
+
+
+def test_another_hub_is_named_before_it_is_taken() -> None:
+    """Where the hub calls itself another, `work` says both names and what to type, and only that."""
+    terminal = signed_up()
+    terminal.device.work = replace(terminal.device.work, hub_known="1" * 64, hub_said="2" * 64)
+    shown = terminal.ok("work")
+    assert f"mana work accept-hub {'2' * 16}" in shown
+    assert "1" * 16 in shown
+    assert terminal.run("work", "accept-hub", "3" * 16).status == 2
+    assert "from now on" in terminal.ok("work", "accept-hub", "2" * 16)
+    assert "accept-hub" not in terminal.ok("work")
+
+
+def test_who_raises_a_limit_that_another_granted_is_told() -> None:
+    """It holds once the grantor grants again, who reads why of a grant that works as it is."""
+    terminal = with_proposals()
+    terminal.ok("mission", "edit", "weekly", "--tokens-a-day", "5000")
+    terminal.ok("grant", "give", "weekly", "--yes")
+    (mission,) = terminal.device.mission_views.values()
+    given = mission.grant
+    assert given is not None
+    raising = ("mission", "edit", "weekly", "--tokens-a-day")
+    assert "grants again" not in terminal.ok(*raising, "6000")
+    terminal.device.set_mission(mission.mission_id, grant=replace(given, own=False))
+    assert "grants again" in terminal.ok(*raising, "none")
+    assert "grants again" not in terminal.ok(*raising, "7000")
+    lower = "Bo raised a limit of a day since."
+    terminal.device.set_mission(mission.mission_id, grant=replace(given, stale_reason=lower))
+    shown = terminal.ok("mission", "show", "weekly")
+    assert lower in shown
+    assert "no longer fits" not in shown
+    agreed = terminal.ok("mission", "agree", "weekly")
+    assert f"mana grant give {mission.mission_id}" in agreed
 
 
 def test_limits_of_all_work_are_set_and_taken_away() -> None:

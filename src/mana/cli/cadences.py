@@ -35,6 +35,16 @@ class UnknownCadence(Invalid):
     )
 
 
+class OnChangeOutOfRange(Invalid):
+    """How often a mission on change may run, or how long its inputs rest before, is out of range."""
+
+    code = "ON_CHANGE_OUT_OF_RANGE"
+    advice = (
+        "It runs every 5 minutes at most, or as seldom as once in 366 days, after its inputs rested "
+        'for 1 minute to a day. Write "on-change 30m", or "on-change 2h after 10m".'
+    )
+
+
 class UnknownDay(Invalid):
     """The words name no day."""
 
@@ -69,7 +79,12 @@ def cadence_from_words(text: str) -> Cadence:
             wire["spacingMinutes"] = _minutes(spacing.strip())
         if after:
             wire["debounceMinutes"] = _minutes(rest)
-        return cadence_from_wire(wire)
+        try:
+            return cadence_from_wire(wire)
+        except Invalid:
+            raise OnChangeOutOfRange(
+                "a mission on change runs not so often, or not so late"
+            ) from None
     raise UnknownCadence("the cadence is not one that Mana knows")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -30,7 +31,7 @@ from mana.device.words import spent_words
 from mana.domain.cadences import MANUAL
 from mana.domain.errors import Invalid
 from mana.domain.missions import InputRef, MissionState
-from mana.domain.money import amount_words, cap_words
+from mana.domain.money import amount_words, cap_words, smaller
 
 if TYPE_CHECKING:
     from mana.device.missions import MissionEdit
@@ -286,7 +287,8 @@ async def edit(
     if not fields:
         raise Invalid("nothing to change was given")
     await device.edit_mission(one.mission_id, **fields)
-    return await _changed(device, one.mission_id, "Changed")
+    changed = await _changed(device, one.mission_id, "Changed")
+    return replace(changed, blocks=[*changed.blocks, *_raised(fields, one)])
 
 
 @mission.command()
@@ -313,6 +315,8 @@ async def resume(device: Device, named: MissionArgument) -> Answer:
 async def agree(device: Device, named: MissionArgument) -> Answer:
     """Agree to limits that another member raised, for what runs on this device."""
     one = await find_mission(device, named)
+    if not one.raised_words:
+        return Answer({"mission": one}, await _nothing_to_agree_to(device, one))
     await device.agree_to_caps(one.mission_id)
     return await _changed(device, one.mission_id, "Agreed to the limits of")
 
@@ -322,10 +326,15 @@ async def agree(device: Device, named: MissionArgument) -> Answer:
 async def stop(device: Device, named: MissionArgument) -> Answer:
     """Stop its run, and what waits to be tried again; its schedule stays."""
     one = await find_mission(device, named)
+    # Asked all the same: a run may have begun since the list was read.
     await device.stop_mission(one.mission_id)
     after = await device.mission(one.mission_id)
-    words = f"Stopped the run of “{one_line(after.title, 80)}”. It runs again when it is due."
-    return Answer({"mission": after}, [words], wrote=one.runs_here)
+    title = one_line(after.title, 80)
+    if not any(map(_can_be_stopped, one.runs)):
+        words = f"“{title}” was not running, and nothing of it waited: there was nothing to stop."
+        return Answer({"mission": after, "stopped": False}, [words])
+    words = f"Stopped the run of “{title}”. It runs again when it is due."
+    return Answer({"mission": after, "stopped": True}, [words], wrote=one.runs_here)
 
 
 @mission.command()
@@ -396,7 +405,8 @@ def grant_words(grant: GrantView | None, *, now_ms: int) -> str:
         return ""
     reads = counted(len(grant.titles), "record")
     if grant.state == "active":
-        return f"reads {reads}, {left(grant.expires_ms, now_ms=now_ms)}"
+        life = f"reads {reads}, {left(grant.expires_ms, now_ms=now_ms)}"
+        return one_line(f"{life}. {grant.stale_reason}" if grant.stale_reason else life)
     return one_line(f"{called(names.STATES, grant.state)} ({reads}) {grant.stale_reason}")
 
 
@@ -422,6 +432,42 @@ async def _state(device: Device, named: str, state: MissionState, verb: str) -> 
     one = await find_mission(device, named)
     await device.edit_mission(one.mission_id, state=state)
     return await _changed(device, one.mission_id, verb)
+
+
+def _can_be_stopped(run: RunView) -> bool:
+    """Say whether a line is a run that goes on, or one that waits by hand or for another try."""
+    asked = run.kind == "manual" or run.tries > 0
+    return run.state in WAITING and (run.state != "queued" or asked)
+
+
+async def _nothing_to_agree_to(device: Device, one: MissionView) -> list[Block]:
+    """Return why there is nothing to agree to, and where a limit is agreed to by a grant."""
+    title = one_line(one.title, 80)
+    if one.grant is None or one.grant.state != "active" or not one.grant.stale_reason:
+        return [f"Nobody raised a limit of “{title}” beyond yours: there is nothing to agree to."]
+    again = f"mana grant give {one.mission_id}{await option(device)}"
+    return [
+        f"“{title}” runs on the hub, under its grant. {one.grant.stale_reason}",
+        Line(f"Grant again: {again}", "quiet"),
+    ]
+
+
+def _raised(fields: MissionEdit, before: MissionView) -> list[Block]:
+    """Return where a limit that was raised does not hold yet, because somebody else granted."""
+    given = before.grant
+    if given is None or given.own or given.state != "active":
+        return []
+    raised = (
+        (
+            "tokens_per_day_max" in fields,
+            fields.get("tokens_per_day_max"),
+            before.tokens_per_day_max,
+        ),
+        ("cost_per_day_max" in fields, fields.get("cost_per_day_max"), before.cost_per_day_max),
+    )
+    if not any(named and smaller(cap, was) != cap for named, cap, was in raised):
+        return []
+    return ["On the hub the higher limit holds only once whoever granted it grants again."]
 
 
 async def _changed(device: Device, mission_id: str, verb: str) -> Answer:

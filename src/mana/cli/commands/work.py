@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 BAR_WIDTH: Final = 30
 DAYS_MAX: Final = 92
+ID_SHOWN: Final = 16
+"""Digits of a hub's id: as many as two people compare."""
 
 work = typer.Typer(
     help="All work: stop it, let it go on, and what a day may cost.",
@@ -99,6 +101,22 @@ async def caps(
     if not wanted:
         raise Invalid("no limit was given: --tokens-a-day, --cost-a-day or both")
     return _shown(await device.set_caps(**wanted), now_ms=around.now_ms())
+
+
+@work.command("accept-hub")
+@on_account(in_space=False)
+async def accept_hub(
+    device: Device,
+    around: Surroundings,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What the hub calls itself, as its operator says.")
+    ],
+) -> Answer:
+    """Take the hub for another than it was, because whoever runs it says so. Needs the hub."""
+    now = await device.accept_hub(name)
+    shown = _shown(now, now_ms=around.now_ms())
+    words = f"What you sign is for the hub {now.hub_said[:ID_SHOWN]} from now on."
+    return Answer(shown.document, [words, *shown.blocks], wrote=True)
 
 
 @on_account(in_space=False)
@@ -240,7 +258,15 @@ def _untold(now: WorkView) -> Sequence[Block]:
     blocks: list[Block] = []
     if not now.hub_told:
         blocks.append("The hub does not know it yet; it is told as soon as it answers.")
-    if now.differs:
+    if now.hub_changed:
+        said, known = now.hub_said[:ID_SHOWN], now.hub_known[:ID_SHOWN]
+        blocks.append(
+            f"The hub calls itself {said}; the one that you signed for before is {known}. It gets no "
+            "word of yours but a stop. Ask whoever runs it."
+        )
+        meant = "Only if they say that it is meant to be another: mana work accept-hub"
+        blocks.append(Line(f"{meant} {said}", "quiet"))
+    elif now.differs:
         blocks.append(
             "The hub says something else of your limits than you signed. It is told again, and "
             "its runner works by your word alone. If this stays, ask whoever runs it."
