@@ -316,7 +316,7 @@ async def test_usage_by_hours_and_days(database: Database) -> None:
     async with devices(database) as made:
         held = await made.reserve(300)
         await made.settle(held.reservation_id, 100, 100, 2)
-        await made.bank.shift(1)
+        await made.bank.shift(2)
         await made.bank.granted(400, 100, run=made.bank.run(2, 2))
         await made.reserve(50, person=made.bank.bob)
         answer = await made.usage()
@@ -341,8 +341,9 @@ async def test_usage_by_hours_and_days(database: Database) -> None:
         assert sum(line.tokens for line in by_day.lines if line.scope == "account") == 700
         assert all(line.hour.endswith("T00:00:00.000Z") for line in by_day.lines)
         assert by_day == await made.usage("?days=92&by=day")
-        # A day and an hour ago: of the last 24 whole hours nothing is left.
-        await made.bank.shift(24)
+        # A day and an hour ago: of the last 24 whole hours nothing is left. What was used two hours
+        # later is of them, also where another hour has begun meanwhile.
+        await made.bank.shift(23)
         assert {line.tokens for line in (await made.usage("?days=1")).lines} == {500}
 
 
