@@ -71,7 +71,11 @@ class Queued:
         )
 
     async def lease(self, free: int, worker: str = "one") -> list[Lease]:
-        return await self.store.lease(worker, free, lease_s=LEASE_S)
+        return (await self.store.lease(worker, free, lease_s=LEASE_S)).leases
+
+    async def wait_ms(self) -> int | None:
+        """Return what a runner hears that has no room now."""
+        return (await self.store.lease("full", 0, lease_s=LEASE_S)).wait_ms
 
     async def limit(self, **values: object) -> None:
         for name, value in values.items():

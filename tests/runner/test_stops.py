@@ -45,7 +45,7 @@ async def at_work(database: Database) -> AsyncIterator[tuple[World, RunnerStore]
 
 async def leased(made: World, store: RunnerStore) -> Lease:
     await made.run_now()
-    [lease] = await store.lease(RUNNER, 5, lease_s=60)
+    [lease] = (await store.lease(RUNNER, 5, lease_s=60)).leases
     return lease
 
 
@@ -128,7 +128,7 @@ async def test_what_waits_by_hand_is_stopped_too(database: Database) -> None:
     async with at_work(database) as (made, store):
         await made.run_now()
         await call(made, "stop")
-        [lease] = await store.lease(RUNNER, 5, lease_s=60)
+        [lease] = (await store.lease(RUNNER, 5, lease_s=60)).leases
         assert lease.stop
 
 
@@ -141,7 +141,7 @@ async def test_the_next_moment_of_a_stopped_run_stays(database: Database) -> Non
         before = (await made.status("mission-2")).next_run_at
         after = (await call(made, "stop", "mission-2")).next_run_at
         assert before == after
-        [lease] = await store.lease(RUNNER, 5, lease_s=60)
+        [lease] = (await store.lease(RUNNER, 5, lease_s=60)).leases
         assert not lease.stop
 
 
@@ -210,12 +210,12 @@ async def test_an_account_stops(database: Database) -> None:
         assert await refused(made) == (409, "WORK_STOPPED")
         async with store.work(lease.account_id) as ledger:
             assert await ledger.put_back(lease, delay_ms=0, counted=False)
-        assert await store.lease(RUNNER, 5, lease_s=60) == []
+        assert (await store.lease(RUNNER, 5, lease_s=60)).leases == []
         assert (await work(made, stopped=True)).stopped_at == first.stopped_at
         assert (await made.missions()).work == await work(made)
         assert (await work(made, stopped=False)).stopped_at is None
         # What ran when the person stopped everything ends, however soon they went on.
-        [again] = await store.lease(RUNNER, 5, lease_s=60)
+        [again] = (await store.lease(RUNNER, 5, lease_s=60)).leases
         assert again.stop
 
 
@@ -246,9 +246,9 @@ async def test_the_hub_stops(database: Database) -> None:
             assert (state.hub_stopped, state.stopped_at) == (True, None)
             async with store.work(lease.account_id) as ledger:
                 assert await ledger.put_back(lease, delay_ms=0, counted=False)
-            assert await store.lease(RUNNER, 5, lease_s=60) == []
+            assert (await store.lease(RUNNER, 5, lease_s=60)).leases == []
             assert (await whoever.stop_work(stopped=False)).stopped_ms is None
-        assert len(await store.lease(RUNNER, 5, lease_s=60)) == 1
+        assert len((await store.lease(RUNNER, 5, lease_s=60)).leases) == 1
 
 
 async def test_the_operator_sets_limits(database: Database) -> None:
@@ -299,7 +299,7 @@ async def test_an_errored_mission_is_resumed(database: Database) -> None:
         await made.grant()
         await made.edit_mission(cadence={"kind": "interval", "everyMinutes": 30})
         assert (await made.status()).hold == "errored"
-        assert await store.lease(RUNNER, 5, lease_s=60) == []
+        assert (await store.lease(RUNNER, 5, lease_s=60)).leases == []
         status = await call(made, "resume")
         assert (status.hold, status.failures, status.failure) == (None, 0, None)
         assert status.next_run_at is not None

@@ -71,6 +71,17 @@ class Retry:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What was leased, and how long until something else is due or a lease ends, in milliseconds.
+
+    `wait_ms` None: nothing is; 0: something else is due already, or may be.
+    """
+
+    leases: list[Lease]
+    wait_ms: int | None
+
+
 class Queue:
     """The statements about missions and their occurrences, within one open transaction."""
 
@@ -347,14 +358,16 @@ class Turns:
         if self._pool is not None:
             await self._pool.listen(STOP, callback)
 
-    async def lease(self, worker: str, limit: int, *, lease_s: int) -> list[Lease]:
+    async def lease(self, worker: str, limit: int, *, lease_s: int) -> Taken:
         """Lease what is due or was left by a runner that ended, in turns of accounts.
 
         At most `limit`, and no more than the hub's limits leave for all runners together.
         """
         async with self._tenancy.lease() as tx:
             rows = await tx.all(_Q["lease"], worker, limit, timedelta(seconds=lease_s), LEASES_MAX)
-        return [lease_of(row) for row in rows]
+            # Where as many were leased as were asked for there may be more.
+            wait_ms = 0 if rows and len(rows) >= limit else await tx.value(_Q["wait"])
+        return Taken([lease_of(row) for row in rows], wait_ms)
 
     async def crashed(self, limit: int) -> list[Lease]:
         """Return what was left and is not to be leased again: too often, or stopped meanwhile."""
@@ -367,15 +380,6 @@ class Turns:
         async with self._tenancy.lease() as tx:
             rows = await tx.all(_Q["stopping"], worker)
         return [lease_of(row) for row in rows]
-
-    async def wait_ms(self) -> int | None:
-        """Return how long until something is due or a lease ends; None: nothing is.
-
-        0: something is due already, and waits for a limit if it was not leased.
-        """
-        async with self._tenancy.lease() as tx:
-            found: int | None = await tx.value(_Q["wait"])
-        return found
 
 
 def status_of(mission: MissionSnapshot, lines: Sequence[OccurrenceInfo]) -> MissionStatus:

@@ -213,14 +213,14 @@ class Scheduler:
             await self._look(await self._store.end_grants(), stats)
         # What is queued from here on tells of itself.
         self._alarm.clear()
-        found = await self._store.lease(self._setting.name, free, lease_s=self._setting.lease_s)
-        if len(found) < free:
-            wait_ms = await self._store.wait_ms()
-            self._has_more = wait_ms == 0
-            if self._has_more:
-                self._alarm.within(HELD_S_BESIDE if running or found else HELD_S)
-            elif wait_ms is not None:
-                self._alarm.within(wait_ms / 1_000)
+        taken = await self._store.lease(self._setting.name, free, lease_s=self._setting.lease_s)
+        found, wait_ms = taken.leases, taken.wait_ms
+        self._has_more = wait_ms == 0
+        if wait_ms:
+            self._alarm.within(wait_ms / 1_000)
+        elif self._has_more and len(found) < free:
+            # It waits for a limit, which what other runners work on may fill.
+            self._alarm.within(HELD_S_BESIDE if running or found else HELD_S)
         return found
 
     async def _look(self, ended: EndedGrants, stats: TickStats) -> None:
