@@ -25,6 +25,8 @@ from mana.testing.postgres import Database
 from tests.hub.client import START_MS, Served, served_hub
 
 CATALOGUE = load_catalogue()
+HANGS_S = 120.0
+"""After how long what surely comes is taken not to come; it measures no speed."""
 
 
 class DeviceClock:

@@ -19,6 +19,7 @@ from mana.domain.errors import Invalid
 from mana.testing.accounts import PASSWORD
 from mana.testing.postgres import Database
 from tests.device.household import Household, household, operations
+from tests.device.rig import HANGS_S
 
 pytestmark = pytest.mark.anyio
 MINUTE_MS = 60_000
@@ -152,7 +153,7 @@ async def test_what_needs_keys_stops_and_says_so(home: Household, even: Even) ->
     even.now_s += 60
     assert await host.lock_idle() == [ada.account_id]
     assert serving.done()
-    await asyncio.wait_for(listener, 10)
+    await asyncio.wait_for(listener, HANGS_S)
     assert topics[-1] == "lock"
 
 
@@ -168,7 +169,7 @@ async def test_the_watch_locks_by_itself(
     host.on_lock(lambda account_id: locked.set())
     await host.set_auto_lock(ada.account_id, 1)
     even.now_s += 60
-    await asyncio.wait_for(locked.wait(), 20)
+    await asyncio.wait_for(locked.wait(), HANGS_S)
 
 
 @pytest.mark.postgres

@@ -25,9 +25,9 @@ def test_large_texts_take_bounded_time() -> None:
     """Two long and wholly different texts are not compared word by word."""
     before = " ".join(f"old{number}" for number in range(20_000))
     after = " ".join(f"new{number}" for number in range(20_000))
-    began = time.perf_counter()
+    began = time.process_time()
     spans = word_spans(before, after)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert "".join(text for kind, text in spans if kind != "new") == before
 
 

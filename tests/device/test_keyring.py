@@ -30,6 +30,7 @@ from tests.device.keyrings import (
     SlowKeyring,
     WeakKeyring,
 )
+from tests.device.rig import HANGS_S
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
@@ -249,7 +250,7 @@ async def test_a_keyring_that_waits_holds_nobody_up(home: Household) -> None:
     backend.answers.clear()
     opening = asyncio.create_task(host.open_remembered())
     assert await asyncio.to_thread(backend.asked.wait, 10)
-    opened = await asyncio.wait_for(host.sign_in("ada", PASSWORD), 30)
+    opened = await asyncio.wait_for(host.sign_in("ada", PASSWORD), HANGS_S)
     backend.answers.set()
     assert await opening == []
     assert host.device(ada.account_id) is opened

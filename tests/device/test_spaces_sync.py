@@ -18,7 +18,7 @@ from mana.hub.app import serve
 from mana.protocol.messages import PushRequest
 from mana.testing.postgres import Database
 from tests.device import shared
-from tests.device.rig import Rig, note, rig_on, titles, write
+from tests.device.rig import HANGS_S, Rig, note, rig_on, titles, write
 from tests.hub.client import START_MS
 
 pytestmark = pytest.mark.anyio
@@ -563,12 +563,12 @@ async def test_a_membership_is_heard_of_live(rig: Rig) -> None:
         while (await bob.status()).link != "online":
             await heard.get()
         invited = asyncio.create_task(shared.join(ours, bob))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANGS_S):
             theirs = await invited
             while (await titles(theirs)) != {"n1": "shared"}:
                 await heard.get()
         await shared.remove(ours, bob.account_id)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANGS_S):
             while not theirs.keys.former:
                 await heard.get()
         assert await titles(theirs) == {"n1": "shared"}

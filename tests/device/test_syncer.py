@@ -22,7 +22,7 @@ from mana.protocol.messages import PullAnswer, PushAnswer, PushRequest, PushResu
 from mana.protocol.replication import HubDistrusted
 from mana.registry.catalogue import build_catalogue
 from mana.testing.postgres import Database, connected
-from tests.device.rig import Rig, note, rig_on, titles, write
+from tests.device.rig import HANGS_S, Rig, note, rig_on, titles, write
 from tests.device.test_replica_pages import Dying
 from tests.hub.client import START_MS
 
@@ -442,7 +442,7 @@ async def test_another_process_is_seen(rig: Rig) -> None:
     heard: asyncio.Queue[Notice] = asyncio.Queue()
     book.on_change(heard.put_nowait)
     await note(other, "n1", title="from there")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         while "notes" not in (await heard.get()).tables:
             pass
     assert await titles(book) == {"n1": "from there"}
@@ -459,7 +459,7 @@ async def test_one_process_syncs_for_all(rig: Rig) -> None:
     follower = await follower_machine.sign_in()
     await follower.start()
     await note(follower, "n1", title="pushed by the other")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS_S):
         while (await follower.status()).waiting or (await leader.status()).link != "online":
             await heard.get()
     assert (await follower.status()).link == "online"
@@ -504,7 +504,7 @@ async def test_live_notices_bring_changes_at_once(rig: Rig) -> None:
         await here.start()
         await asyncio.sleep(0)
         await note(here, "n1", title="live")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS_S):
             while (await titles(there)) != {"n1": "live"}:
                 await heard.get()
         await here.lock()

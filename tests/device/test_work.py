@@ -54,8 +54,7 @@ async def test_stop_ends_what_runs_and_lets_nothing_begin(home: Household) -> No
     state = await ada.stop_work()
     assert state.stopped_ms is not None
     assert state.hub_told
-    async with asyncio.timeout(10):
-        line = await task
+    line = await task
     assert (line.state, line.reason) == ("failed", "stopped")
     assert hanging.cancelled
     assert await hub_is_stopped(ada)
@@ -130,8 +129,7 @@ async def test_every_device_obeys_after_its_sync(home: Household) -> None:
     await hanging.asked.wait()
     await phone.stop_work()
     await ada.sync_now()
-    async with asyncio.timeout(10):
-        run = await running
+    run = await running
     assert run is not None
     assert (run.state, run.reason) == ("failed", "stopped")
     assert (await ada.work_state()).stopped_ms is not None
