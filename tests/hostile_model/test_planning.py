@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mana.domain.encoding import canonical_json
@@ -128,6 +128,7 @@ def test_every_step_is_within_what_was_set(
 
 
 @given(seed=seeds)
+@example(seed=11446)  # calls a tool whose name is made of what it read
 def test_nothing_but_the_model_is_told_what_was_read(seed: int) -> None:
     """What was granted stands in requests and sealed steps only, and what was not granted nowhere."""
     model, budget = HostileModel(seed, ids=["n9"]), CountedBudget()
