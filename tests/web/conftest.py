@@ -115,7 +115,7 @@ def page(context: BrowserContext) -> Iterator[Page]:
 
 
 @pytest.fixture
-def demo_page(page: Page, served: Served) -> Page:
-    """Open the demo by its link."""
+def demo_page(served: Served, page: Page) -> Page:
+    """Open the demo by its link; at the end the browser leaves before the server does."""
     page.goto(f"{served.url}/demo/{served.host.demo_link_token()}")
     return page

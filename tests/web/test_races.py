@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -270,6 +273,30 @@ def test_what_a_request_pushed_aside_is_asked_again(still_page: Page, served: Se
     expect(still_page.locator("#main")).to_contain_text("From the phone")
 
 
+def test_what_changes_all_the_time_is_shown_all_the_same(still_page: Page, served: Served) -> None:
+    """Notices that come faster than the page can be made anew do not keep it as it was."""
+    going = threading.Event()
+
+    async def flood() -> None:
+        while not going.is_set():
+            served.device.tell("missions")
+            await asyncio.sleep(0.03)
+
+    def slowly(route: Route) -> None:
+        if by_itself(route.request):
+            time.sleep(0.2)
+        route.fallback()
+
+    still_page.route("**/*", slowly)
+    flooding = asyncio.run_coroutine_threadsafe(flood(), served.loop)
+    try:
+        served.run(served.device.create("tasks", {"title": "From the car", "isCompleted": False}))
+        expect(still_page.locator("#main")).to_contain_text("From the car")
+    finally:
+        going.set()
+        flooding.result(10)
+
+
 def test_what_is_typed_behind_a_sent_task_is_the_next_one(demo_page: Page, served: Served) -> None:
     """Letters that follow Enter at once are not lost when the answer empties the field."""
     demo_page.goto(f"{served.url}/tasks")
@@ -438,7 +465,7 @@ def test_back_asks_about_unsaved_words(demo_page: Page, served: Served) -> None:
 
 
 @pytest.fixture
-def own_page(page: Page, served: Served) -> Page:
+def own_page(served: Served, page: Page) -> Page:
     """Open the page of an account with a password, on a new note."""
     page.goto(served.url)
     page.fill("#sign-up-login", "ada")

@@ -128,7 +128,9 @@
      focus, typed text and open parts stay. */
   let stream = null;
   let refreshing = null;
+  let again = false;
   let timer = 0;
+  let due = 0;
   const listen = () => {
     // A browser opens few connections to one place: pages that nobody sees leave them to the others.
     const wanted = Boolean($("#page[data-live]")) && !document.hidden;
@@ -141,18 +143,24 @@
     // A device that knows this browser no longer ends the stream for good; the page says so.
     stream.addEventListener("error", (event) => { if (event.target.readyState === EventSource.CLOSED) soon(); });
   };
+  // Never later than was said before, and one after the other: where something changes all the
+  // time, each answer would else be given up for the next, and none ever shown.
   const soon = (delay = 120) => {
+    const at = performance.now() + delay;
+    if (timer && at >= due) return;
     clearTimeout(timer);
-    timer = setTimeout(refresh, delay);
+    due = at;
+    timer = setTimeout(() => { timer = 0; refresh(); }, delay);
   };
   const refresh = async () => {
     if (!$("#page[data-live]")) return;
     if (document.hidden) { stale = true; return; }
     if (underWay.size) { soon(300); return; }
+    if (refreshing) { again = true; return; }
     const url = location.pathname + location.search;
-    refreshing?.abort();
     const mine = new AbortController();
     refreshing = mine;
+    const tooLong = setTimeout(() => { again = true; mine.abort(); }, 60000);
     try {
       const answer = await fetch(url, { headers: { "HX-Request": "true", "Mana-Refresh": "1" }, credentials: "same-origin", signal: mine.signal });
       if (!answer.ok && answer.status !== 423) return;
@@ -171,7 +179,9 @@
     } catch (error) {
       if (error.name !== "AbortError") soon(3000);
     } finally {
-      if (refreshing === mine) refreshing = null;
+      clearTimeout(tooLong);
+      refreshing = null;
+      if (again) { again = false; soon(); }
     }
   };
   /* The device began anew, or the account left: unsaved words stay until they can be saved. */
