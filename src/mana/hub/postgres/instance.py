@@ -196,6 +196,8 @@ class Instance:
         command = identity.command(
             "initdb",
             *("-D", str(draft), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale"),
+            # Where durability is given up, the new folder need not be on disk either.
+            *(["--no-sync"] if self._settings["fsync"] == "off" else []),
         )
         with self._log() as log:
             # In a session of its own: a Ctrl-C is for whoever asked, who then stops in order.
