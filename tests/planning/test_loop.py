@@ -102,14 +102,6 @@ async def test_a_tool_that_was_not_offered_is_refused() -> None:
     assert [(r.tool, r.code) for r in result.refusals] == [("update_note", "TOOL_NOT_OFFERED")]
 
 
-@pytest.mark.parametrize("name", ["send_4b45535452454c", "CREATE_TASK", "a name", ""])
-async def test_a_name_that_is_no_tools_is_not_told(name: str) -> None:
-    """A name of the model's own may carry what it read: the plan says only that there was one."""
-    model = ScriptedModel([says("", calling(name, {}))])
-    result = await plan(model)
-    assert [(r.tool, r.code) for r in result.refusals] == [("(no such tool)", "TOOL_NOT_OFFERED")]
-
-
 async def test_one_repair_turn() -> None:
     """Bad arguments are explained once; a corrected call leaves no refusal."""
     model = ScriptedModel([says("", calling("create_task", "{bad")), says("", *creating("Call"))])

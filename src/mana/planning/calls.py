@@ -30,7 +30,7 @@ MARKED: Final = "marker"
 """The flag of a plan whose material, or whose calls, bear the mark of an injected instruction."""
 _REFUSAL_CHARS_MAX: Final = 500
 _CALL_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_NO_TOOL: Final = "(no such tool)"
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 Answer = dict[str, Json]
 Delegate = Callable[[FunctionCall], Awaitable["Answer | Refused"]]
@@ -175,7 +175,7 @@ async def _answer(
     call: FunctionCall, talk: Talk, work: Work, setting: Setting, delegate: Delegate | None
 ) -> Answer:
     """Return the answer to one call, as the model sees it."""
-    tool = _told_as(call.name, talk, setting.catalogue)
+    tool = call.name if _NAME.fullmatch(call.name) else "(malformed name)"
     if call.name not in talk.offered:
         return _refused(tool, Refused("TOOL_NOT_OFFERED", "there is no such tool here"), talk, work)
     if is_marked(call.arguments):
@@ -189,12 +189,6 @@ async def _answer(
         talk.repairs.pop(tool, None)
         return result
     return _taken(call, talk, work, setting)
-
-
-def _told_as(name: str, talk: Talk, catalogue: Catalogue) -> str:
-    """Return how a call is told of: by a tool's name; any other may carry what the model read."""
-    known = name in talk.offered or name == TASK
-    return name if known or any(name == tool.name for tool in catalogue.tools) else _NO_TOOL
 
 
 def _taken(call: FunctionCall, talk: Talk, work: Work, setting: Setting) -> Answer:
