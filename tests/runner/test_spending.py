@@ -19,9 +19,9 @@ from mana.hub.runner.dialogue import (
     WorkerLost,
 )
 from mana.hub.runner.store import RunnerStore
-from mana.planning.ports import Usage
+from mana.planning.ports import ModelReply, ModelRequest, Usage
 from mana.testing.models import ScriptedModel, calling, says
-from mana.testing.postgres import Database
+from mana.testing.postgres import Database, connected
 from tests.runner.world import InlineWorkers, world
 
 pytest_plugins = ["mana.testing.plugin"]
@@ -66,6 +66,50 @@ async def test_a_run_of_two_calls_is_six_transactions(
         line = (await made.status()).occurrences[0]
         assert (line.tokens, line.unconfirmed_tokens) == (2 * USAGE.total, 0)
         assert (await made.missions()).tokens_today == {"agent-1": 2 * USAGE.total}
+
+
+TAKEN_AND_ENDED = """
+update mana_ai.occurrences o
+   set state = 'done', fence = o.fence + 1, lease_until = null, finished_at = clock_timestamp(),
+       (tokens, cost, confirmed_tokens, confirmed_cost) = (
+         select u.* from mana_ai.used_by(o.space_id, o.occurrence_id) u)
+"""
+
+
+class Slow(Metered):
+    """A model in whose last call another runner takes the run over and ends it."""
+
+    def __init__(self, database: Database, replies: int) -> None:
+        call = calling("create_task", TASK)
+        super().__init__([says("", call, usage=USAGE), says("Done.", usage=USAGE)][-replies:])
+        self._database, self._left = database, replies
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        self._left -= 1
+        if self._left == 0:
+            async with connected(self._database.owner_url) as owner:
+                await owner.execute(TAKEN_AND_ENDED)
+        return await super().complete(request)
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+async def test_a_late_call_is_in_the_sum_of_a_run_that_another_ended(
+    database: Database, calls: int
+) -> None:
+    """Whoever comes back after its lease was another's settles its call, and the ended run's line
+    says what the ledger says."""
+    async with world(database) as made:
+        await made.ready()
+        await made.run_now()
+        async with made.runner(lambda: Slow(database, calls)) as runner:
+            stats = await runner.scheduler.tick()
+        assert stats.plans_written_back == 0
+        line = (await made.status()).occurrences[0]
+        assert (line.state, line.tokens, line.unconfirmed_tokens) == (
+            "done",
+            calls * USAGE.total,
+            0,
+        )
 
 
 class Breaking(InlineWorkers):

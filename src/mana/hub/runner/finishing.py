@@ -86,27 +86,21 @@ class Finishing:
         for space, leases in by_space(one.admitted.lease for one in ends).items():
             some = [by_lease[lease.occurrence_id] for lease in leases]
             account = leases[0].account_id
-            settles = [settled for one in some for settled in one.settled]
-            found, tokens = await self._store.again(
-                partial(self._commit, account, space, some, settles)
-            )
+            found, tokens = await self._store.again(partial(self._commit, account, space, some))
             self._reach("after_commit")
-            spending.count(self._metrics, settles, tokens)
+            spending.count(self._metrics, _settled(some, found), tokens)
             outcomes.update(found)
         for one in ends:
             self._count(one, outcomes[one.admitted.lease.occurrence_id])
         return [outcomes[one.admitted.lease.occurrence_id] for one in ends]
 
     async def _commit(
-        self,
-        account: AccountId,
-        space: SpaceId,
-        ends: Sequence[Ending],
-        settles: Sequence[Settle],
+        self, account: AccountId, space: SpaceId, ends: Sequence[Ending]
     ) -> tuple[dict[OccurrenceId, Outcome], int]:
         """Write what the runs of one space came to, in one transaction.
 
-        Returns what became of each, and the tokens of the calls that were settled with them.
+        Returns what became of each, and the tokens of the calls that were settled with them: those
+        of runs whose lease is another's by now are not.
         """
         tokens = 0
         writes = any(isinstance(one.said, Finished) for one in ends)
@@ -134,11 +128,11 @@ class Finishing:
             )
             for one, outcome in zip(ending, ended, strict=True):
                 outcomes[one.admitted.lease.occurrence_id] = outcome
+            settles = _settled(ends, outcomes)
             if settles:
                 # Money comes last: what it locks is held until the end. The rows are ours by then.
                 tokens = await spending.settle(ledger.tx, settles)
-                mine = {one.admitted.lease.occurrence_id for one in settles}
-                await ledger.sum_up([one for one in mine if outcomes[one].took])
+                await ledger.sum_up(one.admitted.lease.occurrence_id for one in settles)
             if writes:
                 self._reach("before_commit")
         return outcomes, tokens
@@ -271,6 +265,12 @@ def are_figures(counts: Counts) -> bool:
         and len(counts.folded) <= FOLDED_MAX
         and all(0 <= number <= NUMBER_MAX for number in numbers)
     )
+
+
+def _settled(ends: Sequence[Ending], outcomes: Mapping[OccurrenceId, Outcome]) -> list[Settle]:
+    """Return the calls of those runs that ended here."""
+    took = [one for one in ends if outcomes[one.admitted.lease.occurrence_id].took]
+    return [settled for one in took for settled in one.settled]
 
 
 def _end(one: Ending, outcome: Outcome) -> End:

@@ -244,7 +244,8 @@ class Lane:
             outcome = await self._ends.ask(
                 Ending(admitted, said, port.provider, tuple(port.settled))
             )
-            port.settled.clear()
+            if outcome.took:
+                port.settled.clear()
             span.note(state=outcome.state, reason=outcome.reason)
             return outcome
         finally:
@@ -258,7 +259,7 @@ class Lane:
             await self._settle(port)
 
     async def _settle(self, port: Port) -> None:
-        """Settle the calls of a run that came to no end and reserved nothing after them."""
+        """Settle the calls of a run that came to no end here and reserved nothing after them."""
         with contextlib.suppress(ManaError):
             for one in port.settled:
                 await self._tokens.ask(one)
@@ -339,7 +340,8 @@ class Lane:
         port.provider = self._crew.prices.provider_of(call.endpoint)
         settled = tuple(port.settled)
         answer = await self._tokens.ask(Reserve(port.admitted, ask, call, settled))
-        port.settled.clear()
+        if answer is not None:
+            port.settled.clear()
         if isinstance(answer, Reserved):
             port.granted[answer.granted.reservation] = answer.granted
             return answer.answer

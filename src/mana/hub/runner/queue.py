@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -314,9 +314,13 @@ class Queue:
         )
         return {OccurrenceId(row["occurrence_id"]) for row in rows}
 
-    async def sum_up(self, occurrences: Sequence[OccurrenceId]) -> None:
+    async def lock(self, occurrences: Iterable[OccurrenceId]) -> None:
+        """Keep occurrences as they are until the transaction ends, whosever lease they have."""
+        await self.tx.execute(_Q["lock_occurrences"], sorted(set(occurrences)))
+
+    async def sum_up(self, occurrences: Iterable[OccurrenceId]) -> None:
         """Write into lines of the ledger what their runs used, as it is settled by now."""
-        await self.tx.execute(_Q["sum_up"], occurrences)
+        await self.tx.execute(_Q["sum_up"], sorted(set(occurrences)))
 
     async def lease_at(
         self,

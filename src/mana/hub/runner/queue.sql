@@ -196,6 +196,10 @@ select e.occurrence_id,
                  json_build_object('spaceId', e.space_id, 'missionId', e.mission_id)::text)
   from ended e
 
+-- name: lock_occurrences
+select from mana_ai.occurrences where occurrence_id = any ($1::text[])
+ order by occurrence_id for update
+
 -- name: sum_up
 update mana_ai.occurrences o
    set (tokens, cost, confirmed_tokens, confirmed_cost) = (

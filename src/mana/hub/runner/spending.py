@@ -1,7 +1,8 @@
 """Reservations of tokens and their settlement, committed before and after each call of a model.
 
 What a call came to goes along with the next reservation of its run, or with the run's end; until
-then the reservation counts in full.
+then the reservation counts in full. What a run broke off with, or whose lease is another's by now,
+is settled by itself, and in the occurrence's sum whoever ended it.
 """
 
 from __future__ import annotations
@@ -66,12 +67,11 @@ class Spending:
     async def spend(
         self, asked: Sequence[Reserve | Settle]
     ) -> list[Reserved | Granted | Refused | None]:
-        """Return an answer for each; None: its lease is another's by now."""
+        """Return an answer for each; None: its lease is another's by now, and nothing is settled."""
         reserves = [one for one in asked if isinstance(one, Reserve)]
-        settles = [one for one in asked if isinstance(one, Settle)]
-        settles += [settled for one in reserves for settled in one.settled]
-        tokens, by_run = await self._store.again(partial(self._commit, settles, reserves))
-        count(self._metrics, settles, tokens)
+        alone = [one for one in asked if isinstance(one, Settle)]
+        settled, tokens, by_run = await self._store.again(partial(self._commit, alone, reserves))
+        count(self._metrics, settled, tokens)
         return [
             Granted(one.ask.run, one.ask.reservation)
             if isinstance(one, Settle)
@@ -80,31 +80,38 @@ class Spending:
         ]
 
     async def _commit(
-        self, settles: Sequence[Settle], reserves: Sequence[Reserve]
-    ) -> tuple[int, dict[int, money.Granted | money.Refusal]]:
-        """Return the tokens that were settled, and the answers to the reservations, by run."""
-        account = (settles or reserves)[0].admitted.lease.account_id
+        self, alone: Sequence[Settle], reserves: Sequence[Reserve]
+    ) -> tuple[Sequence[Settle], int, dict[int, money.Granted | money.Refusal]]:
+        """Return what was settled, its tokens, and the answers to the reservations, by run."""
+        account = (alone or reserves)[0].admitted.lease.account_id
         tokens = 0
         async with self._store.work(account) as ledger:
+            ended = [one.admitted.lease.occurrence_id for one in alone]
+            if ended:
+                await ledger.lock(ended)
             held: set[OccurrenceId] = set()
             stopped: set[OccurrenceId] = set()
             for space, leases in by_space(one.admitted.lease for one in reserves).items():
                 found = await Batch(ledger.tx, space).held(leases, account)
-                held |= found.ids - found.stopped
+                held |= found.ids
                 stopped |= found.stopped
+            mine = [one for one in reserves if one.admitted.lease.occurrence_id in held]
+            settles = [*alone, *(settled for one in mine for settled in one.settled)]
             # Money comes last: what it locks is held until the end.
             if settles:
                 tokens = await settle(ledger.tx, settles)
-            current = [one for one in reserves if one.admitted.lease.occurrence_id in held]
+            if ended:
+                await ledger.sum_up(ended)
+            current = [one for one in mine if one.admitted.lease.occurrence_id not in stopped]
             answers: Sequence[money.Granted | money.Refusal] = []
             if current:
                 answers = await money.reserve(ledger.tx, [_for(one) for one in current])
         told = {one.ask.run: answer for one, answer in zip(current, answers, strict=True)}
-        for one in reserves:
+        for one in mine:
             if one.admitted.lease.occurrence_id in stopped:
                 # After a stop nothing is begun any more that costs something.
                 told[one.ask.run] = money.Refusal(STOPPED)
-        return tokens, told
+        return settles, tokens, told
 
 
 async def settle(tx: Transaction, settles: Sequence[Settle]) -> int:
