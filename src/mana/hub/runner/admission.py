@@ -180,13 +180,13 @@ class Admission:
             ledger.tx,
             [Run(space, one.lease.mission_id, one.agent.agent_id) for one in candidates],
         )
-        stands = await batch.standing(one.agent.agent_id for one in candidates)
         judged_of = [
             (one, self._prepared(one, its)) for one, its in zip(candidates, caps, strict=True)
         ]
         prepared = await self._with_room(batch, judged_of, tally)
         if not prepared:
             return {}
+        stands = await batch.standing()
         standing, known_space = self._standings.of(space, stands.log, stands.devices)
         judged = self._words.judge_work(account, stands.work, known_space)
         refusal = judged.refusal

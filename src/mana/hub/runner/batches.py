@@ -153,8 +153,11 @@ class Batch:
         """Count runs as their agents' in this order, as far as each agent may do so many at once.
 
         Returns the records of those that were counted, sealed, and those of the `earlier` runs of
-        each mission; the others may not run now. Ask `standing` of their agents first.
+        each mission; the others may not run now. Nobody else admits runs of these agents until the
+        transaction ends.
         """
+        agents = sorted({f"{self._space}:{one.agent.agent_id}" for one in places})
+        await self._tx.execute(_QUERIES["lock_agents"], agents)
         wanted = [(number, one.wanted) for number, one in enumerate(places, 1) if one.wanted]
         refs = [(number, ref) for number, one in wanted for ref in dict.fromkeys(one.refs)]
         rows = await self._tx.all(
@@ -229,17 +232,13 @@ class Batch:
         )
         return written == len(rows)
 
-    async def standing(self, agents: Iterable[AgentId]) -> Stands:
+    async def standing(self) -> Stands:
         """Return who may decide in the space, what it lifts, and what holds for the account.
 
-        Nobody else admits runs of these agents until the transaction ends.
+        Ask for it after the records that it judges: then it knows who wrote them.
         """
         row = await self._tx.one(
-            _QUERIES["standing"],
-            self._space,
-            SPACE_POLICY.name,
-            SPACE_POLICY_ID,
-            sorted({f"{self._space}:{agent}" for agent in agents}),
+            _QUERIES["standing"], self._space, SPACE_POLICY.name, SPACE_POLICY_ID
         )
         if row is None:
             return Stands()

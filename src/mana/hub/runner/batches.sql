@@ -51,8 +51,13 @@ update mana_ai.occurrences o
   from unnest($1::text[], $2::bigint[]) as k (occurrence_id, fence)
  where o.occurrence_id = k.occurrence_id and o.fence = k.fence and o.state = 'leased'
 
+-- name: lock_agents
+-- Whoever admits runs of these agents next waits, and counts what is admitted here.
+select pg_advisory_xact_lock(hashtextextended(k.agent, 1835101793))
+  from unnest($1::text[]) as k (agent)
+
 -- name: admit
--- In a statement of its own after `standing`, which locked the agents.
+-- In a statement of its own after the agents were locked, so that it sees what others admitted.
 with asked as (
   select * from unnest($2::text[], $3::text[], $4::integer[]) with ordinality
     as a (occurrence_id, agent_id, most, place)
@@ -130,12 +135,7 @@ select $1, $2, r.* from moved, unnest($3::bigint[], $4::text[], $5::text[], $6::
   $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[]) as r
 
 -- name: standing
--- Whoever admits runs of these agents next waits, and counts what is admitted here.
-with turns as materialized (
-  select pg_advisory_xact_lock(hashtextextended(k.agent, 1835101793))
-    from unnest($4::text[]) as k (agent)
-)
-select (select count(*) from turns) as turns,
+select
   (select coalesce(json_agg(json_build_object('entry', e.entry, 'signature', e.signature)
                             order by e.number), '[]')::text
      from mana.membership_entries e where e.space_id = $1) as log,

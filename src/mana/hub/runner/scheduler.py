@@ -13,6 +13,8 @@ import contextlib
 import time
 from typing import Any, Final
 
+import structlog
+
 from mana.domain.clock import iso_ms
 from mana.domain.errors import ManaError
 from mana.hub.runner import endings
@@ -32,6 +34,7 @@ from mana.hub.runner.store import EndedGrants, RunnerStore
 from mana.hub.runner.tracing import Tracing
 from mana.hub.runner.workers import Workers
 
+_log: Final = structlog.get_logger("mana.runner")
 SWEEP_S: Final = 1.0
 """How often a pass looks at what ended by time: grants, and leases that nobody renewed."""
 BURIED_MAX: Final = 20
@@ -190,7 +193,7 @@ class Scheduler:
                 is_told = self._awake.is_set()
                 self._awake.clear()
                 if is_told or self._has_more or not running:
-                    for lease in await self._leased(len(running), stats):
+                    for lease in await self._found(running, stats):
                         stats.due_mission_count += 1
                         running.add(asyncio.create_task(self._lanes.work(lease, stats)))
                 if not running:
@@ -198,6 +201,19 @@ class Scheduler:
                 running -= await self._something(running)
         finally:
             await _ended([*running, *beside])
+
+    async def _found(self, running: set[asyncio.Task[None]], stats: TickStats) -> list[Lease]:
+        """Return what is taken now; a look that fails is made again, and costs no run its life."""
+        try:
+            return await self._leased(len(running), stats)
+        except Exception as error:
+            # What was told, and the moment that was set, went with this look.
+            self._alarm.within(AGAIN_S)
+            if not running:
+                raise
+            why = error.code if isinstance(error, ManaError) else type(error).__name__
+            _log.warning("look_failed", why=why)
+            return []
 
     async def _leased(self, running: int, stats: TickStats) -> list[Lease]:
         """Return what is taken now beside so many runs, after what ended by time was looked at.
@@ -207,10 +223,12 @@ class Scheduler:
         """
         free = self._setting.concurrency - running
         self._has_more = True
-        if free <= 0 or self._is_draining:
+        if self._is_draining:
             return []
         if time.monotonic() - self._swept_s >= SWEEP_S:
             await self._look(await self._store.end_grants(), stats)
+        if free <= 0:
+            return []
         # What is queued from here on tells of itself.
         self._alarm.clear()
         taken = await self._store.lease(self._setting.name, free, lease_s=self._setting.lease_s)

@@ -119,6 +119,7 @@ async def granted(ledger: Queue, space: SpaceId, mission_id: MissionId, account:
     was_held = mission.hold is not None and mission.hold != ERRORED
     mission = replace(mission, account_id=account, hold=None if was_held else mission.hold)
     await ledger.runs_as(space, mission_id, account)
+    await ledger.wake()
     if not was_held:
         await ledger.set_schedules([mission])
         return
