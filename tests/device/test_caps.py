@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import httpx
 import msgspec
 import pytest
 
-from mana.device.caps import CapWithheld, note_caps
 from mana.device.desk import Device
 from mana.device.grants import ConsentStale, HeaderRefused
 from mana.domain.clock import parse_iso_ms
 from mana.domain.grants import GrantCaps, GrantHeader
-from mana.domain.missions import MISSIONS
 from mana.domain.money import FREE
-from mana.domain.settings import SETTINGS, SETTINGS_ID
 from mana.planning.ports import BudgetExceeded, ModelCall
-from mana.protocol.messages import StateAnswer, StateRecord
-from mana.testing.accounts import PASSWORD
 from mana.testing.postgres import Database
 from tests.device.household import (
     Household,
@@ -115,54 +109,6 @@ async def test_a_hub_that_leaves_out_the_caps_is_refused(home: Household) -> Non
     assert await headers(ada) == {}
 
 
-async def test_a_new_device_knows_of_a_cap_that_is_kept_from_it(home: Household) -> None:
-    """A hub that shows a new device the space as it was before the person's last word on a cap gets
-    no grant at the older one, neither by itself nor by the person; all of it shown, it goes on."""
-    ada, _ = await team(home)
-    mission, _, _ = await planned_mission(ada, tokens_per_day_max=60_000)
-    await ada.sync_now()
-    hub = operations(ada).opened.hub
-    (older,) = (await hub.record_state(ada.space_id, MISSIONS.name, mission)).records
-    cap = older.fields["maxTokensPerDay"]
-
-    def before(record: StateRecord) -> StateRecord:
-        """Return the mission as it is, but for the cap that stood before."""
-        if record.id != mission:
-            return record
-        fields = {**record.fields, "maxTokensPerDay": cap}
-        return msgspec.structs.replace(record, fields=fields, proofs=older.proofs | record.proofs)
-
-    async def withhold(
-        request: httpx.Request, under: httpx.AsyncBaseTransport
-    ) -> httpx.Response | None:
-        if not request.url.path.endswith(f"{ada.space_id}/records"):
-            return None
-        answer = await under.handle_async_request(request)
-        shown = msgspec.json.decode(await answer.aread(), type=StateAnswer)
-        lying = msgspec.structs.replace(shown, records=[*map(before, shown.records)])
-        return httpx.Response(200, content=msgspec.json.encode(lying), request=request)
-
-    await ada.edit_mission(mission, tokens_per_day_max=5_000)
-    await ada.grant(mission)
-    granted = await active(ada)
-    assert caps(granted) == GrantCaps(5_000, None, None, None)
-    place = home.place()
-    place.wire.on_request = withhold
-    fresh = (await place.host.sign_in("ada", PASSWORD)).in_space(ada.space_id)
-    assert (await fresh.mission(mission)).tokens_per_day_max == 60_000
-    await fresh.sync_now()
-    assert await active(ada) == granted
-    with pytest.raises(CapWithheld):
-        await fresh.consent(mission)
-    with pytest.raises(CapWithheld):
-        await fresh.grant(mission)
-    place.wire.on_request = None
-    await fresh.reread()
-    await fresh.consent(mission)
-    await fresh.grant(mission)
-    assert caps(await active(ada)) == GrantCaps(5_000, None, None, None)
-
-
 async def test_a_cap_that_was_lowered_since_the_consent_is_asked_for_again(home: Household) -> None:
     """What the grant itself learns at its sync is not granted over: the person reads it first."""
     ada, bob = await team(home)
@@ -175,31 +121,6 @@ async def test_a_cap_that_was_lowered_since_the_consent_is_asked_for_again(home:
     with pytest.raises(ConsentStale):
         await ada.grant(mission)
     assert await headers(ada) == {}
-
-
-async def test_a_cap_is_noted_once_the_hub_has_it(home: Household) -> None:
-    """What waits may be stamped anew, so it is noted after it was sent; a member's word never is."""
-    ada, bob = await team(home)
-    mission, _, _ = await planned_mission(ada, tokens_per_day_max=5_000)
-    opened = operations(ada).opened
-    await note_caps(opened)
-    assert await noted(ada) == set()
-    await ada.sync_now()
-    (first,) = await noted(ada)
-    assert first.split()[:2] == ["maxTokensPerDay", mission]
-    await bob.sync_now()
-    await edit(bob, ada, mission, 4_000)
-    assert await noted(ada) == {first}
-    await edit(ada, bob, mission, 3_000)
-    (second,) = await noted(ada)
-    assert second > first
-
-
-async def noted(device: Device) -> set[str]:
-    """Return what a person's settings say of when they set caps."""
-    view = await operations(device).opened.book.view(SETTINGS.name, SETTINGS_ID)
-    found = view.values.get("capsSet") if view is not None else None
-    return set(found) if isinstance(found, list) else set()
 
 
 async def test_alone_nobody_else_sets_a_cap(home: Household) -> None:

@@ -3,28 +3,23 @@
 In a shared space any member who may write sets them, and one pays: the grantor of what runs on the
 hub, the person of a device for what runs there. A cap that the payer's own device wrote counts as it
 stands; one that somebody else wrote counts only within what the payer has agreed to before.
-
-When the payer last set a cap is noted in their own settings, sealed: a device that is new there would
-else grant what stood before, if the hub kept the newest from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Final
 
 import msgspec
 
 from mana.crypto.authority import Proof, signed_by
-from mana.device.editing import Editing
 from mana.device.opened import Opened
 from mana.domain.agents import AGENTS, Agent
-from mana.domain.errors import Conflict, Invalid
+from mana.domain.errors import Invalid
 from mana.domain.grants import GrantCaps, caps_from_wire
 from mana.domain.missions import MISSIONS, Mission
 from mana.domain.records import Record
-from mana.domain.settings import SETTINGS, SETTINGS_ID
 from mana.domain.spaces import MEMBER_NAMES
 from mana.domain.tables import Table
 from mana.protocol.messages import GrantedCaps
@@ -33,18 +28,6 @@ TOKENS: Final = "maxTokensPerDay"
 COST: Final = "maxCostPerDay"
 AGREED: Final = "agreed-caps"
 """Under which what was agreed to is kept, for each mission by itself."""
-CAPS_SET: Final = "capsSet"
-NOTED_MAX: Final = 400
-
-
-class CapWithheld(Conflict):
-    """A limit that the person set last has not come to this device, only an older one."""
-
-    code: ClassVar[str] = "CAP_WITHHELD"
-    advice: ClassVar[str] = (
-        "Sync again. If it stays, the hub keeps it back: grant from the device where you set it, or "
-        "set the limit anew here."
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,54 +108,6 @@ async def caps_raised(
             if account != opened.account_id:
                 return await _name(opened, account)
     return None
-
-
-async def note_caps(opened: Opened) -> None:
-    """Note when this account last set each cap of a shared space, as far as the hub has it.
-
-    Any of its devices does, so what one wrote offline, or before there were notes, is noted too.
-    """
-    if not opened.book.keys.shared:
-        return
-    noted = await _noted(opened)
-    found = {
-        (path, str(view.id)): view.stamps[path]
-        for table in (MISSIONS, AGENTS)
-        for view in await opened.book.views(table.name)
-        for path in (TOKENS, COST)
-        if view.values.get(path) is not None
-        and view.stamps[path] > noted.get((path, view.id), "")
-        # The hub may yet ask for another stamp of what waits.
-        and not await opened.book.waits([(table.name, view.id)])
-        and await _is_own(opened, table, view.id, path)
-    }
-    if found:
-        newest = sorted({**noted, **found}.items(), key=lambda one: one[1])[-NOTED_MAX:]
-        values = [f"{path} {record_id} {at}" for (path, record_id), at in newest]
-        await Editing(opened).write_settings({CAPS_SET: [*values]})
-
-
-async def require_caps_shown(opened: Opened, mission: Mission, agent: Agent) -> None:
-    """Raise CapWithheld if this account set a cap of these later than this device was shown."""
-    noted = await _noted(opened)
-    for table, record_id in ((MISSIONS, mission.id), (AGENTS, agent.id)):
-        view = await opened.book.view(table.name, record_id)
-        stamps = view.stamps if view is not None else {}
-        for path in (TOKENS, COST):
-            if stamps.get(path, "") < noted.get((path, record_id), ""):
-                raise CapWithheld("a limit that was set last is not here")
-
-
-async def _noted(opened: Opened) -> dict[tuple[str, str], str]:
-    """Return the newest stamp that is noted of each cap, by path and record id."""
-    view = await opened.book.view(SETTINGS.name, SETTINGS_ID)
-    kept = view.values.get(CAPS_SET) if view is not None else None
-    found: dict[tuple[str, str], str] = {}
-    for one in kept if isinstance(kept, list) else []:
-        path, _, rest = str(one).partition(" ")
-        record_id, _, at = rest.partition(" ")
-        found[path, record_id] = max(at, found.get((path, record_id), ""))
-    return found
 
 
 async def _agreed(opened: Opened, mission_id: str) -> GrantCaps | None:

@@ -21,8 +21,6 @@ from mana.device.caps import (
     caps_as_set,
     caps_raised,
     granted_caps,
-    note_caps,
-    require_caps_shown,
 )
 from mana.device.consent import consent_lines
 from mana.device.granted_models import GrantedModels, granted_models
@@ -154,8 +152,7 @@ class Grants:
     ) -> Consent:
         """Return the consent of a grant; what it shows is what `grant` is held to.
 
-        Raises ZeroKnowledgeActive where the person allows no grants from this vault, and
-        CapWithheld where a limit that they set last is not here.
+        Raises ZeroKnowledgeActive where the person allows no grants from this vault.
         """
         mission = await self._opened.mission(mission_id)
         self._opened.book.require_writable(MISSIONS, mission_id)
@@ -167,7 +164,7 @@ class Grants:
         runner, info = await self._runner()
         granted = await self._models(agent, info)
         models = granted.views
-        caps = await self._caps(mission, agent)
+        caps = self._caps(mission, agent)
         self._shown[mission_id] = _shown(mission, refs, granted, runner.key_id(), life_ms, caps)
         return Consent(
             mission_id=mission.id,
@@ -197,7 +194,7 @@ class Grants:
         """Grant the mission's inputs.
 
         Raises ConsentStale if anything is not as the last consent showed it, HeaderRefused if
-        the hub's header is not what was asked, InputGone, NothingToGrant and CapWithheld, and
+        the hub's header is not what was asked, InputGone and NothingToGrant, and
         ZeroKnowledgeActive where the person allows no grants from this vault.
         """
         opened = self._opened
@@ -209,7 +206,7 @@ class Grants:
         await self._cited(refs)
         runner, info = await self._runner()
         granted = await self._models(agent, info)
-        caps = await self._caps(mission, agent)
+        caps = self._caps(mission, agent)
         asked = _shown(mission, refs, granted, runner.key_id(), life_ms, caps)
         shown = self._shown.get(mission_id)
         if shown is None and await self._trust.succession(runner, info) is None:
@@ -219,9 +216,8 @@ class Grants:
         await self._ensure_memory(agent.id)
         # The hub grants for a mission that it has, as it is here.
         await opened.book.sync_now()
-        if await self._caps(await opened.mission(mission_id), await opened.agent(agent.id)) != caps:
+        if self._caps(await opened.mission(mission_id), await opened.agent(agent.id)) != caps:
             raise ConsentStale("a limit of a day is another by now")
-        await note_caps(opened)
         header = await self._header(mission_id, asked)
         made = await self._complete(mission, header, runner, granted)
         self._shown.pop(mission_id, None)
@@ -267,18 +263,18 @@ class Grants:
             mission = await self._opened.mission(old.mission_id)
             agent = await self._opened.agent(mission.agent_id)
             granted = await self._models(agent, info)
-            caps = None
-            if old.caps is not None:
-                await require_caps_shown(self._opened, mission, agent)
-                caps = await caps_agreed(self._opened, mission, agent, old.caps)
+            caps = (
+                None
+                if old.caps is None
+                else await caps_agreed(self._opened, mission, agent, old.caps)
+            )
             is_raised = caps is not None and old.caps is not None and caps.within(old.caps) != caps
             if not is_raised and not await self._is_outdated(old, runner, granted):
                 return False
             refs = [ref for ref in _distinct(mission.inputs) if ref.key in set(old.record_ids)]
             await self._cited(refs)
         except (NotFound, Conflict, Invalid):
-            # ModelUnknown, OwnEndpointRefused and CapWithheld among them: the person is asked.
-            return False
+            return False  # ModelUnknown and OwnEndpointRefused among them: the person is asked.
         fits = (
             old.grant_id in (mission.grant_id, (await self._begun()).get(mission.grant_id or ""))
             and mission.agent_id == old.agent_id
@@ -363,15 +359,9 @@ class Grants:
             caps=None if asked.caps is None else granted_caps(asked.caps),
         )
 
-    async def _caps(self, mission: Mission, agent: Agent) -> GrantCaps | None:
-        """Return what a grant says of caps: where others may set them, what they are now.
-
-        Raises CapWithheld where this person set one that is not here.
-        """
-        if not self._opened.book.keys.shared:
-            return None
-        await require_caps_shown(self._opened, mission, agent)
-        return caps_as_set(mission, agent)
+    def _caps(self, mission: Mission, agent: Agent) -> GrantCaps | None:
+        """Return what a grant says of caps: where others may set them, what they are now."""
+        return caps_as_set(mission, agent) if self._opened.book.keys.shared else None
 
     async def _complete(
         self,

@@ -12,7 +12,6 @@ from typing import Final
 from mana.device.agents import Agents
 from mana.device.audit import Audit, Audited
 from mana.device.budgets import Budgets
-from mana.device.caps import note_caps
 from mana.device.conflicts import Conflicts
 from mana.device.editing import Editing
 from mana.device.errors import Locked
@@ -142,7 +141,6 @@ class Operations:
             timeout_s=shared.timeout_s,
         )
         self._keys_moved = True
-        self._caps_moved = True
         self._told_of_work = True
         self._woken = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
@@ -229,19 +227,8 @@ class Operations:
         """Push and pull once; what came in by it is worked on at once."""
         self.news.moved()
         status = await self.opened.book.sync_now()
-        await self.note_caps()
         await self.mint_anew()
         return status
-
-    async def note_caps(self) -> None:
-        """Note in the person's settings which caps they set last, for devices to come."""
-        for space in self.everywhere():
-            try:
-                await note_caps(space.opened)
-            except Locked:
-                raise
-            except ManaError as error:
-                _log.info("caps are noted later: %s", error.code)
 
     async def mint_anew(self) -> None:
         """Mint grants anew that a change of keys made stale, where nobody needs to be asked."""
@@ -316,9 +303,6 @@ class Operations:
                 if not space.opened.book.may_write:
                     continue
                 await space.runner.work(expire=expire)
-            if self._caps_moved:
-                self._caps_moved = False
-                await self.note_caps()
             if self._keys_moved or loop.time() - resealed_at >= RESEAL_S:
                 resealed_at = loop.time()
                 self._keys_moved = False
@@ -367,7 +351,6 @@ class Operations:
         if notice.topic in ("missions", "sync", "spaces") or notice.tables & WAKING:
             self._woken.set()
         if notice.tables & LOOKED_AT:
-            self._caps_moved = True
             for each in self._shared.by_space.values():
                 each.runner.heard()
         self.notices.say(notice)

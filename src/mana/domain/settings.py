@@ -34,14 +34,13 @@ SETTINGS: Final = Table(
         sealed("workStoppedAt", Moment()),
         sealed("workHub", Text(64)),
         sealed("workWord", Document(1_024)),
-        sealed("capsSet", Text(200), shape=Shape.SET),
     ),
 )
 """`runnerKeys`: ids of the runners' keys that the person granted to, an entry for each, so that two
 devices that each add one keep both. `comparedKeys`: in the same way `<account id> <fingerprint>` of
 whom the person compared. `workStoppedAt`: since when no mission of the person runs, anywhere.
-`workHub`: the hub that words on their work are for; `workWord`: the newest such word. `capsSet`: when
-they last set a cap, `<path> <record id> <stamp>`. By these a new device sees what a hub keeps from it.
+`workHub`: the hub that words on their work are for; `workWord`: the newest such word. By these a new
+device sees what a hub keeps from it.
 """
 MODELS: Final = Table(
     name="aiModels",
