@@ -16,9 +16,9 @@ from mana.device.operations import Operations
 from mana.domain.cadences import Cadence
 from mana.domain.errors import Invalid
 from mana.domain.iterations import ITERATIONS
-from mana.domain.settings import SETTINGS
+from mana.domain.settings import SETTINGS, SETTINGS_ID
 from mana.protocol.errors import WorkNotSigned, WorkStopped
-from mana.protocol.messages import SetWork, WorkState
+from mana.protocol.messages import PushAnswer, PushRequest, PushResult, SetWork
 from mana.protocol.replication import HubDistrusted
 from mana.testing.accounts import PASSWORD
 from mana.testing.models import ScriptedModel
@@ -30,6 +30,8 @@ from tests.device.test_foreground import HOUR_MS, Hanging, creating
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 HOURLY = Cadence("interval", every_minutes=60)
 SETTING = ("PUT", "/api/v1/me/ai-work")
+WORK_SAID = ("/api/v1/me/ai-work", "/api/v1/me/missions")
+NOTES = {"workHub", "workWord"}
 
 
 @pytest.fixture
@@ -265,12 +267,12 @@ def calls_itself(name: str) -> Handler:
     """Return a hub in between that gives another hub's name for its own."""
 
     async def lie(request: httpx.Request, under: httpx.AsyncBaseTransport) -> httpx.Response | None:
-        if (request.method, request.url.path) != ("GET", "/api/v1/me/ai-work"):
+        if request.method != "GET" or request.url.path not in WORK_SAID:
             return None
         answer = await under.handle_async_request(request)
-        said = msgspec.json.decode(await answer.aread(), type=WorkState)
-        lying = msgspec.structs.replace(said, hub=name)
-        return httpx.Response(200, content=msgspec.json.encode(lying), request=request)
+        said = msgspec.json.decode(await answer.aread())
+        said.get("work", said)["hub"] = name
+        return httpx.Response(200, content=msgspec.json.encode(said), request=request)
 
     return lie
 
@@ -355,6 +357,142 @@ async def test_a_new_device_knows_of_a_word_that_is_kept_from_it(home: Household
     held = await operations(phone).opened.hub.work()
     assert (held.tokens_per_day_max, held.cost_per_day_max) == (4_000, 7)
     assert held.revision > older.revision + 1
+
+
+def unread(also: Handler | None = None) -> Handler:
+    """Return a hub in between that shows no state of a space, and else does as `also`."""
+
+    async def away(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        if request.url.path.endswith("/records"):
+            raise httpx.ConnectError("cut", request=request)
+        return await also(request, under) if also is not None else None
+
+    return away
+
+
+async def test_a_device_that_has_read_nothing_replaces_no_word(home: Household) -> None:
+    """A hub that shows a new device an older word before its settings has it share that with nobody:
+    the newest that the person's devices share stays."""
+    ada = await home.person()
+    await ada.set_caps(tokens_per_day_max=50_000)
+    older = await operations(ada).opened.hub.work()
+    assert older.signed is not None
+    await ada.set_caps(tokens_per_day_max=4_000)
+    await ada.sync_now()
+    await change(
+        home,
+        "word = $1, signature = $2, revision = $3, tokens_per_day_max = 50000",
+        msgspec.json.encode(older.signed.word, order="sorted").decode(),
+        older.signed.signature.value,
+        older.revision,
+    )
+    place = home.place()
+    place.wire.on_request = unread()
+    phone = await place.host.sign_in("ada", PASSWORD)
+    await operations(phone).work.tell()
+    place.wire.on_request = None
+    await phone.sync_now()
+    await phone.set_caps(cost_per_day_max=7)
+    held = await operations(phone).opened.hub.work()
+    assert (held.tokens_per_day_max, held.cost_per_day_max) == (4_000, 7)
+
+
+async def test_a_device_that_has_read_nothing_replaces_no_hub(home: Household) -> None:
+    """A new device that is lied to of the hub's name before it read the settings misleads no other."""
+    ada = await home.person()
+    await ada.set_caps(tokens_per_day_max=50_000)
+    await ada.sync_now()
+    place = home.place()
+    place.wire.on_request = unread(calls_itself("0" * 64))
+    phone = await place.host.sign_in("ada", PASSWORD)
+    await operations(phone).work.tell()
+    place.wire.on_request = None
+    await phone.sync_now()
+    await operations(phone).work.tell()
+    await phone.sync_now()
+    third = await home.place().host.sign_in("ada", PASSWORD)
+    await third.sync_now()
+    state = await third.work_state()
+    assert not state.hub_changed
+    assert state.hub_known != "0" * 64
+
+
+async def shared_notes(device: Device) -> set[str]:
+    """Return which notes on the account's work are in the person's settings, as they are here."""
+    view = await operations(device).opened.book.view(SETTINGS.name, SETTINGS_ID)
+    return {path for path in NOTES if view is not None and view.values.get(path) is not None}
+
+
+async def test_notes_that_the_hub_refuses_are_written_once(home: Household) -> None:
+    """A hub that does not know the notes gets them once; they lie parked, and none is added to them,
+    after a restart neither; work is told all the same, and once taken they reach other devices."""
+    place = home.place()
+    ada = await place.host.sign_up("ada", PASSWORD, display_name="Ada")
+    await ada.sync_now()
+    pushed: list[str] = []
+    now_iso = operations(ada).opened.now_iso
+
+    async def older(
+        request: httpx.Request, under: httpx.AsyncBaseTransport
+    ) -> httpx.Response | None:
+        if (request.method, request.url.path.rpartition("/")[2]) != ("POST", "changes"):
+            return None
+        sent = msgspec.json.decode(await request.aread(), type=PushRequest).changes
+        if not any(NOTES & set(one.fields) for one in sent):
+            return None
+        pushed.extend(one.change_id for one in sent)
+        refused = [PushResult(one.change_id, "refused", code="unknown-path") for one in sent]
+        answer = PushAnswer(results=refused, cursor=0, hub_time=now_iso())
+        return httpx.Response(200, content=msgspec.json.encode(answer), request=request)
+
+    place.wire.on_request = older
+    for tokens in (5_000, 4_000, 3_000):
+        await operations(ada).work.tell()
+        await ada.sync_now()
+        await ada.set_caps(tokens_per_day_max=tokens)
+    assert len(pushed) == 1
+    assert (await operations(ada).opened.book.status()).refused == 1
+    account = operations(ada).opened.account_id
+    await place.host.lock(account)
+    again = await place.host.sign_in("ada", PASSWORD)
+    await operations(again).work.tell()
+    await again.sync_now()
+    assert len(pushed) == 1
+    assert (await operations(again).opened.hub.work()).tokens_per_day_max == 3_000
+    place.wire.on_request = None
+    (parked,) = await operations(again).records.refused()
+    await operations(again).records.drop_refused(parked.change_id)
+    await operations(again).work.tell()
+    await again.sync_now()
+    assert await shared_notes(again) == NOTES
+
+
+@pytest.mark.parametrize("name", ["", "0" * 63, "0" * 65, "Z" * 64, "0" * 5_000])
+async def test_what_no_hub_is_called_is_no_name(home: Household, name: str) -> None:
+    """A hub without a name, or with one that no hub has, gets no word, and is told so; it is kept and
+    shared nowhere, ends nothing that the device does by itself, and leaves the way to the real one."""
+    place = home.place()
+    place.wire.on_request = calls_itself(name)
+    ada = await place.host.sign_up("ada", PASSWORD, display_name="Ada")
+    await operations(ada).work.tell()
+    await ada.sync_now()
+    await operations(ada).work.tell()
+    assert await shared_notes(ada) == set()
+    state = await ada.work_state()
+    assert (state.hub_unnamed, state.hub_changed) == (True, False)
+    assert (state.hub_said, state.hub_known) == ("", "")
+    with pytest.raises(HubChanged, match="says no name"):
+        await ada.set_caps(tokens_per_day_max=5_000)
+    with pytest.raises(HubChanged, match="says no name"):
+        await ada.accept_hub(name[:8])
+    await ada.stop_work()
+    assert await hub_is_stopped(ada)
+    place.wire.on_request = None
+    await ada.start_work()
+    assert not await hub_is_stopped(ada)
+    assert not (await ada.set_caps(tokens_per_day_max=5_000)).hub_unnamed
 
 
 async def change(home: Household, sql: str, *values: object) -> None:

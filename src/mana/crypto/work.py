@@ -7,6 +7,7 @@ judge by it alike. Normative: docs/protocol/crypto.md, 7, and engine.md, 3.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -19,6 +20,7 @@ from mana.domain.errors import Invalid
 from mana.domain.money import COST_PER_DAY_MAX, TOKENS_PER_DAY_MAX, smaller
 
 PURPOSE: Final = "mana-ai-work:v1"
+_HUB_ID: Final = re.compile("[0-9a-f]{64}")
 REVISION_MAX: Final = 2**53 - 1
 REVISIONS_AHEAD_MAX: Final = 2**26
 """By how much a word may leave behind what holds: more changes than anybody makes. Else one word, or
@@ -123,6 +125,11 @@ def verify_work(key: VerifyKey, word: WorkWord, signature: bytes) -> None:
 def hub_id(key: VerifyKey) -> str:
     """Return what a word calls the hub that signs with this key: 64 hex digits."""
     return sha256(length_prefixed("mana-hub:v1", key.to_bytes())).hex()
+
+
+def is_hub_id(said: str) -> bool:
+    """Say whether this has the form of what a hub is called."""
+    return _HUB_ID.fullmatch(said) is not None
 
 
 def _require_cap(cap: int | None, most: int) -> None:

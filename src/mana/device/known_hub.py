@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
+from mana.crypto.work import is_hub_id
 from mana.device.editing import Editing
+from mana.device.errors import Offline
 from mana.device.opened import Opened
+from mana.domain.encoding import Json
 from mana.domain.errors import Invalid
 from mana.domain.settings import SETTINGS, SETTINGS_ID
 from mana.protocol.replication import HubDistrusted
@@ -28,7 +31,8 @@ class HubChanged(HubDistrusted):
     code: ClassVar[str] = "HUB_CHANGED"
     advice: ClassVar[str] = (
         "Nothing is signed for it. Ask whoever runs the hub: with its secrets restored it is the old "
-        "one. If it is meant to be another, `mana work` says what to type."
+        "one. If it is meant to be another, `mana work` says what to type. If it says no name that a "
+        "hub has, it is too old, and has to be brought up to date."
     )
 
 
@@ -41,39 +45,60 @@ class KnownHub:
 
     async def known(self) -> str:
         """Return what the hub was called when it was met; empty before."""
-        kept = await self._opened.book.kept(KEPT_HUB)
-        return kept if isinstance(kept, str) else await self._shared()
+        return await self._kept() or await self._shared()
 
     async def meet(self, said: str) -> bool:
-        """Keep what the hub is called, the first time; say whether it is the one that is known."""
+        """Keep what the hub is called, the first time; say whether it is the one that is known.
+
+        What no hub is called is kept nowhere, and is never the one.
+        """
+        if not is_hub_id(said):
+            return False
         known = await self.known() or said
-        if known and await self._opened.book.kept(KEPT_HUB) is None:
+        if not await self._kept():
             await self._opened.book.keep(KEPT_HUB, known)
         return said == known
 
     async def require(self, said: str) -> None:
         """Raise HubChanged unless the hub is the one that is known."""
+        if not is_hub_id(said):
+            raise HubChanged("the hub says no name that a hub has")
         if not await self.meet(said):
             raise HubChanged("the hub calls itself another than before")
 
-    async def share(self) -> None:
-        """Let the person's other devices know, where they do not; what they share stays."""
+    async def unshared(self) -> dict[str, Json]:
+        """Return what the person's other devices should know and do not; what they share stays."""
         known = await self.known()
-        if known and not await self._shared():
-            await self._records.write_settings({SHARED_HUB: known})
+        return {SHARED_HUB: known} if known and not await self._shared() else {}
 
     async def accept(self, said: str, named: str) -> None:
         """Take the hub for another from now on, here and for devices to come.
 
-        `named`: the beginning of its id as the person was told it; raises Invalid if it is not.
+        `named`: the beginning of its id as the person was told it; raises Invalid if it is not, and
+        HubChanged where the hub says no name. Offline: the person's settings cannot be read.
         """
+        if not is_hub_id(said):
+            raise HubChanged("the hub says no name that a hub has")
         wanted = named.strip().lower()
         if len(wanted) < NAMED_MIN or not said.startswith(wanted):
             raise Invalid(f"the hub's name begins with {said[:NAMED_MIN]}; this is another")
-        await self._opened.book.keep(KEPT_HUB, said)
+        book = self._opened.book
+        if not await book.is_read(SETTINGS.name):
+            raise Offline("what the person's other devices know of the hub cannot be read")
+        await book.keep(KEPT_HUB, said)
         if await self._shared() != said:
+            for row in await book.untaken(SETTINGS.name, SETTINGS_ID):
+                # An older note that was refused would stand beside this one.
+                if row.state == "refused" and SHARED_HUB in row.message.fields:
+                    await book.drop_refused(row.message.change_id)
             await self._records.write_settings({SHARED_HUB: said})
 
     async def _shared(self) -> str:
+        """Return what the person's devices share; empty if that is nothing that a hub is called."""
         view = await self._opened.book.view(SETTINGS.name, SETTINGS_ID)
-        return view.text(SHARED_HUB) if view is not None else ""
+        shared = view.text(SHARED_HUB) if view is not None else ""
+        return shared if is_hub_id(shared) else ""
+
+    async def _kept(self) -> str:
+        kept = await self._opened.book.kept(KEPT_HUB)
+        return kept if isinstance(kept, str) and is_hub_id(kept) else ""

@@ -35,7 +35,7 @@ from mana.device.hub_client import HubClient
 from mana.device.keeper import VaultKeeper
 from mana.device.kept import keep_sealed, meta_of, open_sealed
 from mana.device.refused import drop, refused_changes, retry
-from mana.device.replica import Replica, Tx
+from mana.device.replica import OutboxRow, Replica, Tx
 from mana.device.sealing import Sealer
 from mana.device.settings import DeviceSettings
 from mana.device.syncer import Syncer
@@ -389,6 +389,23 @@ class RecordBook:
         """Say whether a change of one of these records, by table and id, is not at the hub yet."""
         places = [(self.space_of(table), table, record_id) for table, record_id in keys]
         return await self._replica.read(lambda tx: any(tx.waits(*place) for place in places))
+
+    async def untaken(self, table: str, record_id: str) -> list[OutboxRow]:
+        """Return the changes of a record that the hub has not taken: they wait, or are parked."""
+        space = self.space_of(table)
+        return await self._replica.read(lambda tx: tx.untaken(space, table, record_id))
+
+    async def is_read(self, table: str) -> bool:
+        """Sync, and say whether all that the hub shows of the space of a table is here by now."""
+        space_id = self.space_of(table)
+        with contextlib.suppress(ManaError):
+            await self.sync_now()
+        status = await self._syncer().status()
+        space = await self._replica.read(lambda tx: tx.space(space_id))
+        # What stands in the way of every space is no trouble of one of them.
+        reached = status.link == "online" or status.trouble in status.troubles.values()
+        is_whole = space is not None and space.cursor is not None
+        return is_whole and reached and space_id not in status.troubles
 
     # Authority
 

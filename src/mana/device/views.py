@@ -544,8 +544,9 @@ class WorkView:
     hub has the same word; it is told as soon as it can be. Costs are millionths of `currency`; the
     caps of the hub's operator stand beside the person's own, and the smaller counts. `differs`: the
     hub says something else than the person signed last. `hub_known` is the hub that words on this
-    work are for, `hub_said` what it calls itself; where they differ, it gets none. The unconfirmed
-    part of the use is reserved, or the worst case of calls whose model never said.
+    work are for, `hub_said` what it calls itself; where they differ, it gets none. `hub_unnamed`:
+    it says no name that a hub has, and gets none either. The unconfirmed part of the use is
+    reserved, or the worst case of calls whose model never said.
     """
 
     stopped_ms: int | None
@@ -563,6 +564,7 @@ class WorkView:
     unconfirmed_cost_today: int = 0
     hub_known: str = ""
     hub_said: str = ""
+    hub_unnamed: bool = False
 
     @property
     def hub_changed(self) -> bool:

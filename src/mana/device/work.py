@@ -22,11 +22,18 @@ import msgspec
 from mana.crypto.authority import SignerUnknown
 from mana.crypto.errors import Malformed
 from mana.crypto.primitives import unb64
-from mana.crypto.work import PURPOSE, REVISIONS_AHEAD_MAX, Limits, WorkWord, verify_work
+from mana.crypto.work import (
+    PURPOSE,
+    REVISIONS_AHEAD_MAX,
+    Limits,
+    WorkWord,
+    is_hub_id,
+    verify_work,
+)
 from mana.device.budgets import PATIENCE_S, Budgets
 from mana.device.editing import Editing
 from mana.device.hub_news import HubNews
-from mana.device.known_hub import KnownHub
+from mana.device.known_hub import SHARED_HUB, KnownHub
 from mana.device.opened import Opened
 from mana.device.views import WorkView
 from mana.domain.clock import parse_iso_ms
@@ -156,6 +163,7 @@ class Work:
         if told is None and said is not None:
             told = said.stopped_at is not None
         used = await self._budgets.unreported_today()
+        named = said.hub if said is not None and is_hub_id(said.hub) else ""
         return WorkView(
             stopped_ms=stopped_ms,
             hub_told=told is not None and told == (stopped_ms is not None),
@@ -173,7 +181,8 @@ class Work:
             hub_cost_per_day_max=known.hub_cost_per_day_max,
             differs=self._differs,
             hub_known=await self._hub.known(),
-            hub_said=said.hub if said is not None else "",
+            hub_said=named,
+            hub_unnamed=said is not None and not named,
         )
 
     async def tell(self) -> None:
@@ -221,11 +230,35 @@ class Work:
             self._told = True
 
     async def _share(self) -> None:
-        """Let the person's other devices know of their hub and of the newest word, sealed."""
-        await self._hub.share()
+        """Let the person's other devices know of their hub and of the newest word, sealed.
+
+        What they share is read first, for what is written here comes over it. Where a note waits or
+        the hub refused one, none is written: there is one at most. What cannot be shared now is
+        shared later, and keeps nobody from telling the hub.
+        """
+        with contextlib.suppress(ManaError):
+            if (
+                await self._unshared()
+                and not await self._is_note_untaken()
+                and await self._opened.book.is_read(SETTINGS.name)
+                and not await self._is_note_untaken()
+            ):
+                notes = await self._unshared()
+                if notes:
+                    await self._records.write_settings(notes)
+
+    async def _unshared(self) -> dict[str, Json]:
+        """Return the notes that the person's settings do not have, or have older."""
+        notes = await self._hub.unshared()
         known, shared = await self._kept_word(), await self._shared_word()
         if known is not None and (shared is None or shared.revision < known.revision):
-            await self._records.write_settings({SHARED_WORD: known.to_wire()})
+            notes[SHARED_WORD] = known.to_wire()
+        return notes
+
+    async def _is_note_untaken(self) -> bool:
+        """Say whether a note of this device waits, or was refused by the hub and is parked."""
+        rows = await self._opened.book.untaken(SETTINGS.name, SETTINGS_ID)
+        return any({SHARED_HUB, SHARED_WORD} & set(row.message.fields) for row in rows)
 
     async def _is_told(self, said: WorkState) -> bool:
         """Say whether the hub has the person's word, and what was signed of its caps."""

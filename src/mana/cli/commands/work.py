@@ -266,6 +266,11 @@ def _untold(now: WorkView) -> Sequence[Block]:
         )
         meant = "Only if they say that it is meant to be another: mana work accept-hub"
         blocks.append(Line(f"{meant} {said}", "quiet"))
+    elif now.hub_unnamed:
+        blocks.append(
+            "The hub does not say its name, so it gets no word of yours but a stop. It is too old: "
+            "whoever runs it has to bring it up to date."
+        )
     elif now.differs:
         blocks.append(
             "The hub says something else of your limits than you signed. It is told again, and "

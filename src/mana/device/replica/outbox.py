@@ -176,6 +176,13 @@ class Outbox(Records):
             ).fetchone()
         )
 
+    def untaken(self, space: str, table: str, record_id: str) -> list[OutboxRow]:
+        """Return the changes of a record that the hub has not taken: they wait, or are parked."""
+        return self._outbox(
+            "space = ? and tbl = ? and id = ? and state != 'acknowledged'",
+            (space, table, record_id),
+        )
+
     def refused(self) -> list[OutboxRow]:
         """Return the parked changes, oldest first."""
         return self._outbox("state = 'refused'", ())
