@@ -29,6 +29,7 @@ from tests.hub.client import Person, Served, served_hub
 from tests.runner.world import World, leave_runner_key, now_ms
 
 RULES = "rules:offline"
+ENDED = "GRANT_ENDED"
 PEOPLE = ("ada", "bob", "cleo")
 STEADY = ("rules-0", "net-0", "fall-0")
 """Missions that nobody touches: each of their occurrences must come to an end."""
@@ -162,7 +163,15 @@ class Party:
         """Grant a mission, and keep the header and the key that it names."""
         self.tell_time()
         inputs = (WATCHED,) if mission == ON_CHANGE else ("note-1",)
-        header = await here.grant(mission, inputs=inputs, endpoints=sorted((RULES, self.url)))
+        asked = {"inputs": inputs, "endpoints": sorted((RULES, self.url))}
+        header = await here.header(mission, **asked)
+        try:
+            await here.complete(header)
+        except AssertionError as error:
+            if ENDED not in str(error):
+                raise
+            # The database's clock was hours ahead for a moment, so that the header was too old.
+            header = await here.grant(mission, **asked)
         self.headers[header.grant_id] = header
         key = await here.runner_key()
         self.keys[key.key_id()] = key
