@@ -96,9 +96,10 @@ def refreshed(page: Page, served: Served) -> None:
     page.wait_for_function("before => window.refreshes > before", arg=before)
 
 
-async def tell(served: Served) -> None:
-    """Tell the open pages that something changed."""
-    served.device.tell("records", "tasks")
+async def tell(served: Served, account_id: str = "") -> None:
+    """Tell the open pages of an account, the only one if it is not said, that something changed."""
+    device = served.host.device(account_id) if account_id else served.device
+    device.tell("records", "tasks")
 
 
 def test_a_palette_opened_as_the_page_comes_stays_open(demo_page: Page, served: Served) -> None:
@@ -519,6 +520,137 @@ def test_laid_aside_words_are_for_the_same_page_alone(own_page: Page, served: Se
     Hands(own_page).command("Write a note")
     expect(own_page.locator("#note-title")).to_be_focused()
     expect(own_page.locator("#note-title")).to_have_value("")
+
+
+def bob_signs_in(page: Page, served: Served) -> None:
+    """Leave the account in another tab, and sign up there as somebody else."""
+    other = page.context.new_page()
+    other.goto(f"{served.url}/welcome")
+    other.fill("#sign-up-login", "bob")
+    other.fill("#sign-up-password", "six loud geese walking")
+    other.click("#sign-up")
+    expect(other).to_have_title("Home · Mana")
+    other.close()
+
+
+def test_laid_aside_words_wait_for_no_other_account(own_page: Page, served: Served) -> None:
+    """A locked tab that wakes up in another account shows that account's page, and no words."""
+    Hands(own_page).fill("#note-title", "Half a thought")
+    served.run(served.host.lock(served.device.account_id))
+    expect(own_page).to_have_title("Locked · Mana")
+    bob_signs_in(own_page, served)
+    with own_page.expect_event("load"):
+        own_page.evaluate("window.dispatchEvent(new Event('focus'))")
+    expect(own_page.locator("#note-title")).to_have_value("")
+
+
+def test_laid_aside_words_are_in_no_page_of_another_account(own_page: Page, served: Served) -> None:
+    """However another account's page comes to a locked tab, its forms stay empty."""
+    Hands(own_page).fill("#note-title", "Half a thought")
+    served.run(served.host.lock(served.device.account_id))
+    expect(own_page).to_have_title("Locked · Mana")
+    bob_signs_in(own_page, served)
+    own_page.evaluate(
+        """() => htmx.ajax("GET", location.href,
+                           { target: "#page", select: "#page", swap: "outerHTML" })"""
+    )
+    expect(own_page).to_have_title("New note · Mana")
+    expect(own_page.locator("#note-title")).to_have_value("")
+
+
+def test_what_one_account_types_is_not_saved_for_another(own_page: Page, served: Served) -> None:
+    """Who signs in elsewhere in this browser gets no note that was begun before."""
+    ada = served.device.account_id
+    Hands(own_page).fill("#note-title", "Half a thought")
+    bob_signs_in(own_page, served)
+    served.run(tell(served, ada))
+    expect(own_page.locator("#signed-out")).to_be_visible()
+    expect(own_page.locator("#note-title")).to_have_value("Half a thought")
+    with own_page.expect_response(lambda answer: answer.request.method == "POST"):
+        own_page.keyboard.press("Control+s")
+    bob = next(one.account_id for one in served.host.accounts() if one.account_id != ada)
+    assert served.run(served.host.device(bob).list("notes")) == []
+
+
+def test_words_go_from_no_page_of_one_account_to_another(own_page: Page, served: Served) -> None:
+    """The same form of another account takes nothing; leaving the words is asked about."""
+    Hands(own_page).fill("#note-title", "Half a thought")
+    held = Held(own_page, by_itself)
+    bob_signs_in(own_page, served)
+    own_page.once("dialog", lambda dialog: dialog.accept())
+    with own_page.expect_event("dialog"):
+        own_page.evaluate(
+            """() => { htmx.ajax("GET", location.href,
+                                 { target: "#page", select: "#page", swap: "outerHTML" }) }"""
+        )
+    expect(own_page.locator("#note-title")).to_have_value("")
+    held.let_go()
+
+
+def test_a_password_goes_to_no_other_form(own_page: Page, served: Served) -> None:
+    """What was typed to unlock one account is not in the sign-in form of the first."""
+    bob_signs_in(own_page, served)
+    own_page.goto(served.url)
+    own_page.get_by_role("button", name="Lock").first.click()
+    expect(own_page).to_have_title("Locked · Mana")
+    own_page.fill("#unlock-password", "typed for bob")
+    own_page.get_by_role("button", name="Another account").click()
+    expect(own_page.locator("#sign-up-login")).to_be_visible()
+    typed = "[...document.querySelectorAll('input[type=password]')].map((one) => one.value)"
+    assert set(own_page.evaluate(typed)) == {""}
+
+
+def test_no_page_that_comes_has_a_typed_password(served: Served, page: Page) -> None:
+    """Of a form that another one's answer takes the place of, all is kept but the password."""
+    page.goto(served.url)
+    page.fill("#sign-in-login", "ada")
+    page.fill("#sign-in-password", "four quiet herons")
+    page.fill("#sign-up-login", "bob")
+    page.fill("#sign-up-password", "short")
+    page.click("#sign-up")
+    expect(page.locator(".problem")).to_be_visible()
+    expect(page.locator("#sign-in-login")).to_have_value("ada")
+    expect(page.locator("#sign-in-password")).to_have_value("")
+
+
+def test_a_reason_stays_with_its_plan(demo_page: Page, served: Served) -> None:
+    """Words against one plan are not found under another because the one before it is gone."""
+    mission = served.run(served.device.missions())[0].mission_id
+    demo_page.goto(f"{served.url}/inbox")
+    cards = demo_page.locator("[data-proposal]")
+    for _ in range(2):
+        before = cards.count()
+        served.run(served.device.run_now(mission))
+        expect(cards).to_have_count(before + 2)
+    plans = demo_page.locator("details.reject[id^=reject-run-]")
+    first, second = (plans.nth(n).get_attribute("id") for n in range(2))
+    demo_page.locator(f"#{second} summary").click()
+    demo_page.locator(f"#{second} [name=reason]").fill("not this one")
+    demo_page.locator("section.plan").first.locator("[data-key=a]").first.click()
+    expect(demo_page.locator(f"#{first}")).to_have_count(0)
+    reasons = (
+        "(all) => all.map((one) => [one.id, one.open, one.querySelector('[name=reason]').value])"
+    )
+    found = {id_: (is_open, words) for id_, is_open, words in plans.evaluate_all(reasons)}
+    assert found.pop(second) == (True, "not this one")
+    assert set(found.values()) == {(False, "")}
+
+
+def test_a_change_is_typed_on_while_it_is_looked_at(demo_page: Page, served: Served) -> None:
+    """The form that comes back with another stamp of what was shown has the letters typed since."""
+    demo_page.goto(f"{served.url}/inbox")
+    demo_page.locator("[data-key=e]").first.click()
+    field = demo_page.locator(".editing .edit :is(input:not([type=hidden]), textarea)").first
+    field.fill("Soup")
+    held = Held(demo_page, posts)
+    demo_page.locator(".editing [id^=look-]").click()
+    held.wait()
+    field.focus()
+    demo_page.keyboard.press("End")
+    demo_page.keyboard.type(" and bread")
+    held.let_go()
+    expect(demo_page.locator(".editing [name=shown]")).to_have_count(1)
+    expect(field).to_have_value("Soup and bread")
 
 
 def test_whoever_types_is_here(own_page: Page, served: Served) -> None:

@@ -160,8 +160,9 @@ class Visit:
         return self.rendered(template, status, shared | values)
 
     def rendered(self, template: str, status: int, values: Mapping[str, object]) -> Page:
-        """Return a page from a template and its values."""
-        text = self.web.templates.get_template(template).render({"at": self.at} | dict(values))
+        """Return a page from a template and its values; it says which account it is for."""
+        shared = {"at": self.at, "signed_in": self.session.account_id or ""}
+        text = self.web.templates.get_template(template).render(shared | dict(values))
         return self._carrying(Response(text, status_code=status, media_type=HTML))
 
     def locked(self, path: str, trouble: Problem | None = None) -> Page:

@@ -63,7 +63,7 @@
     if (isPage(ctx.target)) {
       if (ctx.turn < shown) {
         event.preventDefault();
-        $("#toasts")?.append(...all("[data-toast]", fragment));
+        if (isOwn(ctx.text)) $("#toasts")?.append(...all("[data-toast]", fragment));
         htmx.process($("#toasts"));
         prepare();
         soon();
@@ -73,7 +73,7 @@
       if (lost && ctx.target.id === "page" && !confirm(lost.dataset.leave)) { event.preventDefault(); soon(); return; }
       shown = ctx.turn;
       ctx.open = all("dialog[open]").map((dialog) => dialog.id);
-      ctx.words = $("#palette-text")?.value;
+      ctx.words = isOwn(ctx.text) ? $("#palette-text")?.value : undefined;
     }
     keepTyped(ctx, fragment);
   });
@@ -167,6 +167,8 @@
       const text = await answer.text();
       if (underWay.size || location.pathname + location.search !== url) { soon(300); return; }
       stale = false;
+      // Another account's token would send what was typed here to that account.
+      if (!isOwn(text)) { signedOut(); return; }
       // Another tab may have signed in anew: forms that stay as they are need the new token.
       const token = /name="csrf" value="([^"]+)"/.exec(text)?.[1];
       if (token) all('input[name="csrf"]').forEach((input) => { input.value = token; });
@@ -194,7 +196,10 @@
   const unlocked = async () => {
     if (!$("#page.locked") || document.hidden || underWay.size) return;
     const answer = await fetch(location.href, { headers: { "Mana-Refresh": "1" }, credentials: "same-origin" }).catch(() => null);
-    if (!answer || answer.status === 423 || !$("#page.locked")) return;
+    if (!answer || answer.status === 423) return;
+    const text = await answer.text().catch(() => null);
+    if (text === null || !$("#page.locked")) return;
+    if (!isOwn(text)) aside = [];
     if (aside.length) htmx.ajax("GET", location.href, { target: "#page", select: "#page", swap: "outerHTML" });
     else location.reload();
   };
@@ -250,8 +255,18 @@
     event.stopImmediatePropagation();
   });
 
+  /* Every page says which account it is for; a part of a page says nothing, and is its page's. */
+  const account = () => $("#page")?.dataset.account;
+  const isOwn = (text) => {
+    const found = /<div id="page"[^>]* data-account="([^"]*)"/.exec(text);
+    return !found || found[1] === account();
+  };
+
   /* A page that comes takes the place of its forms: what was typed into them since, or into
-     others than the one that was sent, goes over to their like. */
+     others than the one that was sent, goes over to their like, if it is the same account's.
+     Forms are alike that send the same to the same place, but for what is typed; of several, the
+     place among them says which. The form that was sent may come back with other fixed values:
+     its id says that it is the same. */
   const fields = (form) => [...form.elements].filter((one) => one.name && one.matches("input:not([type=hidden], [type=submit]), textarea, select"));
   const ticks = (field) => field.type === "checkbox" || field.type === "radio";
   const given = (field) => (ticks(field) ? field.checked : field.value);
@@ -262,10 +277,18 @@
   };
   const before = (field, form, ctx) => (form === ctx.request.form && ctx.sent.has(field) ? ctx.sent.get(field) : atFirst(field));
   const isTyped = (form, ctx) => "dirty" in form.dataset && fields(form).some((field) => given(field) !== before(field, form, ctx));
-  const alike = (form, root) => all("form", root).filter((one) => one.getAttribute("action") === form.getAttribute("action"));
-  const twin = (form, ctx, root) =>
-    alike(form, root)[alike(form, ctx.target).indexOf(form)] ||
-    (form === ctx.request.form && form.id ? $(`form[id="${CSS.escape(form.id)}"]`, root) : null);
+  // The token is the session's, and the zone the browser's: neither says what a form is for.
+  const fixed = (form) => [...form.elements].filter((one) => one.matches("input[type=hidden]:not([name=csrf], [data-zone])"));
+  const purpose = (form) => JSON.stringify([form.getAttribute("action"), ...fixed(form).map((one) => [one.name, one.value])]);
+  const alike = (form, root) => {
+    const wanted = purpose(form);
+    return all("form", root).filter((one) => purpose(one) === wanted);
+  };
+  const twin = (form, ctx, root) => {
+    if (!isOwn(ctx.text)) return null;
+    const same = alike(form, root)[alike(form, ctx.target).indexOf(form)];
+    return same || (form === ctx.request.form && form.id ? $(`form[id="${CSS.escape(form.id)}"]`, root) : null);
+  };
   const twinField = (field, form, other) => {
     const same = (one) => one.name === field.name && (!ticks(field) || one.value === field.value);
     return fields(other).filter(same)[fields(form).filter(same).indexOf(field)];
@@ -277,32 +300,41 @@
     if (!other) return;
     if (held && !held.id) ctx.typed = twinField(held, form, other);
     if (!typed) return;
-    handOver(form, other, (field) => before(field, form, ctx), form === ctx.request.form);
-    ctx.kept = true;
+    ctx.kept = handOver(form, other, (field) => before(field, form, ctx), form === ctx.request.form) || ctx.kept;
   });
+  /* Secrets stay where they were typed: no other form gets a password. */
   const handOver = (form, other, was, isSent = false) => {
-    fields(form).forEach((field) => {
+    let handed = false;
+    fields(form).filter((field) => field.type !== "password").forEach((field) => {
       const now = given(field);
       const to = now !== was(field) && twinField(field, form, other);
-      if (!to) return;
+      if (!to || to.type === "password") return;
+      handed = true;
       if (ticks(to)) to.checked = now;
       // A field that is empty again took what was sent: what was typed behind it is left.
       else to.value = isSent && !to.value && now.startsWith(was(field)) ? now.slice(was(field).length) : now;
       for (let part = to.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
     });
-    dirty(other);
+    if (handed) dirty(other);
+    return handed;
   };
 
   /* A page that is locked shows nothing; words that were not saved wait out of sight, and are in
-     their form again if it comes with the next page. They wait for no other: it may be another's. */
+     their form again if it comes with the next page of their account. For any other page, and any
+     other account's, they are gone. */
   let aside = [];
-  const layAside = () => { aside = all("form[data-leave][data-dirty]"); };
+  let asideFor;
+  const layAside = () => {
+    aside = all("form[data-leave][data-dirty]").map((form) => ({ form, at: alike(form, document).indexOf(form) }));
+    asideFor = account();
+  };
   const bringBack = () => {
-    if ($("#page.locked")) return;
-    const forms = aside;
+    const own = account() === asideFor;
+    if (own && $("#page.locked")) return;
+    const waiting = own ? aside : [];
     aside = [];
-    forms.forEach((form) => {
-      const other = alike(form, document)[0];
+    waiting.forEach(({ form, at }) => {
+      const other = alike(form, document)[at];
       if (other) handOver(form, other, atFirst);
     });
   };
