@@ -253,6 +253,10 @@ def test_another_hub_is_named_before_it_is_taken() -> None:
     assert terminal.run("work", "accept-hub", "3" * 16).status == 2
     assert "from now on" in terminal.ok("work", "accept-hub", "2" * 16)
     assert "accept-hub" not in terminal.ok("work")
+    terminal.device.work = replace(terminal.device.work, hub_said="", hub_unnamed=True)
+    shown = terminal.ok("work")
+    assert "does not say its name" in shown
+    assert "accept-hub" not in shown
 
 
 def test_who_raises_a_limit_that_another_granted_is_told() -> None:

@@ -122,6 +122,10 @@ async def test_another_hub_is_said_and_taken_only_by_its_name() -> None:
         answer = await post(client, "/all-work/hub", hub="bc" * 4, back="/usage")
         assert answer.headers["location"] == "/usage"
         assert 'id="hub-changed"' not in (await client.get("/usage")).text
+        device.work = replace(device.work, hub_said="", hub_unnamed=True)
+        page = await client.get("/missions")
+        assert "It is too old: whoever runs it has to bring it up to date." in said(page)
+        assert 'action="/all-work/hub"' not in page.text, "no name can be typed"
 
 
 @pytest.mark.anyio
