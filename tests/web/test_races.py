@@ -573,18 +573,20 @@ def test_what_one_account_types_is_not_saved_for_another(own_page: Page, served:
 
 
 def test_words_go_from_no_page_of_one_account_to_another(own_page: Page, served: Served) -> None:
-    """The same form of another account takes nothing; leaving the words is asked about."""
-    Hands(own_page).fill("#note-title", "Half a thought")
-    held = Held(own_page, by_itself)
+    """The same form of another account takes nothing; to leave the words is asked about."""
+    Held(own_page, by_itself)
     bob_signs_in(own_page, served)
+    held = Held(own_page, gets("/notes/new"))
+    own_page.evaluate(
+        """() => { htmx.ajax("GET", location.href,
+                             { target: "#page", select: "#page", swap: "outerHTML" }) }"""
+    )
+    held.wait()
+    Hands(own_page).fill("#note-title", "Half a thought")
     own_page.once("dialog", lambda dialog: dialog.accept())
     with own_page.expect_event("dialog"):
-        own_page.evaluate(
-            """() => { htmx.ajax("GET", location.href,
-                                 { target: "#page", select: "#page", swap: "outerHTML" }) }"""
-        )
+        held.let_go()
     expect(own_page.locator("#note-title")).to_have_value("")
-    held.let_go()
 
 
 def test_a_password_goes_to_no_other_form(own_page: Page, served: Served) -> None:
