@@ -308,7 +308,7 @@
     fields(form).filter((field) => field.type !== "password").forEach((field) => {
       const now = given(field);
       const to = now !== was(field) && twinField(field, form, other);
-      if (!to || to.type === "password") return;
+      if (!to) return;
       handed = true;
       if (ticks(to)) to.checked = now;
       // A field that is empty again took what was sent: what was typed behind it is left.
