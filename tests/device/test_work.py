@@ -18,7 +18,7 @@ from mana.domain.errors import Invalid
 from mana.domain.iterations import ITERATIONS
 from mana.domain.settings import SETTINGS, SETTINGS_ID
 from mana.protocol.errors import WorkNotSigned, WorkStopped
-from mana.protocol.messages import PushAnswer, PushRequest, PushResult, SetWork
+from mana.protocol.messages import PushAnswer, PushRequest, PushResult, SetWork, WorkState
 from mana.protocol.replication import HubDistrusted
 from mana.testing.accounts import PASSWORD
 from mana.testing.models import ScriptedModel
@@ -328,37 +328,6 @@ async def test_another_hub_is_taken_by_its_name_alone(home: Household) -> None:
     assert (await ada.set_caps(tokens_per_day_max=4_000)).tokens_per_day_max == 4_000
 
 
-async def test_a_new_device_knows_of_a_word_that_is_kept_from_it(home: Household) -> None:
-    """A hub that shows a new device the word before the last gets none that builds on it."""
-    ada = await home.person()
-    await ada.set_caps(tokens_per_day_max=50_000)
-    older = await operations(ada).opened.hub.work()
-    assert older.signed is not None
-    await ada.set_caps(tokens_per_day_max=4_000)
-    await ada.sync_now()
-    await change(
-        home,
-        "word = $1, signature = $2, revision = $3, tokens_per_day_max = 50000",
-        msgspec.json.encode(older.signed.word, order="sorted").decode(),
-        older.signed.signature.value,
-        older.revision,
-    )
-    place = home.place()
-
-    async def away(request: httpx.Request, under: httpx.AsyncBaseTransport) -> None:
-        if request.url.path.endswith("/records"):
-            raise httpx.ConnectError("cut", request=request)
-
-    place.wire.on_request = away
-    phone = await place.host.sign_in("ada", PASSWORD)
-    assert (await phone.work_state()).tokens_per_day_max == 50_000, "it has read nothing yet"
-    place.wire.on_request = None
-    await phone.set_caps(cost_per_day_max=7)
-    held = await operations(phone).opened.hub.work()
-    assert (held.tokens_per_day_max, held.cost_per_day_max) == (4_000, 7)
-    assert held.revision > older.revision + 1
-
-
 def unread(also: Handler | None = None) -> Handler:
     """Return a hub in between that shows no state of a space, and else does as `also`."""
 
@@ -372,9 +341,8 @@ def unread(also: Handler | None = None) -> Handler:
     return away
 
 
-async def test_a_device_that_has_read_nothing_replaces_no_word(home: Household) -> None:
-    """A hub that shows a new device an older word before its settings has it share that with nobody:
-    the newest that the person's devices share stays."""
+async def shown_older(home: Household) -> WorkState:
+    """Have Ada lower her cap from 50,000 to 4,000, and the hub show the word before; return that."""
     ada = await home.person()
     await ada.set_caps(tokens_per_day_max=50_000)
     older = await operations(ada).opened.hub.work()
@@ -388,6 +356,27 @@ async def test_a_device_that_has_read_nothing_replaces_no_word(home: Household) 
         older.signed.signature.value,
         older.revision,
     )
+    return older
+
+
+async def test_a_new_device_knows_of_a_word_that_is_kept_from_it(home: Household) -> None:
+    """A hub that shows a new device the word before the last gets none that builds on it."""
+    older = await shown_older(home)
+    place = home.place()
+    place.wire.on_request = unread()
+    phone = await place.host.sign_in("ada", PASSWORD)
+    assert (await phone.work_state()).tokens_per_day_max == 50_000, "it has read nothing yet"
+    place.wire.on_request = None
+    await phone.set_caps(cost_per_day_max=7)
+    held = await operations(phone).opened.hub.work()
+    assert (held.tokens_per_day_max, held.cost_per_day_max) == (4_000, 7)
+    assert held.revision > older.revision + 1
+
+
+async def test_a_device_that_has_read_nothing_replaces_no_word(home: Household) -> None:
+    """A hub that shows a new device an older word before its settings has it share that with nobody:
+    the newest that the person's devices share stays."""
+    await shown_older(home)
     place = home.place()
     place.wire.on_request = unread()
     phone = await place.host.sign_in("ada", PASSWORD)

@@ -16,12 +16,7 @@ from mana.crypto.envelope import is_envelope, parse_envelope
 from mana.crypto.grants import GrantHashes, end_grant, seal_grant
 from mana.crypto.primitives import b64, unb64
 from mana.crypto.runners import RunnerPublicKey
-from mana.device.caps import (
-    caps_agreed,
-    caps_as_set,
-    caps_raised,
-    granted_caps,
-)
+from mana.device.caps import caps_agreed, caps_as_set, caps_raised, granted_caps
 from mana.device.consent import consent_lines
 from mana.device.granted_models import GrantedModels, granted_models
 from mana.device.hub_news import HubNews

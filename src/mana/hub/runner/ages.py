@@ -1,7 +1,8 @@
 """How old what the runner keeps is: counted by the machine, not read off its clock.
 
 A wall clock that jumps a year ahead would end keys that people granted to an hour ago and have
-the runner forget what it saw, and one that is set back would keep a key for ever. So age is time since the machine started, which nobody
+the runner forget what it saw, and one that is set back would keep a key for ever. So age is time
+since the machine started, which nobody
 sets, added up in a file; a clock is asked only how long the machine was off, and believed for so
 many days. Normative: docs/protocol/grants.md, 8.
 """
